@@ -1,0 +1,70 @@
+# Every target sets up what it needs in $(VENV), with nothing but Python 3.11+ and make. A stamp file
+# per extra makes the second run quick; a change of pyproject.toml installs again.
+
+VENV ?= .venv
+# The interpreter for a new environment: PYTHON=… if given, else the first 3.11+ that runs.
+PYTHON ?=
+CANDIDATES = $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python
+PY = $(VENV)/bin/python
+# Tests are made for the CPU, so that they give the same on every machine.
+WORKERS ?= logical
+PYTEST = $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -q
+RESULTS ?= results
+
+.PHONY: help test demo conformance lint format types notebooks wheel bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+test: $(VENV)/.installed-test  ## run all tests and docstring examples
+	$(PYTEST) $(ARGS)
+
+demo: $(VENV)/.installed-cli  ## compare activations on real data, plot, train an autoencoder
+	$(PY) -m jaxtrelu info
+	$(PY) -m jaxtrelu compare --data digits --output $(RESULTS)/compare
+	$(PY) -m jaxtrelu plot --output $(RESULTS)/plot.png
+	$(PY) -m jaxtrelu sae --output $(RESULTS)/sae
+
+conformance: $(VENV)/.installed-test $(VENV)/.installed-conformance  ## run the tests against PyTorch and ONNX
+	$(PYTEST) tests/test_conformance.py $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## ruff: rules and format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.installed-dev  ## ruff: put right what can be
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+types: $(VENV)/.installed-dev  ## mypy
+	$(VENV)/bin/mypy
+
+notebooks: $(VENV)/.installed-notebooks  ## execute the notebooks (results to build/notebooks)
+	JAX_PLATFORMS=cpu $(PY) -m nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
+
+wheel: $(VENV)/.installed-cli  ## build the wheel into dist/
+	rm -rf dist
+	$(PY) -m pip wheel -q --no-deps -w dist .
+
+bench: $(VENV)/.installed-bench  ## time the operation against its peers
+	$(PY) benchmarks/activation.py $(ARGS)
+
+clean:  ## remove environments, caches and results
+	rm -rf $(VENV) build dist results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PY):
+	@for candidate in $(CANDIDATES); do \
+	    if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	        echo "$(VENV): $$($$candidate --version), from $$candidate"; \
+	        $$candidate -m venv $(VENV) && exit 0; \
+	        echo "$$candidate cannot make a virtual environment; on Debian or Ubuntu install python3-venv." >&2; \
+	        rm -rf $(VENV); exit 1; \
+	    fi; \
+	done; \
+	echo "No Python 3.11 or newer among: $(CANDIDATES). Install one, or say PYTHON=/path/to/python." >&2; exit 1
+
+$(VENV)/.installed-%: pyproject.toml | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[$*]'
+	@touch $@
