@@ -1,0 +1,61 @@
+"""Settings of the process that have to be there before it starts."""
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+SWITCH = "JAXTRELU_HUGE_PAGES"
+_TUNABLE = "glibc.malloc.hugetlb"
+
+HELP = (
+    f"On Linux with glibc, commands that train restart themselves once with "
+    f"GLIBC_TUNABLES={_TUNABLE}=1 (transparent huge pages), which makes fresh large arrays several "
+    f"times cheaper on the CPU. A setting of yours is kept; {SWITCH}=0 turns it off."
+)
+
+
+def huge_page_environment(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """The environment with huge pages asked for, or None where there is nothing to change.
+
+    None on other systems than Linux with glibc, if `SWITCH` is off, and if the tunable is already
+    set, to whatever value (so that a restarted process does not restart again).
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return None
+    if environment.get(SWITCH, "1").lower() in ("0", "no", "off", "false"):
+        return None
+    present = environment.get("GLIBC_TUNABLES", "")
+    if _TUNABLE in present:
+        return None
+    setting = f"{_TUNABLE}=1"
+    return {**environment, "GLIBC_TUNABLES": f"{present}:{setting}" if present else setting}
+
+
+def restart_with_huge_pages() -> None:
+    """Replaces this process by itself with huge pages on. Returns where that does not apply.
+
+    glibc reads the tunable when a process starts, so setting it from inside comes too late.
+    """
+    if not _is_own_command_line():
+        return
+    environment = huge_page_environment(os.environ)
+    if environment is None:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    except OSError:
+        # A locked-down sandbox may refuse; the command works without.
+        return
+
+
+def _is_own_command_line() -> bool:
+    """True where the process is `jaxtrelu ...` or `python -m jaxtrelu ...`, and nobody else's."""
+    if not sys.executable or not sys.argv:
+        return False
+    script = Path(sys.argv[0])
+    own = Path(__file__).resolve().parent.parent / "__main__.py"
+    return script.name in ("jaxtrelu", "jaxtrelu.exe") or script.resolve() == own
