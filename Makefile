@@ -13,6 +13,7 @@ RESULTS ?= results
 
 .PHONY: help test demo conformance lint format types notebooks wheel bench clean
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
