@@ -30,16 +30,89 @@ def pack_last(mask: jax.Array) -> jax.Array:
         mask = lax.pad(mask, np.bool_(False), padding)
     # Shift and sum, since `jnp.packbits` has no answer for a symbolic size.
     bits = lax.reshape(mask, (*lead, words, WORD_BITS)).astype(jnp.uint32)
-    shifts = lax.broadcasted_iota(jnp.uint32, bits.shape, bits.ndim - 1)
+    shifts = lax.broadcasted_iota(jnp.uint32, (1,) * (bits.ndim - 1) + (WORD_BITS,), bits.ndim - 1)
     return jnp.sum(bits << shifts, axis=-1, dtype=jnp.uint32)
 
 
 def unpack_last(words: jax.Array, size) -> jax.Array:
     """The inverse of `pack_last`: uint32 words (..., ceil(n / 32)) to a boolean array (..., n)."""
     *lead, count = words.shape
-    shape = (*lead, count, WORD_BITS)
-    spread = lax.broadcast_in_dim(words, shape, tuple(range(words.ndim)))
-    shifts = lax.broadcasted_iota(jnp.uint32, shape, words.ndim)
-    bits = lax.reshape((spread >> shifts) & jnp.uint32(1), (*lead, count * WORD_BITS))
-    bits = lax.slice_in_dim(bits, 0, size, axis=bits.ndim - 1)
-    return bits.astype(bool)
+    shifts = lax.broadcasted_iota(jnp.uint32, (1,) * words.ndim + (WORD_BITS,), words.ndim)
+    bits = ((words[..., None] >> shifts) & jnp.uint32(1)).astype(bool)
+    bits = lax.reshape(bits, (*lead, count * WORD_BITS))
+    return lax.slice_in_dim(bits, 0, size, axis=bits.ndim - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Which axes of an array are packed. Counted from the end, so that batching leaves it alone.
+
+    `axes` trailing axes, ending `behind` axes before the last one, are merged into one and packed;
+    with no axes at all the mask is kept as it is, one byte per element.
+    """
+
+    axes: int = 1
+    behind: int = 0
+
+    def pack(self, mask: jax.Array) -> jax.Array:
+        """A boolean array to words; the packed axis comes last."""
+        if self.axes == 0:
+            return mask
+        return pack_last(self._merge(mask))
+
+    def unpack(self, words: jax.Array, shape: tuple) -> jax.Array:
+        """Words to a boolean array of that shape: the inverse of `pack`."""
+        if self.axes == 0:
+            return words
+        lead = len(shape) - self.axes - self.behind
+        packed, behind = shape[lead : lead + self.axes], shape[lead + self.axes :]
+        mask = unpack_last(words, math.prod(packed))
+        if self.axes > 1 or self.behind:
+            mask = lax.reshape(mask, (*shape[:lead], *behind, *packed))
+        if self.behind:
+            mask = jnp.moveaxis(mask, range(lead, lead + self.behind), range(-self.behind, 0))
+        return mask
+
+    def _merge(self, mask: jax.Array) -> jax.Array:
+        lead = mask.ndim - self.axes - self.behind
+        if self.behind:
+            mask = jnp.moveaxis(mask, range(-self.behind, 0), range(lead, lead + self.behind))
+        if self.axes == 1:
+            return mask
+        sizes = mask.shape[lead + self.behind :]
+        return lax.reshape(mask, (*mask.shape[: lead + self.behind], math.prod(sizes)))
+
+
+def choose_packing(shape: tuple, shards: tuple[int, ...] | None = None) -> Packing:
+    """The packing that keeps 1/8 byte per element and needs no collective.
+
+    Without sharding: the fewest trailing axes whose merged size is a multiple of the word, all of
+    them if there is none, so that padding costs at most one word. With `shards`, the number of
+    parts of each axis of an explicitly sharded array, a single axis whose part is a multiple of the
+    word; else the longest whole axis, padded; else none, and the mask stays a mask.
+    """
+    if not shape:
+        return Packing(axes=0)
+    if shards is None or all(parts == 1 for parts in shards):
+        return Packing(axes=_merged_axes(shape))
+    order = range(len(shape) - 1, -1, -1)
+    aligned = [i for i in order if shape[i] and shape[i] % (WORD_BITS * shards[i]) == 0]
+    whole = [i for i in order if shards[i] == 1]
+    if aligned:
+        return Packing(behind=len(shape) - 1 - aligned[0])
+    if whole:
+        longest = max(whole, key=lambda i: shape[i])
+        if shape[longest] >= WORD_BITS // 4:  # shorter, a padded word is larger than a mask
+            return Packing(behind=len(shape) - 1 - longest)
+    return Packing(axes=0)
+
+
+def _merged_axes(shape: tuple) -> int:
+    size = 1
+    for count, axis in enumerate(reversed(shape), start=1):
+        if not isinstance(axis, int):  # symbolic: whether it is a multiple cannot be decided
+            break
+        size *= axis
+        if size and size % WORD_BITS == 0:
+            return count
+    return len(shape)

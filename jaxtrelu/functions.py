@@ -1,0 +1,291 @@
+"""The public functions: the thresholded ReLU, its derivative and its antiderivative."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxtrelu import variants
+from jaxtrelu._door import canonical, canonical_spec
+from jaxtrelu.primitive import thresholded
+from jaxtrelu.surrogates import Surrogate
+from jaxtrelu.variants import Spec
+
+
+def thresholded_relu(
+    x: ArrayLike,
+    threshold: ArrayLike = 1.0,
+    *,
+    variant: str = "shift",
+    ceiling: float | None = None,
+    fill: float = 0,
+    surrogate: Surrogate | None = None,
+) -> jax.Array:
+    r"""Thresholded ReLU: ``max(0, x - threshold)`` and its namesakes.
+
+    .. math::
+      \mathrm{shift}(x) = \max(0, x - \theta) \qquad
+      \mathrm{hard}(x) = x \text{ if } x > \theta \text{ else fill} \qquad
+      \mathrm{clamp}(x) = \max(x, \theta)
+
+    Convention at the threshold: the gate is open where ``x > threshold``, strictly. At
+    ``x == threshold`` it is closed, and the derivative there is 0, as it is where
+    ``x >= threshold + ceiling``. NaN in x or in the threshold gives NaN, and the cotangent passes
+    where x is NaN. Closed values are exactly +0.0 (or `fill`, or the threshold), and a closed gate
+    passes exactly 0 backwards, whatever the cotangent.
+
+    Gradients: dx is the cotangent where the gate is open, else 0. The threshold's is minus the
+    cotangent where open (``shift``), plus the cotangent where closed (``clamp``), and 0 (``hard``)
+    unless a surrogate is given; summed to the threshold's shape. Reverse mode keeps one bit per
+    element for the activation.
+
+    Args:
+      x: array of any shape, floating point or integer.
+      threshold: a number, or an array that broadcasts against x to x's shape (per channel, or one
+        per element), in x's units. A Python number is taken in x's dtype; an array keeps its own
+        precision, and the comparison is made in the promoted dtype. Integer x needs integers.
+      variant: ``"shift"``, ``"hard"`` or ``"clamp"``.
+      ceiling: for ``shift``: the largest value, a positive Python number: min(x - threshold, m).
+      fill: for ``hard``: the value where the gate is closed, a Python number.
+      surrogate: for ``hard``: what stands in for the impulse at the threshold in the backward pass,
+        such as ``jaxtrelu.Rectangle(0.05)``; with its density D and height J = threshold - fill of
+        the jump, the threshold receives -J D(x - threshold) times the cotangent, and with
+        ``to_input`` x receives the opposite on top of the gate. For ``shift``: the gate is
+        smoothed, in the backward pass only, for x and threshold alike, to the integral of D.
+
+    Returns:
+      An array of x's shape and dtype.
+
+    Raises:
+      TypeError: an operand is not a real number or array, or a static argument is an array.
+      ValueError: shapes that do not broadcast, a NaN number as threshold, an unknown variant, or an
+        argument that the variant does not have.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxtrelu
+      >>> x = jnp.array([-1.0, 0.5, 1.0, 3.0])
+      >>> jaxtrelu.thresholded_relu(x, 0.5).tolist()
+      [0.0, 0.0, 0.5, 2.5]
+      >>> jaxtrelu.thresholded_relu(x, 0.5, variant="hard").tolist()
+      [0.0, 0.0, 1.0, 3.0]
+      >>> jax.grad(lambda t: jaxtrelu.thresholded_relu(x, t).sum())(0.5).item()
+      -2.0
+
+    Source: shift: shifted ReLU, Mirzadeh et al. 2023, arXiv 2310.04564, with a ceiling Price et al.
+    2024, arXiv 2402.16184; hard: Konda et al. 2014, arXiv 1402.3337, and ONNX ThresholdedRelu.
+    """
+    spec = canonical_spec(variant, ceiling, fill, surrogate)
+    return thresholded(*canonical(x, threshold, spec), spec)
+
+
+def shifted_relu(
+    x: ArrayLike, threshold: ArrayLike, *, ceiling: float | None = None
+) -> jax.Array:
+    """Shifted ReLU, ``max(0, x - threshold)``: `thresholded_relu` with ``variant="shift"``.
+
+    Convention at the threshold: the gate is closed at ``x == threshold``, and the derivative 0.
+
+    Args:
+      x: array of any shape, floating point or integer.
+      threshold: a number or an array that broadcasts against x to x's shape, in x's units.
+      ceiling: the largest value, a positive Python number, or None.
+
+    Returns:
+      An array of x's shape and dtype.
+
+    Raises:
+      TypeError, ValueError: as `thresholded_relu`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxtrelu
+      >>> jaxtrelu.shifted_relu(jnp.array([0.0, 1.5, 9.0]), 1.0, ceiling=2.0).tolist()
+      [0.0, 0.5, 2.0]
+
+    Source: Mirzadeh et al. 2023, arXiv 2310.04564; with a ceiling Price et al. 2024, arXiv
+    2402.16184.
+    """
+    return thresholded_relu(x, threshold, ceiling=ceiling)
+
+
+def derivative(
+    x: ArrayLike,
+    threshold: ArrayLike = 1.0,
+    *,
+    variant: str = "shift",
+    ceiling: float | None = None,
+) -> jax.Array:
+    """The derivative of `thresholded_relu` with respect to x: 1 where the gate is open, else 0.
+
+    Convention at the threshold: 0 at ``x == threshold``, and 0 where ``x >= threshold + ceiling``.
+    Where x is NaN it is 1, which is what `jax.grad` multiplies the cotangent with there. The
+    impulse of ``hard`` at the threshold is not a value and is left out.
+
+    Args:
+      x: array of any shape, floating point or integer.
+      threshold: a number or an array that broadcasts against x to x's shape, in x's units.
+      variant: ``"shift"``, ``"hard"`` or ``"clamp"``; without a ceiling all three agree.
+      ceiling: for ``shift``, a positive Python number.
+
+    Returns:
+      An array of x's shape and dtype. Its own derivatives are exactly 0.
+
+    Raises:
+      TypeError, ValueError: as `thresholded_relu`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxtrelu
+      >>> jaxtrelu.derivative(jnp.array([0.0, 1.0, 1.5, 4.0]), 1.0, ceiling=2.0).tolist()
+      [0.0, 0.0, 1.0, 0.0]
+
+    Source: the definition, and for the convention PyTorch's threshold_backward.
+    """
+    spec = canonical_spec(variant, ceiling)
+    x, threshold = canonical(x, threshold, spec)
+    return variants.gate(x, threshold, spec).astype(x.dtype)
+
+
+def antiderivative(
+    x: ArrayLike,
+    threshold: ArrayLike = 1.0,
+    *,
+    variant: str = "shift",
+    ceiling: float | None = None,
+    fill: float = 0,
+) -> jax.Array:
+    r"""The integral of `thresholded_relu` over x from the threshold, in closed form.
+
+    With :math:`r = \max(0, x - \theta)`:
+
+    .. math::
+      \mathrm{shift}: r^2/2 \qquad
+      \mathrm{hard}: r(r + 2\theta)/2 + \mathrm{fill} \cdot \min(x - \theta, 0) \qquad
+      \mathrm{clamp}: r^2/2 + \theta (x - \theta)
+
+    and with a ceiling m, :math:`r_m^2/2 + m (r - r_m)` where :math:`r_m = \min(r, m)`.
+
+    Continuous; 0 at ``x == threshold``, and below it for ``shift`` and for ``hard`` with fill 0.
+    Its derivative with respect to x is `thresholded_relu`, with the same convention at the
+    threshold, and its second one is `derivative`.
+
+    Args:
+      x: floating-point array of any shape.
+      threshold: a number or an array that broadcasts against x to x's shape, in x's units.
+      variant: ``"shift"``, ``"hard"`` or ``"clamp"``.
+      ceiling: for ``shift``, a positive Python number.
+      fill: for ``hard``, the value where the gate is closed.
+
+    Returns:
+      An array of x's shape and dtype, computed in float32 at least; in x's units squared.
+
+    Raises:
+      TypeError: x is not floating point; else as `thresholded_relu`.
+      ValueError: as `thresholded_relu`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxtrelu
+      >>> jaxtrelu.antiderivative(jnp.array([0.0, 1.0, 3.0]), 1.0).tolist()
+      [0.0, 0.0, 2.0]
+      >>> jax.grad(jaxtrelu.antiderivative)(3.0, 1.0).item()
+      2.0
+
+    Source: the definition.
+    """
+    spec = canonical_spec(variant, ceiling, fill)
+    x, threshold = canonical(x, threshold, spec, floating=True)
+    dtype = x.dtype
+    wide = jnp.promote_types(variants.computation_dtype(dtype, threshold.dtype), jnp.float32)
+    x, threshold = x.astype(wide), threshold.astype(wide)
+    # Through the activation itself, so that every derivative follows its convention.
+    above = thresholded(x, threshold, Spec("shift"))
+    if ceiling is not None:
+        capped = thresholded(x, threshold, spec)
+        area = 0.5 * capped * capped + spec.ceiling * (above - capped)
+    elif variant == "clamp":
+        area = 0.5 * above * above + threshold * (x - threshold)
+    elif variant == "hard":
+        area = 0.5 * above * (above + 2 * threshold)
+        if fill:
+            area = area + fill * ((x - threshold) - above)
+    else:
+        area = 0.5 * above * above
+    return area.astype(dtype)
+
+
+def jump_relu(x: ArrayLike, threshold: ArrayLike, *, surrogate: Surrogate) -> jax.Array:
+    """JumpReLU: x where x > threshold, else 0, with a threshold that learns.
+
+    `thresholded_relu` with ``variant="hard"`` and a surrogate. With its density D the threshold's
+    gradient is ``-threshold D(x - threshold)`` times the cotangent, summed to its shape; x's is the
+    cotangent where the gate is open (plus ``threshold D(x - threshold)`` of it with `to_input`).
+    Higher derivatives are those of these rules: for `Rectangle`, whose density is constant inside
+    the window, the second derivative with respect to the threshold is ``-D``.
+
+    Convention at the threshold: closed at ``x == threshold``. The window has two sides: elements
+    just below the threshold have value 0 and yet a gradient to it.
+
+    Args:
+      x: floating-point array of any shape: the pre-activations.
+      threshold: a number or an array that broadcasts against x to x's shape, in x's units; float32
+        whatever the dtype of x, or small steps are lost.
+      surrogate: such as ``jaxtrelu.Rectangle(0.05)``; its bandwidth is in x's units.
+
+    Returns:
+      An array of x's shape and dtype.
+
+    Raises:
+      TypeError: no surrogate is given; else as `thresholded_relu`.
+      ValueError: as `thresholded_relu`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxtrelu
+      >>> z = jnp.array([0.10, 0.52, 0.48, 1.0])
+      >>> f = lambda t: jaxtrelu.jump_relu(z, t, surrogate=jaxtrelu.Rectangle(0.1))
+      >>> [round(v, 4) for v in f(0.5).tolist()]
+      [0.0, 0.52, 0.0, 1.0]
+      >>> round(jax.grad(lambda t: f(t).sum())(0.5).item(), 4)
+      -10.0
+
+    Source: Rajamanoharan et al. 2024, arXiv 2407.14435.
+    """
+    if surrogate is None:
+        raise TypeError(
+            "`surrogate` is None, and without one a JumpReLU's threshold does not learn. Pass for "
+            "example jaxtrelu.Rectangle(0.05), or call thresholded_relu(..., variant='hard')."
+        )
+    spec = canonical_spec("hard", surrogate=surrogate)
+    return thresholded(*canonical(x, threshold, spec, floating=True), spec)
+
+
+def step(
+    x: ArrayLike, threshold: ArrayLike = 0.0, *, surrogate: Surrogate | None = None
+) -> jax.Array:
+    """Heaviside step: 1 where x > threshold, else 0, as a number: summed, the L0 norm.
+
+    Without a surrogate its gradients are 0. With one of density D, the threshold's is
+    ``-D(x - threshold)`` times the cotangent, summed to its shape; x's is 0 (with `to_input`,
+    ``D(x - threshold)`` times the cotangent). For an L0 penalty apply it to the pre-activations,
+    not to the activation, whose closed entries lie outside the window.
+
+    Convention at the threshold: 0 at ``x == threshold``. NaN gives NaN.
+
+    Args:
+      x: floating-point array of any shape.
+      threshold: a number or an array that broadcasts against x to x's shape, in x's units.
+      surrogate: such as ``jaxtrelu.Rectangle(0.05)``, in x's units, or None.
+
+    Returns:
+      An array of x's shape and dtype, of zeros and ones.
+
+    Raises:
+      TypeError, ValueError: as `thresholded_relu`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxtrelu
+      >>> z = jnp.array([0.10, 0.52, 0.48, 1.0])
+      >>> l0 = lambda t: jaxtrelu.step(z, t, surrogate=jaxtrelu.Rectangle(0.1)).sum()
+      >>> l0(0.5).item(), round(jax.grad(l0)(0.5).item(), 3)
+      (2.0, -20.0)
+
+    Source: Rajamanoharan et al. 2024, arXiv 2407.14435, eq. 12.
+    """
+    spec = Spec("step", surrogate=canonical_spec("hard", surrogate=surrogate).surrogate)
+    return thresholded(*canonical(x, threshold, spec, floating=True), spec)

@@ -1,0 +1,148 @@
+"""Surrogate gradients: what stands in for the Dirac impulse where a thresholded activation jumps.
+
+The derivative of the step ``H(x - threshold)`` with respect to its threshold is an impulse, zero
+almost everywhere, and nothing learns from it. A surrogate replaces the impulse by a density ``D`` of
+unit mass around zero, in the backward pass only (Bengio et al. 2013, arXiv 1308.3432; for JumpReLU
+Rajamanoharan et al. 2024, arXiv 2407.14435).
+"""
+
+import abc
+import dataclasses
+import math
+import numbers
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Surrogate(abc.ABC):
+    """A symmetric density ``D(x - threshold)`` of unit mass, and whether it also reaches ``x``.
+
+    Args:
+      bandwidth: width parameter, a positive number in the units of ``x`` (and of the threshold): it
+        scales with the inputs. A bandwidth of 0.001 for inputs of norm 1 is 0.048 for the same
+        inputs scaled to norm sqrt(2304).
+      to_input: if true the estimate also flows to ``x`` (Anthropic's January 2025 update), not only
+        to the threshold (Rajamanoharan et al.).
+
+    Raises:
+      TypeError: `bandwidth` is not a Python or NumPy number.
+      ValueError: `bandwidth` is not finite and greater than 0.
+    """
+
+    bandwidth: float
+    to_input: bool = False
+
+    #: Half the width of the open window outside which the density is exactly zero, in bandwidths;
+    #: None where the density has no bounded support.
+    reach: ClassVar[float | None] = None
+    #: Whether the density is one constant inside the window: then the window's bit is the residual.
+    flat: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if isinstance(self.bandwidth, bool) or not isinstance(self.bandwidth, numbers.Real):
+            raise TypeError(
+                f"`bandwidth` of {name} should be a number, but is {self.bandwidth!r} "
+                f"({type(self.bandwidth).__name__}). Pass a Python float, such as {name}(0.05); "
+                "it is part of the compiled program, not an operand of it."
+            )
+        if not 0 < self.bandwidth < math.inf:
+            raise ValueError(
+                f"`bandwidth` of {name} should be finite and greater than 0, in the units of x, "
+                f"but is {self.bandwidth!r}. Pass a positive number, such as {name}(0.05)."
+            )
+        object.__setattr__(self, "bandwidth", float(self.bandwidth))
+
+    @property
+    def half_width(self) -> float | None:
+        """Entries with ``|x - threshold| < half_width`` are inside the window; None: unbounded."""
+        return None if self.reach is None else self.reach * self.bandwidth
+
+    @abc.abstractmethod
+    def density(self, distance: jax.Array) -> jax.Array:
+        """The density D at ``distance = x - threshold``: shape and dtype of `distance`, unit 1/x."""
+
+    @abc.abstractmethod
+    def cumulative(self, distance: jax.Array) -> jax.Array:
+        """The integral of D from minus infinity to `distance`: a smoothed gate, from 0 to 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rectangle(Surrogate):
+    """``D(d) = 1/bandwidth`` where ``|d| < bandwidth/2``, else 0: the published surrogate.
+
+    Two-sided: elements just below the threshold count. Its residual is one bit per element.
+
+    >>> from jaxtrelu import Rectangle
+    >>> Rectangle(0.1).density(jnp.array([-0.2, -0.02, 0.03])).tolist()
+    [0.0, 10.0, 10.0]
+
+    Source: Rajamanoharan et al. 2024, arXiv 2407.14435, eq. 11 and 12.
+    """
+
+    reach: ClassVar[float | None] = 0.5
+    flat: ClassVar[bool] = True
+
+    def density(self, distance: jax.Array) -> jax.Array:
+        inside = jnp.abs(distance) < self.bandwidth / 2
+        return jnp.where(inside, jnp.ones_like(distance) / self.bandwidth, 0)
+
+    def cumulative(self, distance: jax.Array) -> jax.Array:
+        return jnp.clip(distance / self.bandwidth + 0.5, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Triangle(Surrogate):
+    """``D(d) = max(0, 1 - |d|/bandwidth) / bandwidth``: bandwidth is half the width of the base.
+
+    Its residual is the density inside the window, in the dtype of ``x``, and one bit per element.
+
+    Source: Esser et al. 2016, arXiv 1603.08270 (with unit mass here).
+    """
+
+    reach: ClassVar[float | None] = 1.0
+
+    def density(self, distance: jax.Array) -> jax.Array:
+        return jnp.maximum(1 - jnp.abs(distance) / self.bandwidth, 0) / self.bandwidth
+
+    def cumulative(self, distance: jax.Array) -> jax.Array:
+        u = jnp.clip(distance / self.bandwidth, -1, 1)
+        return 0.5 + u - 0.5 * u * jnp.abs(u)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Surrogate):
+    """``D(d) = exp(-d^2 / (2 bandwidth^2)) / (bandwidth sqrt(2 pi))``: bandwidth is the deviation.
+
+    Its residual is the density, in the dtype of ``x``: one number per element.
+
+    Source: Yin et al. 2021, arXiv 2103.12593.
+    """
+
+    def density(self, distance: jax.Array) -> jax.Array:
+        u = distance / self.bandwidth
+        return jnp.exp(-0.5 * u * u) / (self.bandwidth * math.sqrt(2 * math.pi))
+
+    def cumulative(self, distance: jax.Array) -> jax.Array:
+        return jax.scipy.stats.norm.cdf(distance / self.bandwidth)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid(Surrogate):
+    """``D(d) = s(d/bandwidth) (1 - s(d/bandwidth)) / bandwidth``, s the logistic function.
+
+    The bandwidth is the logistic's scale. Its residual is the density, in the dtype of ``x``: one
+    number per element.
+
+    Source: Zenke and Ganguli 2018, arXiv 1705.11146 (the logistic's derivative, with unit mass).
+    """
+
+    def density(self, distance: jax.Array) -> jax.Array:
+        u = distance / self.bandwidth
+        return jax.nn.sigmoid(u) * jax.nn.sigmoid(-u) / self.bandwidth
+
+    def cumulative(self, distance: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(distance / self.bandwidth)
