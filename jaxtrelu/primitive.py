@@ -18,6 +18,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import jet
 from jax.extend.core import Primitive
+from jax.extend.core.primitives import name_p
 from jax.interpreters import ad, batching, mlir
 
 from jaxtrelu import _compat, variants
@@ -213,3 +214,7 @@ def _thresholded_jet(primals, series, *, spec, packing, outputs):
 
 
 jet.jet_rules[thresholded_p] = _thresholded_jet
+# `checkpoint_name` on the words has no rule of its own in jet; it is the identity.
+jet.jet_rules.setdefault(
+    name_p, lambda primals, series, **params: (name_p.bind(*primals, **params), series[0])
+)
