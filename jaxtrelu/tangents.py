@@ -72,7 +72,26 @@ def _jumped(x, threshold, dx, dt, spec: Spec) -> jax.Array | None:
     from_threshold = None if dt is None else spread(-height * dt, x)
     if dx is None or not surrogate.to_input:
         return from_threshold
-    return _sum(spread(height, x) * spread(dx, x), from_threshold)
+    return _sum(_scaled(dx, height, x), from_threshold)
+
+
+def _scaled(tangent: jax.Array, small: jax.Array, x: jax.Array) -> jax.Array:
+    """``tangent * small``, for a tangent of x's shape.
+
+    Written as a product over batch dimensions alone, which XLA turns into a multiplication with a
+    broadcast: broadcast before the multiplication, the factor would be kept at full size.
+    """
+    tangent = spread(tangent, x)
+    kept = tuple(d for d in range(small.ndim) if small.shape[d] == x.shape[d])
+    explicit = any(axis is not None for axis in jax.typeof(x).sharding.spec)
+    if explicit or len(kept) == x.ndim:
+        return tangent * spread(small, x)
+    small = lax.reshape(small.astype(tangent.dtype), tuple(x.shape[d] for d in kept))
+    batch = (kept, tuple(range(len(kept))))
+    product = lax.dot_general(tangent, small, (((), ()), batch), precision=lax.Precision.HIGHEST)
+    # The batch dimensions come out first.
+    free = tuple(d for d in range(x.ndim) if d not in kept)
+    return lax.transpose(product, [(*kept, *free).index(d) for d in range(x.ndim)])
 
 
 def _estimated(pushed, x, threshold, words, spec: Spec, packing: Packing) -> jax.Array | None:
