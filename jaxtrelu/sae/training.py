@@ -47,7 +47,9 @@ class Settings:
       features: m.
       steps: number of optimiser steps.
       recipe: a recipe; its batch size counts.
-      target_l0: mean number of open features to steer λ to; None: λ follows the recipe.
+      target_l0: mean number of open features to steer λ to; None: λ follows the recipe. The target
+        itself falls geometrically to this, from half of all features, over the steps in which the
+        recipe ramps λ up: features that are closed before they mean anything stay dead.
       seed: of the initial weights. (The rows have one of their own.)
       log_every: steps between two rows of the history.
     """
@@ -74,7 +76,13 @@ class Settings:
         """What steers λ, if anything does."""
         if self.target_l0 is None:
             return None
-        return l0_target_controller(self.target_l0, initial_coefficient=self.recipe.coefficient)
+        first, ramp = self.features / 2, self.recipe.warmup_steps(self.steps)
+        target: float | optax.Schedule = self.target_l0
+        if ramp and self.target_l0 < first:
+            target = optax.exponential_decay(
+                first, ramp, self.target_l0 / first, end_value=self.target_l0
+            )
+        return l0_target_controller(target, initial_coefficient=self.recipe.coefficient)
 
 
 class TrainState(NamedTuple):
