@@ -1,10 +1,11 @@
-"""Flax Linen layers: `ThresholdedReLU`."""
+"""Flax Linen layers: `ThresholdedReLU` and `JumpReLU`."""
 
 from jaxtrelu._layer_core import flax_is_missing
 
 try:
+    from jaxtrelu.linen.jump_relu import JumpReLU
     from jaxtrelu.linen.thresholded_relu import ThresholdedReLU
 except ImportError as error:
     raise flax_is_missing(error, __name__) from error
 
-__all__ = ["ThresholdedReLU"]
+__all__ = ["JumpReLU", "ThresholdedReLU"]
