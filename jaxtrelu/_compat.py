@@ -1,5 +1,6 @@
 """Every branch on a JAX version, each with the version at which it can go."""
 
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -17,3 +18,15 @@ def register_dead_code_rule(primitive, rule: Callable) -> None:
 def varying_axes(x) -> frozenset:
     """The mesh axes over which x varies inside a `shard_map`."""
     return jax.typeof(x).manual_axis_type.varying
+
+
+def load_gpu(ref, layout) -> jax.Array:
+    """Loads a block of shared memory into registers of that layout, in a Mosaic GPU kernel.
+
+    JAX 0.12 dropped the index argument; the first form can go when 0.10 and 0.11 do.
+    """
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    if "idx" in inspect.signature(plgpu.load).parameters:
+        return plgpu.load(ref, (), layout=layout)
+    return plgpu.load(ref, layout=layout)

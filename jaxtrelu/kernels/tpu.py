@@ -1,0 +1,201 @@
+"""Mosaic TPU kernels: the elementwise forward pass with its words, and the gate.
+
+A word holds 32 consecutive lanes. XLA packs those through a relayout that reads and writes about
+3.5 times the bytes of the operation itself. Here the matrix unit does it: 128 gates times a constant
+matrix of powers of two give the lower and the upper halves of four words, exactly, since a sum of 16
+distinct powers of two needs no more than 16 bits. Unpacking takes each lane's word by a gather
+within a register. Both hide behind the memory traffic.
+
+In these kernels there is no integer division: lowering it asks for the device at hand, and so fails
+on a machine without a TPU.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from jaxtrelu import variants
+from jaxtrelu.kernels.views import LANES
+from jaxtrelu.packing import WORD_BITS, words_for
+from jaxtrelu.variants import Spec
+
+COLUMNS = LANES * WORD_BITS  # one register of words
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The block of the view that one step of the grid works on."""
+
+    rows: int
+    columns: int
+
+
+def choose_config(rows: int, columns: int) -> Config:
+    """64 rows, so that float32 blocks of x, y and a full threshold fit twice into 16 MB of VMEM."""
+    return Config(
+        rows=min(64, _round_up(rows, 16)),
+        columns=min(COLUMNS, _round_up(columns, LANES)),
+    )
+
+
+def forward(
+    x: jax.Array,
+    threshold: jax.Array,
+    spec: Spec,
+    outputs: Sequence[str],
+    *,
+    config: Config | None = None,
+    interpret=False,
+) -> list[jax.Array]:
+    """The wanted outputs of the primitive, for a view x (rows, columns).
+
+    `threshold` is (1 or rows, 1 or columns). Words are uint32 (rows, ceil(columns / 32)).
+    """
+    rows, columns = x.shape
+    config = config or choose_config(rows, columns)
+    arithmetic = variants.computation_dtype(x.dtype, threshold.dtype)
+
+    def kernel(x_ref, threshold_ref, *out_refs):
+        last = columns - pl.program_id(1) * config.columns
+        words = {o: _words_start(config.rows) for o in outputs if o != "value"}
+        for chunk in range(config.columns // LANES):
+            lanes = pl.ds(chunk * LANES, LANES)
+            x = x_ref[:, lanes]
+            threshold = threshold_ref[:, lanes] if threshold_ref.shape[1] > 1 else threshold_ref[...]
+            for output, ref in zip(outputs, out_refs, strict=True):
+                if output == "value":
+                    ref[:, lanes] = variants.value(x, threshold, spec)
+                    continue
+                mask = getattr(variants, output)(x, threshold, spec)
+                kept = last - chunk * LANES if columns % config.columns else None
+                words[output] = _words_add(words[output], mask, arithmetic, chunk, kept)
+        for output, ref in zip(outputs, out_refs, strict=True):
+            if output != "value":
+                ref[...] = _words_end(words[output])
+
+    value = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    packed = jax.ShapeDtypeStruct((rows, words_for(columns)), jnp.uint32)
+    return pl.pallas_call(
+        kernel,
+        grid=_grid(x.shape, config),
+        in_specs=[_block(config), _threshold_block(threshold.shape, config)],
+        out_specs=[_block(config) if o == "value" else _words_block(config) for o in outputs],
+        out_shape=[value if o == "value" else packed for o in outputs],
+        compiler_params=_parallel(),
+        interpret=interpret,
+        name="thresholded_relu_tpu",
+    )(x, threshold)
+
+
+def gate(
+    t: jax.Array,
+    words: jax.Array,
+    *,
+    invert: bool = False,
+    config: Config | None = None,
+    interpret=False,
+) -> jax.Array:
+    """t (rows, columns) where the bit is set (`invert`: clear), else 0."""
+    config = config or choose_config(*t.shape)
+
+    def kernel(t_ref, words_ref, out_ref):
+        words = lax.bitcast_convert_type(words_ref[...], jnp.int32)
+        for chunk in range(config.columns // LANES):
+            lanes = pl.ds(chunk * LANES, LANES)
+            t = t_ref[:, lanes]
+            closed = jnp.int32(1 if invert else 0)
+            out_ref[:, lanes] = jnp.where(unpack(words, chunk) == closed, jnp.zeros_like(t), t)
+
+    return pl.pallas_call(
+        kernel,
+        grid=_grid(t.shape, config),
+        in_specs=[_block(config), _words_block(config)],
+        out_specs=_block(config),
+        out_shape=jax.ShapeDtypeStruct(t.shape, t.dtype),
+        compiler_params=_parallel(),
+        interpret=interpret,
+        name="thresholded_gate_tpu",
+    )(t, words)
+
+
+# words inside a kernel
+
+
+def _lane(rows: int) -> jax.Array:
+    return lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
+
+
+def unpack(words: jax.Array, chunk) -> jax.Array:
+    """The bits, 0 or 1, of 128 lanes from a register row of int32 words (rows, 128)."""
+    lane = _lane(words.shape[0])
+    mine = jnp.take_along_axis(
+        words, (lane >> 5) + chunk * 4, axis=1, mode="promise_in_bounds"
+    )
+    return (mine >> (lane & 31)) & 1
+
+
+def _words_start(rows: int) -> jax.Array:
+    """Lower halves of 128 words beside their upper halves, as exact floats."""
+    return jnp.zeros((rows, 2 * LANES), jnp.float32)
+
+
+def _words_add(halves: jax.Array, mask: jax.Array, dtype, chunk, kept=None) -> jax.Array:
+    """Puts the four words of 128 gates where they belong: at lanes 4 chunk to 4 chunk + 3.
+
+    The mask becomes numbers of the dtype that was compared: libtpu 0.0.42 cannot move a 16-bit
+    comparison's mask to a 32-bit layout. Bits from lane `kept` on are past the end, and zero.
+    """
+    gates = jnp.where(mask, jnp.ones((), dtype), jnp.zeros((), dtype)).astype(jnp.float32)
+    if kept is not None:
+        gates = jnp.where(_lane(gates.shape[0]) < kept, gates, 0.0)
+    found = jnp.dot(gates.astype(jnp.bfloat16), _powers(), preferred_element_type=jnp.float32)
+    lane = lax.broadcasted_iota(jnp.int32, halves.shape, 1)
+    return jnp.where((lane & (LANES - 1)) >> 2 == chunk, found, halves)
+
+
+def _words_end(halves: jax.Array) -> jax.Array:
+    lower, upper = (h.astype(jnp.int32) for h in (halves[:, :LANES], halves[:, LANES:]))
+    return lax.bitcast_convert_type(lower | (upper << 16), jnp.uint32)
+
+
+def _powers() -> jax.Array:
+    """(128, 256): in column c the powers of two of the half word c mod 4, lower then upper halves."""
+    shape = (LANES, 2 * LANES)
+    lane, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+    mine = (lane >> 5 == (column & 3)) & ((lane >> 4) & 1 == column >> 7)
+    return jnp.where(mine, (1 << (lane & 15)).astype(jnp.float32), 0.0).astype(jnp.bfloat16)
+
+
+# blocks
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _grid(shape: tuple[int, int], config: Config) -> tuple[int, int]:
+    return pl.cdiv(shape[0], config.rows), pl.cdiv(shape[1], config.columns)
+
+
+def _block(config: Config) -> pl.BlockSpec:
+    return pl.BlockSpec((config.rows, config.columns), lambda i, j: (i, j))
+
+
+def _words_block(config: Config) -> pl.BlockSpec:
+    """Always a whole register of words: beyond the edge it is padding."""
+    return pl.BlockSpec((config.rows, LANES), lambda i, j: (i, j))
+
+
+def _threshold_block(shape: tuple[int, ...], config: Config) -> pl.BlockSpec:
+    by_row, by_column = shape[0] > 1, shape[1] > 1
+    block = (config.rows if by_row else 1, config.columns if by_column else 1)
+    return pl.BlockSpec(block, lambda i, j: (i if by_row else 0, j if by_column else 0))
+
+
+def _parallel() -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"))
