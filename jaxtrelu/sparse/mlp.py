@@ -1,0 +1,207 @@
+"""The two-layer product around a thresholded activation, in which only the first one is dense.
+
+With z = x @ w_in.T + b_in and the open entries E, the rest visits E only:
+
+    y[b] = sum over (b, f) in E of act(z)[b, f] w_out[f]
+    da[b, f] = g[b] . w_out[f]        dz, dθ = pullback of act at (z, θ)[b, f]
+    dw_out[f] = sum over b of act(z)[b, f] g[b]        dw_in[f] = sum over b of dz[b, f] x[b]
+    dx[b] = sum over f of dz[b, f] w_in[f]
+
+Kept for the gradient: the operands, one bit per element of z, and z at the open entries.
+"""
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxtrelu import bits, variants
+from jaxtrelu.functions import step, thresholded_relu
+from jaxtrelu.packing import pack_last
+from jaxtrelu.sparse.activity import Activity
+from jaxtrelu.sparse.entries import Groups, List, groups_of, listed, position
+from jaxtrelu.sparse.loops import take
+from jaxtrelu.sparse.products import entry_dots, gather_sum
+from jaxtrelu.variants import Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The static part of a call."""
+
+    spec: Spec
+    size: int
+    """Entries that the lists hold."""
+    direct: int
+    """Entries per feature that a weight gradient sums in its first pass."""
+
+
+class Operands(NamedTuple):
+    """x (B, d), w_in (m, d), b_in (m,) or None, threshold (m,), w_out (m, d_out)."""
+
+    x: jax.Array
+    w_in: jax.Array
+    b_in: jax.Array | None
+    threshold: jax.Array
+    w_out: jax.Array
+
+
+class Residuals(NamedTuple):
+    operands: Operands
+    rows: Groups
+    by_row: List
+    z: jax.Array
+    wide: jax.Array
+
+
+def activate(plan: Plan, z: jax.Array, threshold: jax.Array) -> jax.Array:
+    """The activation, differentiable, of any shape."""
+    spec = plan.spec
+    return thresholded_relu(
+        z, threshold, variant=spec.variant, ceiling=spec.ceiling, surrogate=spec.surrogate
+    )
+
+
+def opened(plan: Plan, z: jax.Array, threshold: jax.Array) -> jax.Array:
+    """The gate as a number, with the surrogate's gradient, of any shape."""
+    return step(z, threshold, surrogate=plan.spec.surrogate)
+
+
+def pre_activations(operands: Operands) -> jax.Array:
+    """z, in float32 at least: what is near a threshold is decided before any rounding."""
+    x, w_in = operands.x, operands.w_in
+    z = jnp.matmul(x, w_in.T, preferred_element_type=accumulator(x.dtype))
+    return z if operands.b_in is None else z + operands.b_in.astype(z.dtype)
+
+
+def accumulator(dtype) -> jnp.dtype:
+    """The type in which sums are kept."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def dense(plan: Plan, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    """y and l0 by dense products: the reference, and the path for what is not sparse."""
+    z = pre_activations(operands)
+    a = activate(plan, z, operands.threshold)
+    l0 = jnp.sum(opened(plan, z, operands.threshold), axis=-1)
+    return _decode(plan, a, operands), l0
+
+
+def _decode(plan: Plan, a: jax.Array, operands: Operands) -> jax.Array:
+    w_out = operands.w_out
+    dtype = accumulator(operands.x.dtype)
+    return jnp.matmul(a.astype(w_out.dtype), w_out, preferred_element_type=dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def fused(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
+    """y (B, d_out) in the accumulator's type, without b_out, and the record of activity."""
+    return _forward(plan, operands)[0]
+
+
+def _forward(plan: Plan, operands: Operands):
+    z = pre_activations(operands)
+    support = ~(z <= operands.threshold)
+    opened_words = pack_last(support)
+    if plan.spec.surrogate is not None:
+        support |= variants.window(z, jnp.broadcast_to(operands.threshold, z.shape), plan.spec)
+        rows = groups_of(pack_last(support))
+    else:
+        rows = groups_of(opened_words)
+    wide = rows.total > plan.size
+    total = jnp.where(wide, 0, rows.total)
+    features = z.shape[1]
+    by_row = listed(rows, total, plan.size)
+    there = jnp.arange(plan.size) < total
+    kept = take(z.reshape(-1), by_row.group * features + by_row.member)
+    threshold = take(operands.threshold, by_row.member)
+    values = jnp.where(there, activate(plan, kept, threshold), 0)
+
+    def sparse(z):
+        return gather_sum(rows, by_row.member, values, operands.w_out, 0)
+
+    def through_dense(z):
+        return _decode(plan, activate(plan, z, operands.threshold), operands)
+
+    y = lax.cond(wide, through_dense, sparse, z)
+    fired = jnp.sum(bits.unpack(opened_words, features), axis=0, dtype=jnp.int32)
+    activity = Activity(
+        indices=jnp.where(there, by_row.member, features),
+        rows=jnp.where(there, by_row.group, z.shape[0]),
+        values=values,
+        counts=rows.counts,
+        l0=bits.count(opened_words).astype(z.dtype),
+        fired=fired,
+        wide=wide,
+    )
+    return (y, activity), Residuals(operands, rows, by_row, kept, wide)
+
+
+def _backward(plan: Plan, residuals: Residuals, cotangents):
+    g, activity = cotangents
+    given = (g, activity.values, activity.l0)
+    gradients = lax.cond(
+        residuals.wide,
+        partial(_dense_gradients, plan),
+        partial(_sparse_gradients, plan),
+        residuals,
+        given,
+    )
+    return (gradients,)
+
+
+def _dense_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
+    g, _, l0 = given
+    return jax.vjp(partial(dense, plan), residuals.operands)[1]((g, l0))[0]
+
+
+def _sparse_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
+    g, values, l0 = given
+    x, w_in, b_in, threshold, w_out = residuals.operands
+    rows, by_row, total = residuals.rows, residuals.by_row, residuals.rows.total
+    columns = groups_of(bits.transpose(rows.words, w_in.shape[0]))
+    by_column = listed(columns, total, plan.size)
+    feature, row = by_column
+    from_rows = position(rows, row, feature)
+
+    z, at_threshold = take(residuals.z, from_rows), take(threshold, feature)
+    both = lambda z, t: (activate(plan, z, t), opened(plan, z, t))
+    (a, _), pullback = jax.vjp(both, z, at_threshold)
+    da = entry_dots(by_column, total, w_out, g, z.dtype) + take(values, from_rows)
+    dz, dthreshold = pullback((da, take(l0, row)))
+
+    def by_feature(values, table):
+        return gather_sum(columns, row, values, table, plan.direct)
+
+    ones = jnp.ones((x.shape[0], 1), z.dtype)
+    dz_by_row = take(dz, position(columns, by_row.member, by_row.group))
+    return Operands(
+        x=gather_sum(rows, by_row.member, dz_by_row, w_in, 0).astype(x.dtype),
+        w_in=by_feature(dz, x).astype(w_in.dtype),
+        b_in=None if b_in is None else by_feature(dz, ones)[:, 0].astype(b_in.dtype),
+        threshold=by_feature(dthreshold, ones)[:, 0].astype(threshold.dtype),
+        w_out=by_feature(a, g).astype(w_out.dtype),
+    )
+
+
+def nothing(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
+    """The same as `fused` for operands without an element, by dense products and with no entries."""
+    y, l0 = dense(plan, operands)
+    features = operands.w_in.shape[0]
+    gates = variants.gate(pre_activations(operands), operands.threshold, Spec(plan.spec.variant))
+    record = Activity(
+        indices=jnp.full(plan.size, features, jnp.int32),
+        rows=jnp.full(plan.size, l0.shape[0], jnp.int32),
+        values=jnp.zeros(plan.size, y.dtype),
+        counts=jnp.sum(gates, axis=-1, dtype=jnp.int32),
+        l0=l0,
+        fired=jnp.sum(gates, axis=0, dtype=jnp.int32),
+        wide=jnp.sum(gates, dtype=jnp.int32) > 0,
+    )
+    return y, record
+
+
+fused.defvjp(_forward, _backward)
