@@ -10,7 +10,7 @@ from jaxtrelu.cli import process
 from jaxtrelu.cli.errors import UserError
 
 # In the order of `--help`. One module of this package each; see the package's docstring.
-COMMANDS = ("info",)
+COMMANDS = ("compare", "sae", "info")
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,98 @@
+"""`jaxtrelu compare`: the same network with one activation after the other, on real data."""
+
+import argparse
+import platform
+from typing import Any
+
+from jaxtrelu.cli import data, files, settings
+
+HUGE_PAGES = True
+
+_DESCRIPTION = """\
+Trains the same network with each activation and compares them: accuracy, sparsity, memory and
+time. Every activation gets the same splits, the same initial weights, the same order of batches,
+the same number of steps of Adam and the same candidate learning rates, from which it takes the
+best on validation rows.
+
+'shift', 'hard' and 'clamp' are the variants of thresholded ReLU; 'fixed' keeps the threshold at
+--threshold, 'calibrated' sets one per layer, before each epoch, so that a share of --sparsity of
+the gates is closed, and 'learned' trains one per unit from 0.1 (hard: with a rectangular surrogate
+gradient of bandwidth 0.5)."""
+
+_EPILOG = """\
+Writes compare.csv, compare.json and three figures (PNG and SVG) into the output folder.
+
+  jaxtrelu compare
+  jaxtrelu compare --data wine --activations gelu shift-learned hard-calibrated
+  jaxtrelu compare --data mine.npz --sparsity 0.9 --output results/mine"""
+
+
+def add_parser(subparsers) -> None:
+    """Adds the command and its options."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="train one network with each activation on real data; table and figures",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        default="digits",
+        metavar="NAME",
+        help=f"{', '.join(data.BUNDLED)}, or the path of a .npz file with X (rows, features) and "
+        "y (rows,) (default: digits)",
+    )
+    parser.add_argument(
+        "--output",
+        default="results/compare",
+        metavar="DIR",
+        help="folder for the table and the figures (default: results/compare)",
+    )
+    settings.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks everything that can be checked, then trains, prints and writes."""
+    chosen = settings.from_arguments(args)
+    folder = files.check_folder(args.output)
+    dataset = data.load(args.data)
+    settings.check_size(chosen, dataset)
+
+    # Before the long work, so that what is missing shows now.
+    from jaxtrelu.cli import console, experiment, figures, results, table
+
+    with console.progress(experiment.work(chosen), "compare") as bar:
+        rows = experiment.run(dataset, chosen, bar)
+
+    found = results.records(rows, chosen)
+    about = _about(dataset)
+    outputs: dict[str, bytes | str] = {
+        "compare.csv": results.to_csv(found),
+        "compare.json": results.to_json(found, rows, chosen, about),
+        **figures.draw(rows, found, dataset.name),
+    }
+    terminal = console.out()
+    table.show(terminal, found, chosen, dataset)
+    for path in files.write_files(folder, outputs):
+        terminal.print(f"wrote {path}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _about(dataset: data.Dataset) -> dict[str, Any]:
+    import flax
+    import jax
+    import optax
+
+    count, features = dataset.features.shape
+    return {
+        "data": dataset.name,
+        "rows": count,
+        "features": features,
+        "classes": dataset.classes,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }

@@ -1,0 +1,213 @@
+"""`jaxtrelu sae`: trains a sparse autoencoder with JumpReLU on image patches or a user's .npy file."""
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtrelu.cli.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxtrelu.sae import Patches, Recipe, Result, Rows, Settings
+
+HUGE_PAGES = True
+
+_RECIPES = ("short_run", "gemma_scope", "anthropic_2025")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command to the parser."""
+    parser = subparsers.add_parser(
+        "sae",
+        help="train a sparse autoencoder whose thresholds learn",
+        description=(
+            "Trains a sparse autoencoder with JumpReLU and learned thresholds, steering the sparsity "
+            "coefficient so that the mean number of open features reaches --l0. Killed at any "
+            "moment, the same command goes on from its last checkpoint and reaches the same result."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "data",
+        nargs="?",
+        default="patches",
+        help="'patches' (12 x 12 pixels of the photographs in scikit-learn, whitened), or a .npy "
+        "file with one example per row, which may be larger than memory",
+    )
+    add("--features", type=int, default=256, help="features of the dictionary")
+    add("--l0", type=float, default=10.0, help="mean number of open features to reach")
+    add("--steps", type=int, default=2500, help="optimiser steps")
+    add("--recipe", choices=_RECIPES, default="short_run", help="loss, optimiser and start")
+    add("--batch-size", type=int, help="examples in a step (default: the recipe's)")
+    add("--learning-rate", type=float, help="of Adam (default: the recipe's)")
+    add("--bandwidth", type=float, help="of the surrogate, in scaled units (default: the recipe's)")
+    add("--seed", type=int, default=0, help="of the weights and of the order of the examples")
+    add("--dense", action="store_true", help="multiply the zeros, too, instead of skipping them")
+    add("--checkpoint-every", type=int, default=500, help="steps between two checkpoints")
+    add("--out", type=Path, default=Path("results/sae"), help="folder for results and checkpoints")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command."""
+    from jaxtrelu import sae
+    from jaxtrelu.cli import files, sae_figures
+    from jaxtrelu.cli.console import progress
+
+    folder = files.check_folder(args.out)
+    try:
+        settings = _settings(args)
+        patches = None
+        if args.data == "patches":
+            patches = sae.image_patches()
+            rows = sae.Rows(patches.rows, "the image patches", args.seed)
+        else:
+            rows = sae.open_rows(args.data, args.seed)
+        if args.checkpoint_every < 1:
+            raise ValueError(f"--checkpoint-every should be at least 1, not {args.checkpoint_every}.")
+        started = time.perf_counter()
+        with progress(settings.steps, "reading the data") as bar:
+            seen = 0
+
+            def on_step(step: int, entry: dict[str, float] | None) -> None:
+                nonlocal seen
+                label = f"L0 {entry['l0']:.1f}" if entry else None
+                bar.advance(step - seen, label)
+                seen = step
+                if entry and step % (10 * settings.log_every) == 0:
+                    bar.log(_line(entry))
+
+            result = sae.train(
+                rows,
+                settings,
+                checkpoint_folder=folder / "checkpoints",
+                checkpoint_every=args.checkpoint_every,
+                on_step=on_step,
+            )
+        seconds = time.perf_counter() - started
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise UserError(str(error)) from None
+    report = _report(rows, settings, result)
+    _print_table(report, settings, result, seconds)
+    contents: dict[str, bytes | str] = {
+        "sae.npz": _weights_file(result, settings.recipe),
+        "sae.json": json.dumps(report, indent=1) + "\n",
+        "history.csv": _history_file(result),
+        **sae_figures.training(result, settings),
+        **sae_figures.dictionary(result, rows, _side(rows, patches)),
+    }
+    for path in files.write_files(folder, contents):
+        print(path)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> "Settings":
+    from jaxtrelu import sae
+
+    recipe: Recipe = getattr(sae, args.recipe)()
+    changes: dict[str, Any] = {}
+    if args.batch_size is not None:
+        changes["batch_size"] = args.batch_size
+    if args.learning_rate is not None:
+        changes["learning_rate"] = args.learning_rate
+    if args.bandwidth is not None:
+        changes["surrogate"] = dataclasses.replace(recipe.surrogate, bandwidth=args.bandwidth)
+    return sae.Settings(
+        features=args.features,
+        steps=args.steps,
+        recipe=dataclasses.replace(recipe, **changes),
+        target_l0=args.l0,
+        seed=args.seed,
+        log_every=max(1, min(50, args.steps // 20)),
+        sparse=not args.dense,
+    )
+
+
+def _line(entry: dict[str, float]) -> str:
+    return (
+        f"step {entry['step']:6.0f}  L0 {entry['l0']:7.2f}  lost variance "
+        f"{entry['reconstruction']:6.1%}  λ {entry['coefficient']:.3g}  median threshold "
+        f"{entry['threshold_50']:.3f}"
+    )
+
+
+def _report(rows: "Rows", settings: "Settings", result: "Result") -> dict[str, Any]:
+    """What was run and what came out, as JSON has it."""
+    last = {name: float(column[-1]) for name, column in result.history.items()}
+    recipe = {name: value for name, value in vars(settings.recipe).items() if name != "surrogate"}
+    return {
+        "data": {"name": rows.name, "rows": len(rows), "dimension": rows.dimension},
+        "features": settings.features,
+        "steps": settings.steps,
+        "target_l0": settings.target_l0,
+        "seed": settings.seed,
+        "sparse": settings.sparse,
+        "input_scale": result.scale,
+        "recipe": {**recipe, "surrogate": repr(settings.recipe.surrogate)},
+        "result": last,
+    }
+
+
+def _print_table(
+    report: dict[str, Any], settings: "Settings", result: "Result", seconds: float
+) -> None:
+    from rich.table import Table
+
+    from jaxtrelu.cli import console
+
+    last = report["result"]
+    data = report["data"]
+    table = Table(title=f"Sparse autoencoder on {data['name']}", title_justify="left")
+    table.add_column("")
+    table.add_column("value", justify="right")
+    table.add_column("what it is", style="dim")
+    done = settings.steps - result.resumed_from
+    for cells in (
+        ("examples", f"{data['rows']:,} x {data['dimension']}", "rows and their dimension"),
+        ("features", f"{settings.features:,}", "size of the dictionary"),
+        ("L0", f"{last['l0']:.2f}", f"open features per example; wanted {settings.target_l0:g}"),
+        ("λ", f"{last['coefficient']:.3g}", "the coefficient that this took"),
+        ("lost variance", f"{last['reconstruction']:.1%}", "of the last batch"),
+        ("dead features", f"{last['dead_share']:.1%}", "open for no example of the probe batch"),
+        ("in the window", f"{last['window_share']:.2%}", "entries that teach thresholds"),
+        ("median threshold", f"{last['threshold_50']:.3f}", "in scaled units"),
+        ("time", f"{seconds:.1f} s", f"for {done:,} steps"),
+    ):
+        table.add_row(*cells)
+    console.out().print(table)
+    if result.resumed_from:
+        print(f"resumed from step {result.resumed_from}")
+    print(
+        "One run with one seed: it shows that thresholds and λ find their place, not how this "
+        "compares with other methods."
+    )
+
+
+def _weights_file(result: "Result", recipe: "Recipe") -> bytes:
+    import numpy as np
+
+    stream = io.BytesIO()
+    arrays = {name: np.asarray(value) for name, value in result.weights._asdict().items()}
+    np.savez(stream, **arrays, input_scale=np.float32(result.scale), recipe=recipe.name)
+    return stream.getvalue()
+
+
+def _history_file(result: "Result") -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(result.history)
+    for row in zip(*result.history.values(), strict=True):
+        writer.writerow([f"{value:.7g}" for value in row])
+    return stream.getvalue()
+
+
+def _side(rows: "Rows", patches: "Patches | None") -> int | None:
+    """The side of the square images that the rows are, if they are such."""
+    if patches is not None:
+        return patches.size
+    side = round(rows.dimension**0.5)
+    return side if side * side == rows.dimension and side <= 32 else None

@@ -1,0 +1,119 @@
+"""Pictures of a sparse autoencoder's training and of its dictionary."""
+
+import io
+import math
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from jaxtrelu.sae import Result, Rows, Settings
+
+_BLUE, _ORANGE, _GREY = "#2f6db3", "#d9822b", "#8a8f98"
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "font.size": 9.5,
+    "svg.hashsalt": "jaxtrelu",
+}
+
+
+def training(result: "Result", settings: "Settings") -> dict[str, bytes]:
+    """L0, lost variance, λ and thresholds over the run: {file name: content}."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10, 6.4), layout="constrained")
+        axes = figure.subplots(2, 2, sharex=True)
+        history = result.history
+        steps = history["step"]
+        _draw_l0(axes[0, 0], steps, history["l0"], settings)
+        axes[0, 1].plot(steps, 100 * history["reconstruction"], color=_BLUE)
+        axes[0, 1].set(title="Variance lost in the reconstruction", ylabel="per cent", ylim=(0, None))
+        axes[1, 0].semilogy(steps, history["coefficient"], color=_ORANGE)
+        axes[1, 0].set(title="The coefficient λ that the controller chose", ylabel="λ")
+        _draw_thresholds(axes[1, 1], steps, history)
+        for axis in axes[1]:
+            axis.set_xlabel("step")
+        return _files("training", figure)
+
+
+def _draw_l0(axis, steps: np.ndarray, l0: np.ndarray, settings: "Settings") -> None:
+    axis.semilogy(steps, l0, color=_BLUE)
+    axis.set(title="L0: open features per example")
+    if settings.target_l0:
+        axis.axhline(settings.target_l0, color=_ORANGE, linestyle="--", linewidth=1)
+        place = (steps[-1], settings.target_l0)
+        axis.annotate(
+            f"target {settings.target_l0:g}", place, xytext=(0, -11),
+            textcoords="offset points", ha="right", color=_ORANGE,
+        )  # fmt: skip
+
+
+def _draw_thresholds(axis, steps: np.ndarray, history: dict[str, np.ndarray]) -> None:
+    for low, high, alpha in (("05", "95", 0.2), ("25", "75", 0.35)):
+        band = history[f"threshold_{low}"], history[f"threshold_{high}"]
+        axis.fill_between(steps, *band, color=_BLUE, alpha=alpha, linewidth=0)
+    axis.plot(steps, history["threshold_50"], color=_BLUE)
+    axis.set(title="Thresholds: median, middle half, 5 to 95 per cent", ylabel="scaled units")
+
+
+def dictionary(result: "Result", rows: "Rows", side: int | None) -> dict[str, bytes]:
+    """The features and their thresholds, most often open first: {file name: content}."""
+    weights = result.weights
+    probe = rows.batch(0, min(2048, rows.shuffled_together)) * np.float32(result.scale)
+    pi = probe @ np.asarray(weights.encoder).T + np.asarray(weights.encoder_bias)
+    threshold = np.asarray(weights.threshold)
+    share = (pi > threshold).mean(axis=0)
+    order = np.argsort(-share, kind="stable")
+    with matplotlib.rc_context(_STYLE):
+        if side is None:
+            figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+            right = figure.subplots()
+        else:
+            figure = Figure(figsize=(12.6, 7.4), layout="constrained")
+            left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
+            _draw_grid(left, np.asarray(weights.decoder)[order], side, int((share > 0).sum()))
+        _draw_shares(right, threshold, share)
+        return _files("dictionary", figure)
+
+
+def _draw_grid(axis, atoms: np.ndarray, side: int, alive: int) -> None:
+    shown = max(1, min(alive, 400))
+    columns = math.ceil(shown**0.5)
+    lines = math.ceil(shown / columns)
+    image = np.full((lines * (side + 1) + 1, columns * (side + 1) + 1), np.nan)
+    for number, atom in enumerate(atoms[:shown]):
+        line, column = divmod(number, columns)
+        top, left = line * (side + 1) + 1, column * (side + 1) + 1
+        tile = atom.reshape(side, side) / max(np.abs(atom).max(), 1e-12)
+        image[top : top + side, left : left + side] = tile
+    colours = matplotlib.colormaps["gray"].with_extremes(bad="white")
+    axis.imshow(image, cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
+    which = "all" if shown >= alive else f"the {shown} most often open of"
+    axis.set_title(f"The dictionary: {which} {alive} living features of {len(atoms)}")
+    axis.set_axis_off()
+
+
+def _draw_shares(axis, threshold: np.ndarray, share: np.ndarray) -> None:
+    alive = share > 0
+    axis.scatter(threshold[alive], 100 * share[alive], s=12, color=_BLUE, alpha=0.7, linewidths=0)
+    axis.set_yscale("log")
+    axis.set(
+        title="Every living feature: its threshold, and how often it is open",
+        xlabel="threshold (scaled units)",
+        ylabel="open for … per cent of the examples",
+    )
+
+
+def _files(name: str, figure: Figure) -> dict[str, bytes]:
+    contents = {}
+    for kind, settings in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
+        stream = io.BytesIO()
+        figure.savefig(stream, format=kind, **settings)
+        contents[f"{name}.{kind}"] = stream.getvalue()
+    return contents
