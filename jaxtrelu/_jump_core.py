@@ -1,8 +1,8 @@
 """What the JumpReLU layers share, without Flax: how a threshold is parametrised, and its checks.
 
-"raw" stores the threshold itself: an optimiser's step of size lr moves it by lr. "softplus" stores ρ
-with θ = s · softplus(ρ / s), s the threshold at the start: always positive, and near the start it
-moves by 0.63 of what ρ moves. (Unscaled, dθ/dρ ≈ θ for a small θ, and the threshold would hardly
+"raw" stores the threshold itself: an optimiser's step of size lr moves it by lr. "softplus" stores
+ρ with θ = s · softplus(ρ / s), s the threshold at the start: always positive, and near the start
+it moves by 0.63 of what ρ moves. (Unscaled, dθ/dρ ≈ θ for a small θ, and the threshold would hardly
 move, like the logarithm's: SAELens#494.)
 """
 
@@ -21,9 +21,7 @@ from jaxtrelu.surrogates import Surrogate
 PARAMETRISATIONS = ("raw", "softplus")
 
 
-def check(
-    features: int, threshold: ArrayLike, surrogate: Any, parametrisation: str
-) -> np.ndarray:
+def check(features: int, threshold: ArrayLike, surrogate: Any, parametrisation: str) -> np.ndarray:
     """Refuses at construction what could not learn; returns the first thresholds, (features,)."""
     if isinstance(features, bool) or not isinstance(features, int) or features < 1:
         raise ValueError(f"`features` should be a whole number ≥ 1, but is {features!r}.")
@@ -44,8 +42,8 @@ def check(
         )
     if not np.isfinite(first).all() or (first < 0).any():
         raise ValueError(
-            f"`threshold` should be finite and at least 0, but is {threshold!r}: below zero the gate "
-            "would let negative pre-activations through."
+            f"`threshold` should be finite and at least 0, but is {threshold!r}: below zero the "
+            "gate would let negative pre-activations through."
         )
     if parametrisation == "softplus" and (first <= 0).any():
         raise ValueError(
@@ -56,7 +54,7 @@ def check(
 
 
 def scale_of(first: np.ndarray) -> float:
-    """s of the softplus: the mean of the thresholds at the start."""
+    """The softplus's s: the mean of the thresholds at the start."""
     return float(first.mean())
 
 
@@ -71,8 +69,8 @@ def stored(first: np.ndarray, parametrisation: str) -> Array:
 def threshold(parameter: Array, parametrisation: str, scale: float) -> Array:
     """The threshold of a parameter, float32, never negative.
 
-    "raw" is clipped at 0 for the value only: the gradient passes the clip, since a parameter that an
-    optimiser pushed below 0 would otherwise never come back.
+    "raw" is clipped at 0 for the value only: the gradient passes the clip, since a parameter that
+    an optimiser pushed below 0 would otherwise never come back.
     """
     if parametrisation == "raw":
         return parameter + jax.lax.stop_gradient(jnp.maximum(parameter, 0) - parameter)

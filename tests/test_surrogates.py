@@ -108,7 +108,9 @@ def test_second_derivatives_are_those_of_the_rule(kind, function):
             height = t if function is jump_relu else 1.0
             return float(jnp.sum(-height * surrogate.density(z - t)))
 
-        total = lambda t: jnp.sum(function(z, t, surrogate=surrogate))
+        def total(t):
+            return jnp.sum(function(z, t, surrogate=surrogate))
+
         wanted = (rule(theta + h) - rule(theta - h)) / (2 * h)
         for second in (jax.grad(jax.grad(total)), jax.jacfwd(jax.grad(total))):
             assert float(second(jnp.asarray(theta))) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
@@ -252,8 +254,8 @@ def test_order_of_the_error_in_the_bandwidth(kind, density):
 
         def errors(loss, penalty):
             true = _true_gradient(loss, 0.8, density, penalty)
-            found = (_expected_gradient(kind(b), loss, 0.8, density, penalty) for b in (0.01, 0.005))
-            return [value - true for value in found]
+            estimate = partial(_expected_gradient, theta=0.8, density=density, penalty=penalty)
+            return [estimate(kind(width), loss) - true for width in (0.01, 0.005)]
 
         wide, narrow = errors(lambda f, z: 0.0 * f, 1.0)  # the L0 penalty alone
         assert wide / narrow == pytest.approx(4, rel=0.05)
@@ -266,7 +268,10 @@ def test_order_of_the_error_in_the_bandwidth(kind, density):
 def test_size_of_the_bias_for_another_loss():
     """The docstring's example: |f − 1|³ at θ = 0.5."""
     with jax.enable_x64(True):
-        loss = lambda f, z: jnp.abs(f - 1.0) ** 3
+
+        def loss(f, z):
+            return jnp.abs(f - 1.0) ** 3
+
         found = _expected_gradient(Rectangle(1e-4), loss, 0.5, stats.norm.pdf)
         true = _true_gradient(loss, 0.5, stats.norm.pdf)
         # The trapezoid rule θ (L'(0) + L'(θ)) / 2 in place of L(θ) − L(0).

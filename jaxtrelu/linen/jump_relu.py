@@ -11,9 +11,9 @@ from jaxtrelu.surrogates import Surrogate
 class JumpReLU(nn.Module):
     """JumpReLU, x where x > threshold and else 0, with one learned threshold per feature.
 
-    Convention at the threshold: closed at equality. The parameter ``"threshold"`` is float32 whatever
-    the dtype of x. Called with ``with_l0=True`` it also returns the L0 penalty: a value, nothing is
-    sown.
+    Convention at the threshold: closed at equality. The parameter ``"threshold"`` is float32
+    whatever the dtype of x. Called with ``with_l0=True`` it also returns the L0 penalty: a value,
+    nothing is sown.
 
     Attributes:
       features: number of features, m.

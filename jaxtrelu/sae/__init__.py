@@ -16,7 +16,7 @@ from jaxtrelu.sae.losses import (
 )
 from jaxtrelu.sae.patches import Patches, image_patches
 from jaxtrelu.sae.planted import PlantedScores, PlantedWorld, planted_scores
-from jaxtrelu.sae.recipes import Recipe, anthropic_2025, gemma_scope
+from jaxtrelu.sae.recipes import Recipe, anthropic_2025, gemma_scope, short_run
 from jaxtrelu.sae.rows import Rows, Statistics, open_rows
 from jaxtrelu.sae.training import (
     Result,
@@ -69,6 +69,7 @@ __all__ = [
     "pre_activations",
     "project_out",
     "reconstruct",
+    "short_run",
     "tanh_penalty",
     "train",
     "train_step",

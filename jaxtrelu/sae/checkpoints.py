@@ -40,7 +40,7 @@ class Checkpoints:
             return manager.restore(newest, args=ocp.args.StandardRestore(template))
 
     def save(self, step: int, state: object) -> None:
-        """Saves `state`, a pytree of arrays, as the checkpoint of `step`. Returns when it is there."""
+        """Saves `state`, a pytree of arrays, as the checkpoint of `step`; returns when done."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._saved_identity() is None:
             part = self.folder / f".run.{os.getpid()}.part"

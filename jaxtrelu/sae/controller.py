@@ -59,8 +59,8 @@ def l0_target_controller(
     All of it is pure and of fixed shape: use it inside a jitted step, or in `lax.scan`.
 
     Args:
-      target: the mean number of open features per example, greater than 0; or a schedule, a function
-        from the number of updates so far to that number (optax's schedules are such functions).
+      target: the mean number of open features per example, greater than 0; or a schedule, a
+        function from the number of updates so far to that number (optax's schedules are such).
       initial_coefficient: λ before the first measurement, greater than 0.
       integral_gain: change of log λ per update for an e of 1. No unit.
       proportional_gain: change of log λ per change of e. No unit.
@@ -79,11 +79,12 @@ def l0_target_controller(
     >>> bool(coefficient > 1e-3)
     True
 
-    Source: the proportional-integral law in its velocity form (Åström and Hägglund 1995, chapter 3).
+    Source: the proportional-integral law in its velocity form (Åström and Hägglund 1995, ch. 3).
     """
     if not callable(target):
-        _require(_positive(target), "target", target, "a positive number of features, or a schedule")
-    _require(_positive(initial_coefficient), "initial_coefficient", initial_coefficient, "λ > 0")
+        _require(_positive(target), "target", target, "a positive number, or a schedule")
+    first = initial_coefficient
+    _require(_positive(first), "initial_coefficient", first, "a number greater than 0")
     _require(_positive(integral_gain), "integral_gain", integral_gain, "a number greater than 0")
     _require(proportional_gain >= 0, "proportional_gain", proportional_gain, "a number ≥ 0")
     _require(0 <= smoothing < 1, "smoothing", smoothing, "a number in [0, 1)")

@@ -18,6 +18,7 @@ from jax import Array
 from jaxtrelu.functions import jump_relu, step
 from jaxtrelu.sae.recipes import Recipe
 from jaxtrelu.sae.weights import Weights
+from jaxtrelu.sparse import sparse_mlp
 from jaxtrelu.surrogates import Surrogate
 
 
@@ -107,34 +108,96 @@ def pre_activation_penalty(pre_activations: Array, threshold: Array, decoder: Ar
 
 
 def loss(
-    weights: Weights, x: Array, coefficient: Array | float, recipe: Recipe
+    weights: Weights,
+    x: Array,
+    coefficient: Array | float,
+    recipe: Recipe,
+    *,
+    sparse: bool = False,
+    capacity: int | None = None,
 ) -> tuple[Array, Terms]:
-    """The training loss of `recipe`, with a dense latent.
+    """The training loss of `recipe`.
 
     Args:
       weights: the parameters.
       x: scaled inputs, (batch, d), in any floating dtype; thresholds stay float32 beside it.
       coefficient: λ.
       recipe: which penalties, and which surrogate.
+      sparse: whether to visit open entries only, through `jaxtrelu.sparse_mlp`: the same loss and
+        gradients, to rounding. Only for recipes of `visits_entries_only`.
+      capacity: as in `jaxtrelu.sparse_mlp`.
 
     Returns:
       The loss, a float32 scalar to be differentiated with respect to `weights`, and its `Terms`.
     """
+    passed = (
+        _sparse_pass(weights, x, recipe, capacity) if sparse else _dense_pass(weights, x, recipe)
+    )
+    residual = (x - passed.reconstruction).astype(jnp.float32)
+    reconstruction = jnp.mean(jnp.sum(residual * residual, axis=-1))
+    penalty = passed.l0 if recipe.penalty == "l0" else passed.tanh
+    total = reconstruction + coefficient * penalty
+    total += recipe.pre_activation_penalty * passed.pull
+    terms = Terms(reconstruction, penalty, passed.pull, passed.l0, passed.open_share)
+    return total, jax.tree.map(jax.lax.stop_gradient, terms)
+
+
+def visits_entries_only(recipe: Recipe) -> bool:
+    """Whether a recipe's loss can be had without a dense latent.
+
+    Not with a penalty on the closed features' pre-activations, nor (here) with the tanh penalty,
+    nor with a surrogate that reaches every entry.
+    """
+    bounded = recipe.surrogate.half_width is not None
+    return bounded and recipe.penalty == "l0" and not recipe.pre_activation_penalty
+
+
+class _Pass(NamedTuple):
+    """What the forward pass hands to the loss."""
+
+    reconstruction: Array
+    l0: Array
+    tanh: Array
+    pull: Array
+    open_share: Array
+
+
+def _dense_pass(weights: Weights, x: Array, recipe: Recipe) -> _Pass:
     pi = pre_activations(weights, x)
     features = jump_relu(pi, weights.threshold, surrogate=recipe.surrogate)
-    residual = (x - reconstruct(weights, features)).astype(jnp.float32)
-    reconstruction = jnp.mean(jnp.sum(residual * residual, axis=-1))
     gates = step(pi, weights.threshold, surrogate=recipe.surrogate)
-    l0 = jnp.mean(jnp.sum(gates, axis=-1, dtype=jnp.float32))
-    if recipe.penalty == "l0":
-        penalty = l0
-    else:
-        penalty = tanh_penalty(features, weights.decoder, recipe.tanh_scale)
-    total = reconstruction + coefficient * penalty
-    pull = jnp.zeros((), jnp.float32)
+    tanh = pull = jnp.zeros((), jnp.float32)
+    if recipe.penalty == "tanh":
+        tanh = tanh_penalty(features, weights.decoder, recipe.tanh_scale)
     if recipe.pre_activation_penalty:
         pull = pre_activation_penalty(pi, weights.threshold, weights.decoder)
-        total += recipe.pre_activation_penalty * pull
-    share = jnp.mean(gates, axis=0, dtype=jnp.float32)
-    terms = Terms(reconstruction, penalty, pull, l0, share)
-    return total, jax.tree.map(jax.lax.stop_gradient, terms)
+    return _Pass(
+        reconstruct(weights, features),
+        jnp.mean(jnp.sum(gates, axis=-1, dtype=jnp.float32)),
+        tanh,
+        pull,
+        jnp.mean(gates, axis=0, dtype=jnp.float32),
+    )
+
+
+def _sparse_pass(weights: Weights, x: Array, recipe: Recipe, capacity: int | None) -> _Pass:
+    if not visits_entries_only(recipe):
+        raise NotImplementedError(
+            f"the recipe {recipe.name!r} needs the dense latent (a pre-activation or tanh penalty, "
+            "or a surrogate of unbounded support). Pass sparse=False."
+        )
+    dtype = x.dtype
+    reconstruction, activity = sparse_mlp(
+        x,
+        weights.encoder.astype(dtype),
+        weights.encoder_bias.astype(dtype),
+        weights.threshold,
+        weights.decoder.astype(dtype),
+        weights.decoder_bias.astype(dtype),
+        surrogate=recipe.surrogate,
+        capacity=capacity,
+    )
+    zero = jnp.zeros((), jnp.float32)
+    l0 = jnp.mean(activity.l0, dtype=jnp.float32)
+    share = activity.fired.astype(jnp.float32) / x.shape[0]
+    return _Pass(reconstruction, l0, zero, zero, share)

@@ -67,9 +67,7 @@ def _grey_photographs() -> list[np.ndarray]:
     return [(image / np.float32(255)) @ luma for image in load_sample_images().images]
 
 
-def _draw(
-    images: list[np.ndarray], count: int, size: int, rng: np.random.Generator
-) -> np.ndarray:
+def _draw(images: list[np.ndarray], count: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """(count, size²) patches at random places, mean removed, none of them flat."""
     views = [np.lib.stride_tricks.sliding_window_view(image, (size, size)) for image in images]
     found: list[np.ndarray] = []

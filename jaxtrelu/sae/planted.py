@@ -1,8 +1,8 @@
 """A synthetic world of planted features, in which the right answer is known.
 
 An example is a sparse sum of ground-truth directions: feature i is present with probability p_i,
-and p falls as a power of the rank (Zipf), as the features of language models do. Scores compare what
-an autoencoder learned with what was planted.
+and p falls as a power of the rank (Zipf), as the features of language models do. Scores compare
+what an autoencoder learned with what was planted.
 
 Source: the set-up of SynthSAEBench (arXiv 2602.14687), without its hierarchy of features.
 """

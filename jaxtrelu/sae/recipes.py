@@ -1,7 +1,7 @@
 """The two published recipes for training sparse autoencoders with JumpReLU, as plain data.
 
-A recipe is a frozen dataclass; change one with `dataclasses.replace`. Every length in it (bandwidth,
-initial threshold) is in units of the *scaled* inputs, and each recipe says how it scales them.
+A recipe is a frozen dataclass; change one with `dataclasses.replace`. Every length in it
+(bandwidth, initial threshold) is in units of the *scaled* inputs, and each says how it scales them.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ class Recipe:
       name: how the recipe is called in tables.
       surrogate: the surrogate gradient; its bandwidth is in units of the scaled inputs.
       initial_threshold: every threshold at the start, in units of the scaled inputs.
-      input_scaling: "unit_mean_square" scales inputs to a mean squared norm of 1, "sqrt_dimension"
-        to a mean norm of √d.
-      penalty: "l0" is λ Σ H(π − θ); "tanh" is λ Σ tanh(c f ‖d‖), f the feature's value, ‖d‖ the norm
-        of its decoder row.
+      input_scaling: "unit_mean_square" scales inputs to a mean squared norm of 1,
+        "sqrt_dimension" to a mean norm of √d.
+      penalty: "l0" is λ Σ H(π − θ); "tanh" is λ Σ tanh(c f ‖d‖), f the feature's value, ‖d‖ the
+        norm of its decoder row.
       tanh_scale: c above.
       pre_activation_penalty: λ_P of λ_P Σ max(θ − π, 0) ‖d‖, which revives dead features; 0: none.
       unit_norm_decoder: whether decoder rows are kept at norm 1, with the part of their gradient
@@ -125,9 +125,9 @@ def gemma_scope() -> Recipe:
     Inputs scaled to a mean squared norm of 1; bandwidth and initial threshold 0.001 in those units;
     the L0 penalty λ Σ H(π − θ), its estimate sent to the threshold only; decoder rows of unit norm,
     the encoder equal to the decoder at the start; Adam(0, 0.999) at 7e-5 with 1000 steps of cosine
-    warm-up; λ ramped over 10,000 steps; batches of 4096. One thing differs on purpose: thresholds are
-    trained themselves and not as logarithms, under which Adam moves them by θ · learning rate a step
-    and hence hardly at all (SAELens#494).
+    warm-up; λ ramped over 10,000 steps; batches of 4096. One thing differs on purpose: thresholds
+    are trained themselves and not as logarithms, under which Adam moves them by θ · learning rate a
+    step and hence hardly at all (SAELens#494).
 
     >>> gemma_scope().surrogate
     Rectangle(bandwidth=0.001, to_input=False)
@@ -165,4 +165,31 @@ def anthropic_2025() -> Recipe:
         learning_rate_warmup=0,
         learning_rate_decay=0.2,
         clip_norm=1.0,
+    )
+
+
+def short_run() -> Recipe:
+    """The first recipe scaled to runs of a few thousand steps on small data; not a published one.
+
+    Against `gemma_scope`: inputs scaled to a mean norm of √d, so that pre-activations, biases and
+    thresholds are of order 1 and Adam's steps suit all parameters alike; bandwidth 0.5 and initial
+    threshold 1 in those units; Adam(0.9, 0.999) at 0.003 with 100 steps of warm-up, falling to 0
+    over the last fifth; batches of 512; no ramp of λ, which a short run has no time for.
+
+    >>> short_run().input_scaling
+    'sqrt_dimension'
+    """
+    return Recipe(
+        "short_run",
+        Rectangle(0.5),
+        1.0,
+        "sqrt_dimension",
+        "l0",
+        coefficient=1.0,
+        coefficient_warmup=0,
+        learning_rate=3e-3,
+        adam_b1=0.9,
+        learning_rate_warmup=100,
+        learning_rate_decay=0.2,
+        batch_size=512,
     )

@@ -50,7 +50,7 @@ class Rows:
         *,
         group_bytes: int = _GROUP_BYTES,
     ):
-        # bfloat16, which NumPy stores as a foreign type, is of kind "V": its bytes mean nothing here.
+        # bfloat16, a foreign type to NumPy, is of kind "V": its bytes mean nothing here.
         if array.dtype.kind not in "fiu":
             raise TypeError(
                 f"{name} should hold floating point numbers, but holds {array.dtype}. "
@@ -80,6 +80,14 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.array)
+
+    @property
+    def shuffled_together(self) -> int:
+        """How many rows are shuffled together, at least: the largest possible batch."""
+        if self._groups == 1:
+            return len(self)
+        # The short last piece may be in any group: count as if it were in this one.
+        return (self._group_chunks - 1) * self._chunk + 1
 
     def fingerprint(self) -> str:
         """A short text that changes with the data: shape, dtype and a sample of the bytes."""
@@ -117,8 +125,7 @@ class Rows:
         Raises:
           ValueError: the data has fewer rows than `size`, or a row of the batch is not finite.
         """
-        # A group may end with the short last piece, so it is counted one row smaller than it can be.
-        whole = len(self) if self._groups == 1 else (self._group_chunks - 1) * self._chunk + 1
+        whole = self.shuffled_together
         per_group = whole // size
         if not per_group:
             raise ValueError(
@@ -151,7 +158,9 @@ class Rows:
         rows = np.concatenate(parts)
         finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
-            numbers = np.concatenate([np.arange(s, s + len(p)) for s, p in zip(starts, parts)])
+            numbers = np.concatenate(
+                [np.arange(s, s + len(p)) for s, p in zip(starts, parts, strict=True)]
+            )
             self._refuse(numbers[~finite])
         shuffle = np.random.default_rng([self.seed, 1, epoch, group])
         return rows[shuffle.permutation(len(rows))]

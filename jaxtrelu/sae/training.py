@@ -52,6 +52,8 @@ class Settings:
         recipe ramps λ up: features that are closed before they mean anything stay dead.
       seed: of the initial weights. (The rows have one of their own.)
       log_every: steps between two rows of the history.
+      sparse: whether to use `jaxtrelu.sparse_mlp`, where the recipe allows it: the same run to
+        rounding, faster for wide dictionaries.
     """
 
     features: int
@@ -60,6 +62,7 @@ class Settings:
     target_l0: float | None = None
     seed: int = 0
     log_every: int = 50
+    sparse: bool = True
 
     def __post_init__(self) -> None:
         for name in ("features", "steps", "log_every"):
@@ -126,9 +129,14 @@ def train_step(
         coefficient = jnp.asarray(recipe.coefficient_schedule(settings.steps)(state.step))
     else:
         coefficient = state.controller.coefficient
-    gradient, terms = jax.grad(losses.loss, has_aux=True)(
-        state.weights, x * scale, coefficient, recipe
+    objective = partial(
+        losses.loss,
+        recipe=recipe,
+        sparse=settings.sparse and losses.visits_entries_only(recipe),
+        # Where more than one entry in 32 counts, dense products are faster, also in small models.
+        capacity=max(1, settings.features // 32),
     )
+    gradient, terms = jax.grad(objective, has_aux=True)(state.weights, x * scale, coefficient)
     gradient = constrained_gradient(gradient, state.weights, recipe)
     updates, optimizer = recipe.optimizer(settings.steps).update(
         gradient, state.optimizer, state.weights
@@ -218,5 +226,5 @@ def _identity(settings: Settings, rows: Rows) -> dict[str, str]:
     """What has to agree between a checkpoint and the run that resumes from it."""
     recipe = {f"recipe.{k}": repr(v) for k, v in vars(settings.recipe).items()}
     own = {k: repr(v) for k, v in vars(settings).items() if k != "recipe"}
-    data = {"dimension": repr(rows.dimension), "data": rows.fingerprint(), "data seed": str(rows.seed)}
-    return {**own, **data, **recipe}
+    data = {"dimension": repr(rows.dimension), "data": rows.fingerprint()}
+    return {**own, **data, "data seed": repr(rows.seed), **recipe}

@@ -89,7 +89,7 @@ def project_out(gradient: Array, rows: Array) -> Array:
 
 
 def constrained_gradient(gradient: Weights, weights: Weights, recipe: Recipe) -> Weights:
-    """`gradient` as the optimiser should see it: tangent, where the decoder's rows are of norm 1."""
+    """`gradient` as the optimiser should see it: tangent, where decoder rows have norm 1."""
     if not recipe.unit_norm_decoder:
         return gradient
     return gradient._replace(decoder=project_out(gradient.decoder, weights.decoder))
@@ -117,7 +117,7 @@ def input_scale(mean_norm: float, mean_square_norm: float, dimension: int, recip
       recipe: a recipe; see `Recipe.input_scaling`.
     """
     if not mean_square_norm > 0:
-        raise ValueError("the inputs are all zero: there is nothing to scale, and nothing to learn.")
+        raise ValueError("the inputs are all zero: there is nothing to scale or to learn.")
     if recipe.input_scaling == "unit_mean_square":
         return float(mean_square_norm**-0.5)
     return float(dimension**0.5 / mean_norm)
