@@ -30,3 +30,16 @@ def load_gpu(ref, layout) -> jax.Array:
     if "idx" in inspect.signature(plgpu.load).parameters:
         return plgpu.load(ref, (), layout=layout)
     return plgpu.load(ref, layout=layout)
+
+
+def lowers_for_one_device(ctx) -> bool:
+    """Whether the partitioner leaves what is being lowered alone: one device, or all axes manual.
+
+    The context of a lowering rule has no public name in JAX 0.10 to 0.12, so it is asked by what it
+    has; where that changes the answer is no, and the kernel is not chosen.
+    """
+    axes = ctx.module_context.axis_context
+    if hasattr(axes, "num_devices"):
+        return axes.num_devices == 1
+    manual = getattr(axes, "manual_axes", frozenset())
+    return hasattr(axes, "mesh") and set(manual) == set(axes.mesh.axis_names)

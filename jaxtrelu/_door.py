@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrelu.surrogates import Surrogate
-from jaxtrelu.variants import VARIANTS, Spec, computation_dtype
+from jaxtrelu.variants import IMPLEMENTATIONS, VARIANTS, Spec, computation_dtype
 
 PUBLIC_VARIANTS = tuple(name for name in VARIANTS if name != "step")
 
@@ -27,7 +27,11 @@ def canonical(x, threshold, spec: Spec, *, floating: bool = False) -> tuple[jax.
 
 
 def canonical_spec(
-    variant: str = "shift", ceiling=None, fill=0, surrogate: Surrogate | None = None
+    variant: str = "shift",
+    ceiling=None,
+    fill=0,
+    surrogate: Surrogate | None = None,
+    implementation: str | None = None,
 ) -> Spec:
     """Checks the static arguments, and puts them together."""
     if variant not in PUBLIC_VARIANTS:
@@ -53,7 +57,12 @@ def canonical_spec(
             f"`fill` belongs to variant='hard', but the variant is {variant!r}. "
             "Drop it, or pass variant='hard'."
         )
-    return Spec(variant, ceiling, fill, _surrogate(surrogate, variant))
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"`implementation` should be None or one of {', '.join(map(repr, IMPLEMENTATIONS))}, "
+            f"but is {implementation!r}."
+        )
+    return Spec(variant, ceiling, fill, _surrogate(surrogate, variant), implementation)
 
 
 def _surrogate(surrogate, variant: str) -> Surrogate | None:

@@ -19,6 +19,7 @@ def thresholded_relu(
     ceiling: float | None = None,
     fill: float = 0,
     surrogate: Surrogate | None = None,
+    implementation: str | None = None,
 ) -> jax.Array:
     r"""Thresholded ReLU: ``max(0, x - threshold)`` and its namesakes.
 
@@ -51,6 +52,8 @@ def thresholded_relu(
         the jump, the threshold receives -J D(x - threshold) times the cotangent, and with
         ``to_input`` x receives the opposite on top of the gate. For ``shift``: the gate is
         smoothed, in the backward pass only, for x and threshold alike, to the integral of D.
+      implementation: None chooses a lowering by platform and shape; ``"xla"``, ``"mosaic_gpu"`` or
+        ``"mosaic_tpu"`` asks for one by name.
 
     Returns:
       An array of x's shape and dtype.
@@ -59,6 +62,7 @@ def thresholded_relu(
       TypeError: an operand is not a real number or array, or a static argument is an array.
       ValueError: shapes that do not broadcast, a NaN number as threshold, an unknown variant, or an
         argument that the variant does not have.
+      NotImplementedError: the implementation asked for cannot compute this call, and why.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxtrelu
@@ -73,7 +77,7 @@ def thresholded_relu(
     Source: shift: shifted ReLU, Mirzadeh et al. 2023, arXiv 2310.04564, with a ceiling Price et al.
     2024, arXiv 2402.16184; hard: Konda et al. 2014, arXiv 1402.3337, and ONNX ThresholdedRelu.
     """
-    spec = canonical_spec(variant, ceiling, fill, surrogate)
+    spec = canonical_spec(variant, ceiling, fill, surrogate, implementation)
     return thresholded(*canonical(x, threshold, spec), spec)
 
 
@@ -192,7 +196,7 @@ def antiderivative(
     spec = canonical_spec(variant, ceiling, fill)
     x, threshold = canonical(x, threshold, spec, floating=True)
     dtype = x.dtype
-    wide = jnp.promote_types(variants.computation_dtype(dtype, threshold.dtype), jnp.float32)
+    wide = variants.computation_dtype(dtype, threshold.dtype, jnp.float32)
     x, threshold = x.astype(wide), threshold.astype(wide)
     # Through the activation itself, so that every derivative follows its convention.
     above = thresholded(x, threshold, Spec("shift"))
@@ -210,7 +214,13 @@ def antiderivative(
     return area.astype(dtype)
 
 
-def jump_relu(x: ArrayLike, threshold: ArrayLike, *, surrogate: Surrogate) -> jax.Array:
+def jump_relu(
+    x: ArrayLike,
+    threshold: ArrayLike,
+    *,
+    surrogate: Surrogate,
+    implementation: str | None = None,
+) -> jax.Array:
     """JumpReLU: x where x > threshold, else 0, with a threshold that learns.
 
     `thresholded_relu` with ``variant="hard"`` and a surrogate. With its density D the threshold's
@@ -227,6 +237,7 @@ def jump_relu(x: ArrayLike, threshold: ArrayLike, *, surrogate: Surrogate) -> ja
       threshold: a number or an array that broadcasts against x to x's shape, in x's units; float32
         whatever the dtype of x, or small steps are lost.
       surrogate: such as ``jaxtrelu.Rectangle(0.05)``; its bandwidth is in x's units.
+      implementation: as in `thresholded_relu`.
 
     Returns:
       An array of x's shape and dtype.
@@ -251,7 +262,7 @@ def jump_relu(x: ArrayLike, threshold: ArrayLike, *, surrogate: Surrogate) -> ja
             "`surrogate` is None, and without one a JumpReLU's threshold does not learn. Pass for "
             "example jaxtrelu.Rectangle(0.05), or call thresholded_relu(..., variant='hard')."
         )
-    spec = canonical_spec("hard", surrogate=surrogate)
+    spec = canonical_spec("hard", surrogate=surrogate, implementation=implementation)
     return thresholded(*canonical(x, threshold, spec, floating=True), spec)
 
 

@@ -4,26 +4,32 @@ Linear in ``t`` and its own transpose, so that one JVP rule written through it g
 reverse mode and every mixture of them, and reverse mode keeps nothing but the words.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import jet
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
+from jaxtrelu import dispatch
 from jaxtrelu.packing import Packing
 
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
-
-def gate(t: jax.Array, words: jax.Array, packing: Packing, *, invert: bool = False) -> jax.Array:
+def gate(
+    t: jax.Array,
+    words: jax.Array,
+    packing: Packing,
+    *,
+    invert: bool = False,
+    implementation: str | None = None,
+) -> jax.Array:
     """`t` where the bit in `words` is set (`invert`: clear), exactly 0 elsewhere, even for NaN."""
-    return gate_p.bind(t, words, packing=packing, invert=invert)
+    return gate_p.bind(t, words, packing=packing, invert=invert, implementation=implementation)
 
 
-def _gate_xla(t: jax.Array, words: jax.Array, *, packing: Packing, invert: bool) -> jax.Array:
+def _gate_xla(
+    t: jax.Array, words: jax.Array, *, packing: Packing, invert: bool, implementation: str | None
+) -> jax.Array:
     # Tied to the cotangent, the unpacking cannot move before the cotangent exists: into the forward
     # pass, where XLA would keep the mask alive instead of the words.
     t, words = lax.optimization_barrier((t, words))
@@ -33,7 +39,6 @@ def _gate_xla(t: jax.Array, words: jax.Array, *, packing: Packing, invert: bool)
 
 
 gate_p = Primitive("thresholded_gate")
-gate_p.def_impl(jax.jit(_gate_xla, static_argnames=("packing", "invert")))
 
 
 @gate_p.def_abstract_eval
@@ -75,14 +80,10 @@ def _gate_jet(primals, series, **params):
 
 jet.jet_rules[gate_p] = _gate_jet
 
-
-def register_lowering(primitive: Primitive, function, platforms=PLATFORMS) -> None:
-    """Registers one Python function as lowering, per platform, so that a kernel can take one over."""
-    multiple = primitive.multiple_results
-    for platform in platforms:
-        rule = mlir.lower_fun(function, multiple_results=multiple)
-        mlir.register_lowering(primitive, rule, platform=platform)
-
-
-mlir.register_lowering(gate_p, mlir.lower_fun(_gate_xla, multiple_results=False))
-register_lowering(gate_p, _gate_xla)
+dispatch.register(
+    gate_p,
+    _gate_xla,
+    dispatch.gate_kernel,
+    lambda params: params["implementation"],
+    static=("packing", "invert", "implementation"),
+)

@@ -19,10 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.extend.core.primitives import name_p
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
-from jaxtrelu import _compat, variants
-from jaxtrelu.gate import register_lowering
+from jaxtrelu import _compat, dispatch, variants
 from jaxtrelu.packing import Packing, choose_packing
 from jaxtrelu.tangents import residual_names, value_tangent
 from jaxtrelu.variants import Spec
@@ -89,7 +88,6 @@ def _thresholded_xla(x, threshold, *, spec: Spec, packing: Packing, outputs: Seq
 
 thresholded_p = Primitive("thresholded_relu")
 thresholded_p.multiple_results = True
-thresholded_p.def_impl(jax.jit(_thresholded_xla, static_argnames=("spec", "packing", "outputs")))
 
 
 # abstract evaluation
@@ -168,8 +166,13 @@ batching.primitive_batchers[thresholded_p] = _thresholded_batch
 
 # lowering
 
-mlir.register_lowering(thresholded_p, mlir.lower_fun(_thresholded_xla, multiple_results=True))
-register_lowering(thresholded_p, _thresholded_xla)
+dispatch.register(
+    thresholded_p,
+    _thresholded_xla,
+    dispatch.thresholded_kernel,
+    lambda params: params["spec"].implementation,
+    static=("spec", "packing", "outputs"),
+)
 
 
 # dead code

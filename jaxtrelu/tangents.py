@@ -9,6 +9,8 @@ threshold (`variants.Variant.jump`), dx the tangent of x and dt that of the thre
 - shift with a surrogate: S (dx - dt), S the smoothed gate, the integral of D
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -47,15 +49,16 @@ def value_tangent(
     Tangents that are None are zero. The result is linear in both, so JAX can transpose it.
     """
     row, surrogate = spec.row, spec.surrogate
+    _gate = functools.partial(gate, packing=packing, implementation=spec.implementation)
     # In one sum before the gate: two gates on the same words would unpack them twice.
     pushed = _sum(_signed(dx, row.input_slope, x), _signed(dt, row.threshold_slope[0], x))
     if surrogate is not None and row.jump is None:
         total = _estimated(pushed, x, threshold, words, spec, packing)
     else:
-        total = None if pushed is None else gate(pushed, words["gate"], packing)
+        total = None if pushed is None else _gate(pushed, words["gate"])
         beside = _signed(dt, row.threshold_slope[1], x)
         if beside is not None:
-            total = _sum(total, gate(beside, words["gate"], packing, invert=True))
+            total = _sum(total, _gate(beside, words["gate"], invert=True))
         if surrogate is not None:
             jumped = _jumped(x, threshold, dx, dt, spec)
             total = _sum(total, _estimated(jumped, x, threshold, words, spec, packing))
@@ -101,7 +104,9 @@ def _estimated(pushed, x, threshold, words, spec: Spec, packing: Packing) -> jax
         return None
     if spec.row.jump is None or not spec.surrogate.flat:
         pushed = pushed * spread(variants.smoothed(x, threshold, spec), x)
-    return gate(pushed, words["window"], packing) if "window" in words else pushed
+    if "window" not in words:
+        return pushed
+    return gate(pushed, words["window"], packing, implementation=spec.implementation)
 
 
 def spread(small: jax.Array, x: jax.Array) -> jax.Array:
@@ -109,10 +114,10 @@ def spread(small: jax.Array, x: jax.Array) -> jax.Array:
 
     The transpose sums a cotangent back to the shape of `small`, in float32 at least.
     """
-    arithmetic = computation_dtype(x.dtype, x.dtype)
+    arithmetic = computation_dtype(x.dtype)
     if small.shape == x.shape:
         return small.astype(arithmetic)
-    accumulate = jnp.promote_types(computation_dtype(x.dtype, small.dtype), jnp.float32)
+    accumulate = computation_dtype(x.dtype, small.dtype, jnp.float32)
     kept = tuple(d for d in range(small.ndim) if small.shape[d] == x.shape[d])
     small = lax.reshape(small.astype(accumulate), tuple(x.shape[d] for d in kept))
     sharding = jax.typeof(x).sharding

@@ -7,12 +7,17 @@ eager (openxla/xla#2438, jax#12233).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jaxtrelu.surrogates import Surrogate
+
+
+#: The lowerings that can be asked for by name.
+IMPLEMENTATIONS = ("xla", "mosaic_gpu", "mosaic_tpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +28,8 @@ class Spec:
     ceiling: int | float | None = None
     fill: int | float = 0
     surrogate: Surrogate | None = None
+    #: Which lowering computes it, one of `IMPLEMENTATIONS`, or None: chosen by platform.
+    implementation: str | None = None
 
     @property
     def row(self) -> "Variant":
@@ -76,16 +83,18 @@ VARIANTS = {
 }
 
 
-def computation_dtype(x_dtype, threshold_dtype):
-    """The dtype in which operands are compared and subtracted: wide enough to hold both.
+def computation_dtype(*dtypes):
+    """The dtype in which operands are compared and subtracted: wide enough to hold them all.
 
     Types without arithmetic of their own (the float8 family) are computed in float32.
     """
     wide = []
-    for dtype in map(jnp.dtype, (x_dtype, threshold_dtype)):
+    for dtype in map(jnp.dtype, dtypes):
         narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 2
         wide.append(jnp.dtype("float32") if narrow else dtype)
-    return jnp.promote_types(*wide)
+    # Promotion is stated here, so a user's strict mode has nothing to object to.
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, wide)
 
 
 def value(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:

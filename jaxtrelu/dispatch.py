@@ -1,0 +1,153 @@
+"""The one place that chooses a lowering: per platform and shape, while a program is lowered.
+
+One rule per platform is registered, so that one exported artifact serves them all.
+`implementation=None` takes what is best on the platform: XLA, except for packed words on TPU, where
+XLA moves about 3.5 times the bytes. A back end asked for by name is never replaced.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from jaxtrelu import _compat
+from jaxtrelu.packing import Packing
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+#: What a kernel runs on, and the dtypes it takes.
+KERNEL_PLATFORM = {"mosaic_gpu": "cuda", "mosaic_tpu": "tpu"}
+KERNEL_DTYPES = {
+    "mosaic_gpu": ("float32", "bfloat16", "float16"),
+    "mosaic_tpu": ("float32", "bfloat16"),
+}
+
+
+def register(
+    primitive: Primitive,
+    xla: Callable,
+    kernel: Callable,
+    implementation_of: Callable,
+    static: tuple[str, ...],
+) -> None:
+    """Registers `xla` and ``kernel(name, *operands, **params)`` as the lowerings of a primitive.
+
+    `implementation_of` finds the implementation that was asked for among the parameters. Platforms
+    that are not known here take `xla`. Concrete operands are computed by the compiled lowering, but
+    by `xla` step by step where jit is disabled.
+    """
+    multiple = primitive.multiple_results
+    primitive.def_impl(_evaluate(primitive, xla, implementation_of, static))
+    mlir.register_lowering(primitive, mlir.lower_fun(xla, multiple_results=multiple))
+    for platform in PLATFORMS:
+
+        def rule(ctx, *operands, platform=platform, **params):
+            name = _choose(implementation_of(params), platform, ctx, params)
+            if name == "xla":
+                function = xla
+            else:
+
+                def function(*operands, **params):
+                    return kernel(name, *operands, **params)
+
+            return mlir.lower_fun(function, multiple_results=multiple)(ctx, *operands, **params)
+
+        mlir.register_lowering(primitive, rule, platform=platform)
+
+
+def _evaluate(primitive: Primitive, xla: Callable, implementation_of, static) -> Callable:
+    @functools.partial(jax.jit, static_argnames=static)
+    def compiled(*operands, **params):
+        return primitive.bind(*operands, **params)
+
+    def evaluate(*operands, **params):
+        if not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            return compiled(*operands, **params)
+        if (asked := implementation_of(params)) not in (None, "xla"):
+            raise NotImplementedError(
+                f"implementation={asked!r} is a compiled kernel, and jit is disabled. "
+                "Pass implementation=None."
+            )
+        return xla(*operands, **params)
+
+    return evaluate
+
+
+def _choose(asked: str | None, platform: str, ctx, params) -> str:
+    if asked == "xla":
+        return "xla"
+    shape, packing = ctx.avals_in[0].shape, params["packing"]
+    dtypes = [a.dtype for a in ctx.avals_in if jnp.issubdtype(a.dtype, jnp.floating)]
+    if asked is None:
+        wins = platform == "tpu" and params.get("outputs") != ("value",) and _fills(shape)
+        refusal = _refusal("mosaic_tpu", platform, shape, dtypes, packing, ctx) if wins else ""
+        return "mosaic_tpu" if refusal is None else "xla"
+    refusal = _refusal(asked, platform, shape, dtypes, packing, ctx)
+    if refusal is not None:
+        raise NotImplementedError(
+            f"implementation={asked!r} cannot compute this call: {refusal}. "
+            "Pass implementation=None to have one chosen."
+        )
+    return asked
+
+
+def _fills(shape: tuple) -> bool:
+    """Whether a block of a TPU kernel would be at least one register full."""
+    return len(shape) > 1 and all(isinstance(n, int) for n in shape) and shape[-1] >= 128
+
+
+def _refusal(name, platform: str, shape, dtypes, packing: Packing, ctx) -> str | None:
+    """Why a kernel cannot take a call, in words; None if it can."""
+    if platform != KERNEL_PLATFORM[name]:
+        return f"it runs on {KERNEL_PLATFORM[name]}, and this program is lowered for {platform}"
+    for dtype in dtypes:
+        if dtype.name not in KERNEL_DTYPES[name]:
+            return f"dtype {dtype.name} is none of {', '.join(KERNEL_DTYPES[name])}"
+    if not dtypes:
+        return f"integers are none of {', '.join(KERNEL_DTYPES[name])}"
+    if not _compat.lowers_for_one_device(ctx):
+        return (
+            "a kernel cannot be partitioned automatically over several devices; "
+            "wrap the call in a jax.shard_map over all mesh axes"
+        )
+    from jaxtrelu.kernels.views import unsupported_view
+
+    return unsupported_view(shape, packing)
+
+
+def _back_end(name: str):
+    if name == "mosaic_gpu":
+        from jaxtrelu.kernels import gpu
+
+        return gpu
+    from jaxtrelu.kernels import tpu
+
+    return tpu
+
+
+def thresholded_kernel(name: str, x, threshold, *, spec, packing: Packing, outputs) -> list:
+    """The kernel form of the forward primitive: any shape, through a two-dimensional view."""
+    from jaxtrelu.kernels import views
+
+    results = _back_end(name).forward(
+        views.as_rows(x, packing),
+        views.threshold_as_rows(threshold, x.shape, packing),
+        spec,
+        outputs,
+    )
+    words = views.words_shape(x.shape, packing)
+    return [
+        r.reshape(x.shape if o == "value" else words)
+        for o, r in zip(outputs, results, strict=True)
+    ]
+
+
+def gate_kernel(name: str, t, words, *, packing: Packing, invert: bool, implementation) -> jax.Array:
+    """The kernel form of the gate primitive."""
+    from jaxtrelu.kernels import views
+
+    rows = views.as_rows(t, packing)
+    packed = views.words_as_rows(words)
+    return _back_end(name).gate(rows, packed, invert=invert).reshape(t.shape)
