@@ -10,7 +10,7 @@ from jaxtrelu.cli import process
 from jaxtrelu.cli.errors import UserError
 
 # In the order of `--help`. One module of this package each; see the package's docstring.
-COMMANDS = ("compare", "sae", "info")
+COMMANDS = ("compare", "sae", "plot", "info")
 
 
 class Parser(argparse.ArgumentParser):
