@@ -1,0 +1,144 @@
+"""Forward and reverse mode, at every order, against the slopes of the definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, Case, close, over_cases
+from jax.experimental.jet import jet
+
+import jaxtrelu
+
+
+def _tangents(case):
+    threshold = jnp.asarray(case.threshold)
+    return case.draw(), case.draw(threshold.shape).astype(threshold.dtype)
+
+
+@over_cases
+def test_grad_and_vjp(case):
+    _, dx, dt = case.expected()
+    cotangent = case.draw()
+    value, pullback = jax.vjp(case.function, case.x, jnp.asarray(case.threshold))
+    close(value, case.expected()[0], case)
+    from_x, from_threshold = pullback(cotangent)
+    weights = np.asarray(cotangent, np.float64)
+    assert from_x.dtype == case.x.dtype
+    close(from_x, dx * weights, case)
+    close(from_threshold, case.threshold_cotangent(dt * weights), case)
+    only_x = jax.jit(jax.grad(lambda x: (case.function(x, case.threshold) * cotangent).sum()))
+    close(only_x(case.x), dx * weights, case)
+
+
+@over_cases
+def test_jvp_and_linearize(case):
+    _, slope_x, slope_t = case.expected()
+    dx, dt = _tangents(case)
+    expected = slope_x * np.asarray(dx, np.float64) + slope_t * np.asarray(dt, np.float64)
+    operands = (case.x, jnp.asarray(case.threshold))
+    value, tangent = jax.jvp(case.function, operands, (dx, dt))
+    assert tangent.dtype == case.x.dtype
+    close(value, case.expected()[0], case)
+    close(tangent, expected, case)
+    value, linear = jax.linearize(case.function, *operands)
+    close(linear(dx, dt), expected, case)
+    (from_x, from_t) = jax.linear_transpose(linear, dx, dt)(jnp.ones_like(value))
+    close(from_x, slope_x, case)
+    close(from_t, case.threshold_cotangent(slope_t), case)
+
+
+@over_cases
+def test_adjointness(case):
+    """<J t, c> = <t, J' c>: both modes come from one rule."""
+    operands = (case.x, jnp.asarray(case.threshold))
+    tangents, cotangent = _tangents(case), case.draw()
+    _, forward = jax.jvp(case.function, operands, tangents)
+    backward = jax.vjp(case.function, *operands)[1](cotangent)
+
+    def dot(a, b):
+        return float(np.vdot(np.asarray(a, np.float64), np.asarray(b, np.float64)))
+
+    left = dot(forward, cotangent)
+    right = sum(dot(t, b) for t, b in zip(tangents, backward, strict=True))
+    np.testing.assert_allclose(left, right, **case.tolerance)
+
+
+@over_cases
+def test_jacobians(case):
+    x = case.x[0, :9]
+    threshold = case.threshold[..., 0, :9] if case.kind == "full" else case.threshold
+    threshold = threshold[:9] if case.kind == "channel" else threshold
+    slope = case.expected(x, threshold)[1]
+    for jacobian in (jax.jacfwd, jax.jacrev):
+        close(jacobian(case.function)(x, threshold), np.diag(slope), case)
+
+
+@over_cases
+def test_second_derivatives(case):
+    """Of the function itself exactly zero; of its square, the square of its slope."""
+    x = case.x[0, :9]
+    value, slope, _ = case.expected(x, 0.5)
+    zero = jax.hessian(lambda x: case.function(x, 0.5).sum())(x)
+    np.testing.assert_array_equal(np.asarray(zero, np.float64), 0)
+    square = jax.hessian(lambda x: (case.function(x, 0.5) ** 2).sum())(x)
+    close(square, np.diag(2 * slope**2), case)
+    over = jax.jacrev(jax.jacfwd(lambda x: (case.function(x, 0.5) ** 2).sum()))(x)
+    close(over, np.diag(2 * slope**2), case)
+
+
+@over_cases(cases=CASES[::2])
+def test_jet(case):
+    slope = case.expected()[1]
+    first, second = case.draw(), case.draw()
+    value, terms = jet(
+        lambda x: case.function(x, case.threshold), (case.x,), ([first, second],)
+    )
+    close(value, case.expected()[0], case)
+    for term, series in zip(terms, (first, second), strict=True):
+        close(term, slope * np.asarray(series, np.float64), case)
+    gradient, _ = jet(
+        jax.grad(lambda x: case.function(x, case.threshold).sum()), (case.x,), ([first, second],)
+    )
+    close(gradient, slope, case)
+
+
+def test_jet_of_a_surrogate_says_why_not():
+    with pytest.raises(NotImplementedError, match="nest jax.jvp"):
+        jet(
+            lambda x: jaxtrelu.jump_relu(x, 0.5, surrogate=jaxtrelu.Rectangle(0.1)),
+            (jnp.ones(3),),
+            ([jnp.ones(3)],),
+        )
+
+
+def test_a_transpose_of_the_function_itself_says_why_not():
+    with pytest.raises(NotImplementedError, match="not linear"):
+        jax.linear_transpose(jaxtrelu.thresholded_relu, jnp.ones(3))(jnp.ones(3))
+
+
+@pytest.mark.parametrize("variant", ["shift", "hard", "clamp"])
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_closed_gate_gives_exact_zero_for_a_bad_cotangent(variant, bad):
+    case = Case(variant, "float32", "scalar")
+    x, threshold = jnp.array([-1.0, 0.5, 2.0]), jnp.float32(0.5)
+    _, pullback = jax.vjp(case.function, x, threshold)
+    for run in (pullback, jax.jit(pullback)):
+        dx, _ = run(jnp.full(3, bad))
+        np.testing.assert_array_equal(dx, [0, 0, bad])
+        assert not np.signbit(dx[:2]).any()
+
+
+@pytest.mark.parametrize("variant", ["shift", "hard", "clamp"])
+def test_the_cotangent_passes_where_x_is_nan(variant):
+    case = Case(variant, "float32", "scalar")
+    x = jnp.array([jnp.nan, 0.0, 2.0])
+    dx, dt = jax.grad(lambda x, t: (case.function(x, t) * 3).sum(), argnums=(0, 1))(x, 0.5)
+    np.testing.assert_array_equal(dx, [3, 0, 3])
+    assert dt == {"shift": -6, "hard": 0, "clamp": 3}[variant]
+
+
+def test_a_thresholds_cotangent_is_summed_in_float32():
+    x = jnp.ones((4096,), jnp.bfloat16)
+    gradient = jax.grad(lambda t: jaxtrelu.thresholded_relu(x, t).astype(jnp.float32).sum())
+    assert gradient(jnp.float32(0.5)) == -4096
+    assert gradient(jnp.bfloat16(0.5)) == -4096  # in bfloat16 the running sum would stop at 256
