@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxtrelu import _compat, variants
-from jaxtrelu.kernels.views import pad_to_words
+from jaxtrelu.kernels.views import like, pad_to_words
 from jaxtrelu.packing import WORD_BITS
 from jaxtrelu.variants import Spec
 
@@ -209,7 +209,7 @@ def _call(
     kernel.__name__ = name  # under which it stands in the compiled program
     return plgpu.kernel(
         kernel,
-        out_type=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs],
+        out_type=[like(operands[0], shape, dtype) for shape, dtype in outputs],
         grid=(blocks,),
         grid_names=("blocks",),
         scratch_types=[*scratch, plgpu.Barrier(num_arrivals=len(operands))],

@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxtrelu import variants
-from jaxtrelu.kernels.views import LANES
+from jaxtrelu.kernels.views import LANES, like
 from jaxtrelu.packing import WORD_BITS, words_for
 from jaxtrelu.variants import Spec
 
@@ -78,8 +78,8 @@ def forward(
             if output != "value":
                 ref[...] = _words_end(words[output])
 
-    value = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    packed = jax.ShapeDtypeStruct((rows, words_for(columns)), jnp.uint32)
+    value = like(x, x.shape, x.dtype)
+    packed = like(x, (rows, words_for(columns)), jnp.uint32)
     return pl.pallas_call(
         kernel,
         grid=_grid(x.shape, config),
@@ -116,7 +116,7 @@ def gate(
         grid=_grid(t.shape, config),
         in_specs=[_block(config), _words_block(config)],
         out_specs=_block(config),
-        out_shape=jax.ShapeDtypeStruct(t.shape, t.dtype),
+        out_shape=like(t, t.shape, t.dtype),
         compiler_params=_parallel(),
         interpret=interpret,
         name="thresholded_gate_tpu",

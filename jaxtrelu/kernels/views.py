@@ -58,6 +58,11 @@ def unsupported_view(shape: tuple, packing: Packing) -> str | None:
     return None
 
 
+def like(x: jax.Array, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+    """The type of a kernel's output, which varies over the same axes of a `jax.shard_map` as x."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+
+
 def pad_to_words(x: jax.Array) -> jax.Array:
     """Pads the columns of a view with zeros to whole words."""
     missing = -x.shape[1] % WORD_BITS
