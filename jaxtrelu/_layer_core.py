@@ -1,9 +1,9 @@
 """What the Flax layers share, without Flax: which threshold a layer has, and how it is applied.
 
 A layer's threshold is given as a number, as an array with one entry per channel, or as an
-initialiser ``(key, shape, dtype) -> array``. Thresholds that are stored keep their own dtype, float32
-unless asked otherwise, whatever the dtype of the activations: a bfloat16 threshold near 1 cannot make
-steps below 1/256, and stops learning.
+initialiser ``(key, shape, dtype) -> array``. Thresholds that are stored keep their own dtype,
+float32 unless asked otherwise, whatever the dtype of the activations: a bfloat16 threshold near 1
+cannot make steps below 1/256, and stops learning.
 """
 
 import numbers
@@ -117,7 +117,7 @@ def threshold_shape(threshold: ThresholdLike, features: int | Sequence[int] | No
 
 
 def channel_axes(axis: Axes | None, shape: tuple) -> tuple[int, ...]:
-    """The axes of x that the axes of a threshold of this shape stand for: the last ones for None."""
+    """The axes of x that those of a threshold of this shape stand for: the last ones for None."""
     if axis is None:
         return tuple(range(-len(shape), 0))
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
@@ -172,7 +172,7 @@ def _aligned(threshold: jax.Array, x_shape: tuple, axes: tuple[int, ...]) -> jax
             f"{_bare(axes)} of x, but x of shape {x_shape} has {_bare(sizes)} there."
         )
     shape = [x_shape[i] if i in positions else 1 for i in range(len(x_shape))]
-    return jnp.transpose(threshold, np.argsort(positions)).reshape(shape)
+    return jnp.transpose(threshold, np.argsort(positions).tolist()).reshape(shape)
 
 
 def _positions(axes: tuple[int, ...], x_shape: tuple) -> tuple[int, ...]:

@@ -21,9 +21,9 @@ RTOL = {
 }
 
 
-def taken(threshold, dtype):
+def taken(number, dtype):
     """A Python number as the library takes it: in x's dtype."""
-    return np.float64(np.asarray(threshold).astype(dtype)) if np.ndim(threshold) == 0 else threshold
+    return rounded(np.asarray(number, np.float64), dtype)
 
 
 def wide(array):
@@ -78,9 +78,10 @@ def antiderivative(x, threshold, *, variant="shift", ceiling=None, fill=0):
 def summed_to(array, shape):
     """The sum over all axes along which an array of that shape was broadcast."""
     lead = array.ndim - len(shape)
-    array = array.sum(axis=tuple(range(lead)))
-    stretched = tuple(i for i, size in enumerate(shape) if size == 1 and array.shape[i] != 1)
-    return array.sum(axis=stretched, keepdims=True)
+    stretched = tuple(i for i, size in enumerate(shape) if size == 1 and array.shape[lead + i] != 1)
+    with np.errstate(invalid="ignore"):
+        array = array.sum(axis=tuple(lead + i for i in stretched), keepdims=True)
+        return array.sum(axis=tuple(range(lead)))
 
 
 def cotangents(x, threshold, cotangent, *, variant="shift", ceiling=None, fill=0, density=None):
@@ -102,5 +103,5 @@ def cotangents(x, threshold, cotangent, *, variant="shift", ceiling=None, fill=0
 
 
 def rounded(array, dtype):
-    """Rounded once to a dtype, and back in float64."""
-    return wide(array.astype(np.dtype(getattr(ml_dtypes, dtype, dtype))))
+    """Rounded once to a dtype, given by its name, and back in float64."""
+    return wide(np.asarray(array).astype(np.dtype(getattr(ml_dtypes, dtype, dtype))))

@@ -23,8 +23,8 @@ class ThresholdedReLU(nn.Module):
     A learned threshold is the parameter ``threshold`` of the collection ``"params"``. A fixed one
     that is the same everywhere is stored nowhere; a fixed one per channel, or from an initialiser,
     is the variable ``threshold`` of the collection ``"thresholds"``, which optimisers do not see.
-    A learned threshold of ``shift`` and ``clamp`` receives the true gradient; that of ``hard`` needs
-    a surrogate.
+    A learned threshold of ``shift`` and ``clamp`` receives the true gradient; that of ``hard``
+    needs a surrogate.
 
     Attributes:
       threshold: in the units of x: a number; an array with one entry per channel (as a tuple of
@@ -38,8 +38,8 @@ class ThresholdedReLU(nn.Module):
       fill: for ``hard``: the value where the gate is closed, a Python number.
       surrogate: such as ``jaxtrelu.Rectangle(0.1)``: what gives the threshold of ``hard`` a
         gradient. Its bandwidth is in the units of x.
-      dtype: dtype of the activations: x is cast to it (default: x keeps its dtype). The threshold is
-        compared in its own precision, never rounded to it.
+      dtype: dtype of the activations: x is cast to it (default: x keeps its dtype). The threshold
+        is compared in its own precision, never rounded to it.
       param_dtype: dtype of a stored threshold (default: float32). A learned one is not narrower.
 
     Raises:

@@ -57,8 +57,8 @@ class ThresholdedReLU(nnx.Module):
       fill: for ``hard``: the value where the gate is closed, a Python number.
       surrogate: such as ``jaxtrelu.Rectangle(0.1)``: what gives the threshold of ``hard`` a
         gradient. Its bandwidth is in the units of x.
-      dtype: dtype of the activations: x is cast to it (default: x keeps its dtype). The threshold is
-        compared in its own precision, never rounded to it.
+      dtype: dtype of the activations: x is cast to it (default: x keeps its dtype). The threshold
+        is compared in its own precision, never rounded to it.
       param_dtype: dtype of a stored threshold (default: float32). A learned one is not narrower.
       threshold_metadata: optional metadata of the threshold's variable, such as its sharding.
       rngs: random keys; needed by an initialiser only.
@@ -110,15 +110,15 @@ class ThresholdedReLU(nnx.Module):
         shape = core.threshold_shape(threshold, features)
         if axis is not None and not shape:
             raise ValueError(
-                f"`axis` is {axis!r}, but the layer has one threshold for all of x. Pass `features`, "
-                "the number of channels along that axis, for one threshold per channel."
+                f"`axis` is {axis!r}, but the layer has one threshold for all of x. Pass "
+                "`features`, the number of channels there, for one threshold per channel."
             )
         self.axis = core.channel_axes(axis, shape)
         self.dtype = dtype
         self.param_dtype = param_dtype
         number = core.static_number(threshold)
         if number is not None and not shape and not learned:
-            self.threshold = number
+            self.threshold: Any = number
             return
         key = _params_key(rngs) if callable(threshold) else None
         kind = Threshold if learned else FixedThreshold
