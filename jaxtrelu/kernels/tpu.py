@@ -62,7 +62,7 @@ def forward(
 
     def kernel(x_ref, threshold_ref, *out_refs):
         last = columns - pl.program_id(1) * config.columns
-        words = {o: _words_start(config.rows) for o in outputs if o != "value"}
+        words = {o: words_start(config.rows) for o in outputs if o != "value"}
         for chunk in range(config.columns // LANES):
             lanes = pl.ds(chunk * LANES, LANES)
             x = x_ref[:, lanes]
@@ -73,10 +73,10 @@ def forward(
                     continue
                 mask = getattr(variants, output)(x, threshold, spec)
                 kept = last - chunk * LANES if columns % config.columns else None
-                words[output] = _words_add(words[output], mask, arithmetic, chunk, kept)
+                words[output] = words_add(words[output], mask, arithmetic, chunk, kept)
         for output, ref in zip(outputs, out_refs, strict=True):
             if output != "value":
-                ref[...] = _words_end(words[output])
+                ref[...] = words_end(words[output])
 
     value = like(x, x.shape, x.dtype)
     packed = like(x, (rows, words_for(columns)), jnp.uint32)
@@ -139,12 +139,12 @@ def unpack(words: jax.Array, chunk) -> jax.Array:
     return (mine >> (lane & 31)) & 1
 
 
-def _words_start(rows: int) -> jax.Array:
+def words_start(rows: int) -> jax.Array:
     """Lower halves of 128 words beside their upper halves, as exact floats."""
     return jnp.zeros((rows, 2 * LANES), jnp.float32)
 
 
-def _words_add(halves: jax.Array, mask: jax.Array, dtype, chunk, kept=None) -> jax.Array:
+def words_add(halves: jax.Array, mask: jax.Array, dtype, chunk, kept=None) -> jax.Array:
     """Puts the four words of 128 gates where they belong: at lanes 4 chunk to 4 chunk + 3.
 
     The mask becomes numbers of the dtype that was compared: libtpu 0.0.42 cannot move a 16-bit
@@ -158,7 +158,7 @@ def _words_add(halves: jax.Array, mask: jax.Array, dtype, chunk, kept=None) -> j
     return jnp.where((lane & (LANES - 1)) >> 2 == chunk, found, halves)
 
 
-def _words_end(halves: jax.Array) -> jax.Array:
+def words_end(halves: jax.Array) -> jax.Array:
     lower, upper = (h.astype(jnp.int32) for h in (halves[:, :LANES], halves[:, LANES:]))
     return lax.bitcast_convert_type(lower | (upper << 16), jnp.uint32)
 
