@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from jaxtrelu.cli import parser, process
 from jaxtrelu.cli.errors import UserError, missing_extra
@@ -41,6 +42,7 @@ def _run(argv: Sequence[str] | None) -> int:
         command = parser.load(args.command)
         if argv is None and getattr(command, "HUGE_PAGES", False):
             process.restart_with_huge_pages()
+        process.avoid_wrong_sums(version("jaxlib"))
         return command.run(args)
     except ModuleNotFoundError as error:
         known = missing_extra(error)

@@ -15,9 +15,9 @@ the same number of steps of Adam and the same candidate learning rates, from whi
 best on validation rows.
 
 'shift', 'hard' and 'clamp' are the variants of thresholded ReLU; 'fixed' keeps the threshold at
---threshold, 'calibrated' sets one per layer, before each epoch, so that a share of --sparsity of
-the gates is closed, and 'learned' trains one per unit from 0.1 (hard: with a rectangular surrogate
-gradient of bandwidth 0.5)."""
+--threshold, 'calibrated' sets one per layer, before each epoch of the first half, so that a share
+of --sparsity of the gates is closed, and 'learned' trains one per unit from 0.1 (hard: with a
+rectangular surrogate gradient of bandwidth 0.5)."""
 
 _EPILOG = """\
 Writes compare.csv, compare.json and three figures (PNG and SVG) into the output folder.

@@ -1,5 +1,6 @@
 """Terminal output: results go to stdout, progress goes to stderr."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,10 +14,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+# Of lines in a file or a pipe, where there is no terminal to ask.
+FILE_WIDTH = 110
+
 
 def out() -> Console:
     """The console for results. Made anew so that a redirected stdout is respected."""
-    return Console(highlight=False)
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
+    return console
 
 
 class Bar:

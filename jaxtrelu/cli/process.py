@@ -8,6 +8,7 @@ from pathlib import Path
 
 SWITCH = "JAXTRELU_HUGE_PAGES"
 _TUNABLE = "glibc.malloc.hugetlb"
+_FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
 HELP = (
     f"On Linux with glibc, commands that train restart themselves once with "
@@ -50,6 +51,19 @@ def restart_with_huge_pages() -> None:
     except OSError:
         # A locked-down sandbox may refuse; the command works without.
         return
+
+
+def avoid_wrong_sums(version: str) -> None:
+    """Works around wrong sums of some vmapped reductions on the CPU (github.com/jax-ml/jax#39103).
+
+    Before JAX's first computation. Can go when jaxlib 0.10 does.
+
+    Args:
+        version: jaxlib's version.
+    """
+    present = os.environ.get("XLA_FLAGS", "")
+    if version.startswith("0.10.") and _FUSION_FLAG not in present:
+        os.environ["XLA_FLAGS"] = f"{present} {_FUSION_FLAG}=".strip()
 
 
 def _is_own_command_line() -> bool:

@@ -34,17 +34,23 @@ def training(result: "Result", settings: "Settings") -> dict[str, bytes]:
         _draw_l0(axes[0, 0], steps, history["l0"], settings)
         axes[0, 1].plot(steps, 100 * history["reconstruction"], color=_BLUE)
         axes[0, 1].set(title="Variance lost in the reconstruction", ylabel="per cent", ylim=(0, None))
-        axes[1, 0].semilogy(steps, history["coefficient"], color=_ORANGE)
-        axes[1, 0].set(title="The coefficient λ that the controller chose", ylabel="λ")
+        axes[1, 0].plot(steps, history["coefficient"], color=_ORANGE)
+        axes[1, 0].set(title="The coefficient λ", ylabel="λ", ylim=(0, None))
+        if settings.target_l0:
+            axes[1, 0].set_title("The coefficient λ that the controller chose")
         _draw_thresholds(axes[1, 1], steps, history)
+        if settings.recipe.penalty == "l0":
+            root = np.sqrt(history["coefficient"])
+            axes[1, 1].plot(steps, root, color=_ORANGE, linestyle="--", linewidth=1, label="√λ")
+            axes[1, 1].legend(frameon=False, loc="lower right")
         for axis in axes[1]:
             axis.set_xlabel("step")
         return _files("training", figure)
 
 
 def _draw_l0(axis, steps: np.ndarray, l0: np.ndarray, settings: "Settings") -> None:
-    axis.semilogy(steps, l0, color=_BLUE)
-    axis.set(title="L0: open features per example")
+    axis.plot(steps, l0, color=_BLUE)
+    axis.set(title="L0: open features per example", ylim=(0, None))
     if settings.target_l0:
         axis.axhline(settings.target_l0, color=_ORANGE, linestyle="--", linewidth=1)
         place = (steps[-1], settings.target_l0)
@@ -58,7 +64,7 @@ def _draw_thresholds(axis, steps: np.ndarray, history: dict[str, np.ndarray]) ->
     for low, high, alpha in (("05", "95", 0.2), ("25", "75", 0.35)):
         band = history[f"threshold_{low}"], history[f"threshold_{high}"]
         axis.fill_between(steps, *band, color=_BLUE, alpha=alpha, linewidth=0)
-    axis.plot(steps, history["threshold_50"], color=_BLUE)
+    axis.plot(steps, history["threshold_50"], color=_BLUE, label="threshold")
     axis.set(title="Thresholds: median, middle half, 5 to 95 per cent", ylabel="scaled units")
 
 
@@ -102,11 +108,11 @@ def _draw_grid(axis, atoms: np.ndarray, side: int, alive: int) -> None:
 def _draw_shares(axis, threshold: np.ndarray, share: np.ndarray) -> None:
     alive = share > 0
     axis.scatter(threshold[alive], 100 * share[alive], s=12, color=_BLUE, alpha=0.7, linewidths=0)
-    axis.set_yscale("log")
     axis.set(
-        title="Every living feature: its threshold, and how often it is open",
+        title="Living features: threshold, and how often open",
         xlabel="threshold (scaled units)",
         ylabel="open for … per cent of the examples",
+        ylim=(0, None),
     )
 
 

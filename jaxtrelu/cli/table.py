@@ -11,60 +11,63 @@ from rich.text import Text
 from jaxtrelu.cli.data import Dataset, stratified_split
 from jaxtrelu.cli.settings import REFERENCE, Settings
 
-_HEADERS = (
-    ("activation", "left"),
-    ("test accuracy", "right"),
-    (f"against {REFERENCE}", "right"),
-    ("zeros", "right"),
-    ("closed", "right"),
-    ("dead", "right"),
-    ("kept", "right"),
-    ("time per step", "right"),
-    ("rate", "right"),
-)
+# A table of all columns is 96 characters wide; on a narrower terminal the last ones here go first.
+_OPTIONAL = ("rate", "zeros", "dead")
 
 
 def show(terminal: Console, found: list[dict[str, Any]], settings: Settings, data: Dataset) -> None:
     """Prints the table, what its columns mean, and what they do and do not show."""
-    rows, features = data.features.shape
-    table = Table(
-        title=f"{data.name}: {rows} rows, {features} features, {data.classes} classes",
-        box=box.SIMPLE_HEAD,
-        title_style="bold",
-        title_justify="left",
-        pad_edge=False,
-    )
-    for header, justify in _HEADERS:
-        table.add_column(header, justify=justify, no_wrap=True)
-    group = None
-    for record in found:
-        variant = record["activation"].partition("-")[0] if "-" in record["activation"] else ""
-        if group is not None and variant != group:
+    cells = [_cells(record) for record in found]
+    columns = [header for header in cells[0] if header not in _dropped(cells, terminal.width)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for header in columns:
+        table.add_column(header, justify="left" if header == "activation" else "right", no_wrap=True)
+    group = _group(found[0])
+    for record, row in zip(found, cells, strict=True):
+        if _group(record) != group:
             table.add_section()
-        group = variant
-        table.add_row(*_cells(record))
+        group = _group(record)
+        table.add_row(*(row[header] for header in columns))
+    rows, features = data.features.shape
+    title = f"{data.name}: {rows} rows, {features} features, {data.classes} classes"
+    terminal.print(Text(f"\n{title}", style="bold"))
     terminal.print(table)
     terminal.print(Text(legend(settings), style="dim"))
-    terminal.print()
-    terminal.print(Text(caveat(settings, data)))
-    terminal.print()
+    terminal.print(Text(f"\n{caveat(settings, data)}\n"))
 
 
-def _cells(record: dict[str, Any]) -> tuple[str, ...]:
-    is_reference = record["activation"] == REFERENCE
-    return (
-        record["activation"],
-        f"{100 * record['test_accuracy']:.1f}{_plus_minus(record['test_accuracy_se'])} %",
-        ""
-        if is_reference
-        else f"{100 * record['difference']:+.1f}{_plus_minus(record['difference_se'])}",
-        f"{record['zeros']:.0%}",
-        f"{record['closed']:.0%}",
-        f"{record['dead_units']:.1f}",
-        f"{record['kept_bytes']:.2f} B",
-        f"{record['time_ratio']:.2f} ({record['time_ratio_low']:.2f}–{record['time_ratio_high']:.2f})",
-        f"{record['learning_rate']:g}",
-    )
+def _group(record: dict[str, Any]) -> str:
+    """The variant of a thresholded ReLU; nothing for the others."""
+    variant, dash, _ = record["activation"].partition("-")
+    return variant if dash else ""
+
+
+def _dropped(cells: list[dict[str, str]], width: int) -> tuple[str, ...]:
+    """The optional columns for which there is no room."""
+    widths = {header: max(len(header), *(len(row[header]) for row in cells)) for header in cells[0]}
+    for count in range(len(_OPTIONAL)):
+        kept = [width for header, width in widths.items() if header not in _OPTIONAL[:count]]
+        if sum(kept) + 2 * len(kept) <= width:
+            return _OPTIONAL[:count]
+    return _OPTIONAL
+
+
+def _cells(record: dict[str, Any]) -> dict[str, str]:
+    """Column to content, as printed."""
+    accuracy = 100 * record["test_accuracy"]
+    against = f"{100 * record['difference']:+.1f}{_plus_minus(record['difference_se'])}"
+    low, high = record["time_ratio_low"], record["time_ratio_high"]
+    return {
+        "activation": record["activation"],
+        "accuracy, %": f"{accuracy:.1f}{_plus_minus(record['test_accuracy_se'])}",
+        f"vs {REFERENCE}": "" if record["activation"] == REFERENCE else against,
+        "zeros": f"{record['zeros']:.0%}",
+        "closed": f"{record['closed']:.0%}",
+        "dead": f"{record['dead_units']:.1f}",
+        "kept, B": f"{record['kept_bytes']:.2f}",
+        "time per step": f"{record['time_ratio']:.2f} ({low:.2f}–{high:.2f})",
+        "rate": f"{record['learning_rate']:g}",
+    }
 
 
 def _plus_minus(error: float) -> str:
@@ -74,18 +77,17 @@ def _plus_minus(error: float) -> str:
 
 def legend(settings: Settings) -> str:
     """What each column is, in full."""
+    units = settings.depth * settings.width
     return (
-        f"test accuracy, against {REFERENCE}: mean ± standard error over {settings.seeds} seeds, "
-        "differences paired by seed, in percentage points.\n"
-        "zeros, closed: hidden values that are exactly 0; hidden units whose derivative is exactly "
-        "0; both on test rows.\n"
-        f"dead: of {settings.depth * settings.width} hidden units, those closed on every training "
-        "row.\n"
-        "kept: bytes per hidden unit and row that jax.vjp of the jitted network keeps for the "
-        "backward pass,\n  with the 4 of the output that the next layer needs whatever the "
-        "activation.\n"
-        f"time per step: relative to {REFERENCE}, measured in turns: median (quartiles). "
-        "rate: the learning rate chosen."
+        f"accuracy: on test rows; mean ± standard error over {settings.seeds} seeds; "
+        f"vs {REFERENCE}: difference in points, paired by seed\n"
+        "zeros: hidden values that are exactly 0; closed: hidden units with derivative exactly 0 "
+        "(test rows)\n"
+        f"dead: of {units} hidden units, those closed on every training row\n"
+        "kept: bytes that jax.vjp of the jitted network keeps per hidden unit and row, 4 of them "
+        "for the next layer\n"
+        f"time per step: relative to {REFERENCE}, measured in turns; median (quartiles); "
+        "rate: chosen learning rate"
     )
 
 
