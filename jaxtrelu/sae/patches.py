@@ -19,7 +19,7 @@ class Patches(NamedTuple):
 
 
 def image_patches(
-    count: int = 100_000, size: int = 12, *, kept_variance: float = 0.99, seed: int = 0
+    count: int = 100_000, size: int = 12, *, kept_variance: float = 0.95, seed: int = 0
 ) -> Patches:
     """Random patches of `sklearn.datasets.load_sample_images()`, grey, whitened.
 

@@ -173,7 +173,7 @@ def short_run() -> Recipe:
 
     Against `gemma_scope`: inputs scaled to a mean norm of √d, so that pre-activations, biases and
     thresholds are of order 1 and Adam's steps suit all parameters alike; bandwidth 0.5 and initial
-    threshold 1 in those units; Adam(0.9, 0.999) at 0.003 with 100 steps of warm-up, falling to 0
+    threshold 1 in those units; Adam(0.9, 0.999) at 0.004 with 100 steps of warm-up, falling to 0
     over the last fifth; batches of 512; no ramp of λ, which a short run has no time for.
 
     >>> short_run().input_scaling
@@ -187,7 +187,7 @@ def short_run() -> Recipe:
         "l0",
         coefficient=1.0,
         coefficient_warmup=0,
-        learning_rate=3e-3,
+        learning_rate=4e-3,
         adam_b1=0.9,
         learning_rate_warmup=100,
         learning_rate_decay=0.2,

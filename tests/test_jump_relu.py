@@ -1,0 +1,171 @@
+"""The JumpReLU layers of both Flax interfaces, and the sparse autoencoder as a module."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import jaxtrelu
+from jaxtrelu import Rectangle, sae
+from jaxtrelu.linen import JumpReLU as LinenJumpReLU
+from jaxtrelu.nnx import InputScale, JumpReLU, SparseAutoencoder, Threshold
+
+Z = jnp.array([[0.10, 0.52, 0.48, 1.0], [0.7, 0.2, 0.53, 0.47]])
+SURROGATE = Rectangle(0.1)
+
+
+def test_both_interfaces_are_the_function():
+    theta = np.float32([0.5, 0.4, 0.3, 0.6])
+    wanted = jaxtrelu.jump_relu(Z, theta, surrogate=SURROGATE)
+    layer = JumpReLU(4, surrogate=SURROGATE, threshold=theta)
+    np.testing.assert_array_equal(layer(Z), wanted)
+    linen = LinenJumpReLU(4, surrogate=SURROGATE, threshold=tuple(theta.tolist()))
+    variables = linen.init(jax.random.key(0), Z)
+    y, l0 = linen.apply(variables, Z, with_l0=True)
+    np.testing.assert_array_equal(y, wanted)
+    assert l0 == layer.l0(Z) == np.mean(np.sum(np.asarray(Z) > theta, axis=1))
+    assert set(variables) == {"params"}  # nothing is sown
+
+
+def test_gradients_of_the_layer_are_the_hand_values():
+    layer = JumpReLU(4, surrogate=SURROGATE, threshold=0.5)
+    pulled = nnx.grad(lambda layer: layer(Z[:1]).sum())(layer).parameter[...]
+    np.testing.assert_allclose(pulled, [0, -5, -5, 0], rtol=1e-6)
+    pulled = nnx.grad(lambda layer: layer.l0(Z[:1]))(layer).parameter[...]
+    np.testing.assert_allclose(pulled, [0, -10, -10, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("parametrisation", ["raw", "softplus"])
+def test_parametrisations_start_where_they_were_told_to_and_stay_positive(parametrisation):
+    first = np.float32([0.2, 0.5, 0.9, 1.3])
+    layer = JumpReLU(4, surrogate=SURROGATE, threshold=first, parametrisation=parametrisation)
+    np.testing.assert_allclose(layer.threshold, first, rtol=1e-5)
+    layer.parameter[...] = layer.parameter[...] - 30.0
+    assert (np.asarray(layer.threshold) >= 0).all()
+
+
+def test_a_raw_threshold_below_zero_still_receives_a_gradient():
+    layer = JumpReLU(1, surrogate=SURROGATE, threshold=0.0)
+    layer.parameter[...] = jnp.array([-0.3])
+    assert layer.threshold.tolist() == [0.0]
+    pulled = nnx.grad(lambda layer: layer.l0(jnp.array([[0.02]])))(layer).parameter[...]
+    np.testing.assert_allclose(pulled, [-10], rtol=1e-6)
+
+
+def test_a_small_softplus_threshold_moves_as_fast_as_a_raw_one():
+    """Under Adam a logarithm (or an unscaled softplus) would move it by θ · lr a step."""
+    moved = {}
+    for parametrisation in ("raw", "softplus"):
+        layer = JumpReLU(
+            8, surrogate=Rectangle(0.02), threshold=0.01, parametrisation=parametrisation
+        )
+        optimizer = nnx.Optimizer(layer, optax.adam(1e-4), wrt=Threshold)
+        z = 0.02 * jax.random.normal(jax.random.key(0), (512, 8))
+        for _ in range(20):
+            optimizer.update(layer, nnx.grad(lambda m, z=z: m.l0(z))(layer))
+        moved[parametrisation] = float(jnp.mean(layer.threshold) - 0.01)
+    assert moved["raw"] == pytest.approx(20e-4, rel=0.05)
+    assert moved["softplus"] == pytest.approx(moved["raw"], rel=0.5)
+
+
+def test_axis_and_dtype():
+    layer = JumpReLU(2, surrogate=SURROGATE, threshold=0.5, axis=0)
+    np.testing.assert_array_equal(layer(Z), np.where(np.asarray(Z) > 0.5, Z, 0))
+    low = layer(Z.astype(jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16
+    assert layer.parameter.dtype == jnp.float32
+    assert layer.l0(Z.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_layer_under_transformations():
+    layer = JumpReLU(4, surrogate=SURROGATE, threshold=0.5)
+    wanted = layer(Z)
+    np.testing.assert_array_equal(nnx.jit(lambda m, z: m(z))(layer, Z), wanted)
+    np.testing.assert_array_equal(nnx.remat(lambda m, z: m(z))(layer, Z), wanted)
+    each = nnx.vmap(lambda m, z: m(z), in_axes=(None, 0))(layer, Z)
+    np.testing.assert_array_equal(each, wanted)
+    graph, thresholds, rest = nnx.split(layer, Threshold, ...)
+    np.testing.assert_array_equal(nnx.merge(graph, thresholds, rest)(Z), wanted)
+
+
+def test_linen_layer_trains_inside_a_network():
+    network = nn.Sequential([nn.Dense(8), LinenJumpReLU(8, surrogate=Rectangle(0.5), threshold=0.1)])
+    params = network.init(jax.random.key(0), Z)
+    pulled = jax.grad(lambda p: network.apply(p, Z).sum())(params)
+    threshold = pulled["params"]["layers_1"]["threshold"]
+    assert threshold.shape == (8,)
+    assert float(jnp.abs(threshold).sum()) > 0
+
+
+@pytest.mark.parametrize("kind", [JumpReLU, LinenJumpReLU])
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"threshold": -0.1}, ValueError, "at least 0, but is -0.1"),
+        ({"threshold": float("nan")}, ValueError, "finite"),
+        ({"threshold": (0.1, 0.2)}, ValueError, r"shape \(4,\).*shape \(2,\)"),
+        ({"threshold": 0.0, "parametrisation": "softplus"}, ValueError, "greater than 0 under"),
+        ({"parametrisation": "log"}, ValueError, "'raw' or 'softplus', but is 'log'"),
+        ({"surrogate": None}, TypeError, "without one the thresholds would not learn"),
+        ({"features": 0}, ValueError, "whole number ≥ 1"),
+    ],
+)
+def test_bad_arguments(kind, changed, error, words):
+    arguments = {"features": 4, "surrogate": SURROGATE, **changed}
+    with pytest.raises(error, match=words):
+        layer = kind(**arguments)
+        layer.init(jax.random.key(0), Z)  # Linen checks when it is first called
+
+
+def test_wrong_number_of_features():
+    with pytest.raises(ValueError, match=r"4 features along axis -1, but has shape \(2, 3\)"):
+        JumpReLU(4, surrogate=SURROGATE)(jnp.ones((2, 3)))
+
+
+# --- the autoencoder ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [sae.gemma_scope(), sae.anthropic_2025()], ids=lambda r: r.name)
+def test_autoencoder_keeps_its_units(recipe):
+    """Scaling the inputs scales reconstructions and nothing else: the scale is in the model."""
+    x = jax.random.normal(jax.random.key(1), (300, 12)) + 0.5
+    models = [SparseAutoencoder(40, c * x, recipe=recipe, rngs=nnx.Rngs(0)) for c in (1.0, 50.0)]
+    small, large = models
+    np.testing.assert_allclose(large.encode(50 * x), small.encode(x), rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(large(50 * x), 50 * small(x), rtol=2e-3, atol=2e-2)
+    assert small.loss(x, 0.1)[0] == pytest.approx(large.loss(50 * x, 0.1)[0], rel=1e-3)
+    assert len(jax.tree.leaves(nnx.state(small, nnx.Param))) == 5
+    assert len(jax.tree.leaves(nnx.state(small, InputScale))) == 1
+
+
+def test_autoencoder_trains_as_a_module():
+    recipe = sae.short_run()
+    x = jax.random.normal(jax.random.key(1), (256, 12))
+    model = SparseAutoencoder(24, x, recipe=recipe, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, recipe.optimizer(100), wrt=nnx.Param)
+
+    @nnx.jit
+    def update(model, optimizer):
+        loss = lambda model: model.loss(x, 0.5)[0]
+        value, gradient = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, gradient)
+        model.constrain()
+        return value
+
+    values = [float(update(model, optimizer)) for _ in range(60)]
+    assert values[-1] < 0.7 * values[0]
+    np.testing.assert_allclose(jnp.linalg.norm(model.decoder[...], axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_less(-1e-9, model.threshold[...])
+
+
+def test_autoencoder_names_what_is_wrong():
+    x = np.ones((8, 3), np.float32)
+    x[5, 1] = np.nan
+    with pytest.raises(ValueError, match=r"NaN or infinity in rows 5"):
+        SparseAutoencoder(4, x, recipe=sae.gemma_scope(), rngs=nnx.Rngs(0))
+    model = SparseAutoencoder(4, np.ones((8, 3)), recipe=sae.gemma_scope(), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"3 columns.*shape \(2, 5\)"):
+        model(jnp.ones((2, 5)))

@@ -1,0 +1,136 @@
+"""Training data: rows in memory and on disk, image patches, and the planted world."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxtrelu import sae
+
+
+def saved(tmp_path, array, name="acts.npy"):
+    np.save(tmp_path / name, array)
+    return tmp_path / name
+
+
+def numbered(count, dimension=64, dtype=np.float32):
+    array = np.zeros((count, dimension), dtype)
+    array[:, 0] = np.arange(count)
+    return array
+
+
+def test_rows_in_memory_are_each_seen_once_in_an_epoch():
+    rows = sae.Rows(numbered(96), seed=3)
+    epochs = [np.concatenate([rows.batch(6 * e + i, 16)[:, 0] for i in range(6)]) for e in range(2)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(96))
+    assert (epochs[0] != epochs[1]).any()
+    again = sae.Rows(numbered(96), seed=3)
+    np.testing.assert_array_equal(again.batch(7, 16), rows.batch(7, 16))
+    assert (sae.Rows(numbered(96), seed=4).batch(0, 16) != rows.batch(0, 16)).any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_mapped_rows_are_read_in_groups_and_in_any_order_of_steps(tmp_path, dtype):
+    wide = numbered(2000, 1024, dtype)
+    mapped = np.load(saved(tmp_path, wide), mmap_mode="r")
+    rows = sae.Rows(mapped, group_bytes=3 << 20)
+    assert rows.shuffled_together < 1100  # memory holds one group, not the file
+    batches = {step: rows.batch(step, 100) for step in (0, 13, 4, 0)}
+    assert batches[13].dtype == np.float32
+    fresh = sae.Rows(np.load(tmp_path / "acts.npy", mmap_mode="r"), group_bytes=3 << 20)
+    np.testing.assert_array_equal(fresh.batch(13, 100), batches[13])
+    seen = np.concatenate([rows.batch(step, 100)[:, 0] for step in range(200)])
+    assert len(np.unique(seen)) == 2000
+    assert len(np.unique(rows.batch(2, 100)[:, 0])) == 100
+
+
+def test_statistics_are_those_of_all_rows(tmp_path):
+    array = np.random.default_rng(0).normal(size=(5000, 33)).astype(np.float32)
+    norms = np.linalg.norm(array, axis=1)
+    done = []
+    found = sae.open_rows(saved(tmp_path, array)).statistics(done.append)
+    assert found.mean_norm == pytest.approx(norms.mean(), rel=1e-6)
+    assert found.mean_square_norm == pytest.approx((norms**2).mean(), rel=1e-6)
+    assert sum(done) == 5000
+
+
+def test_rows_that_are_not_finite_are_named(tmp_path):
+    array = np.ones((3000, 8), np.float32)
+    array[[17, 2999], 3] = np.nan, np.inf
+    for rows in (sae.Rows(array, "acts"), sae.open_rows(saved(tmp_path, array))):
+        with pytest.raises(ValueError, match=r"acts.* NaN or infinity in rows 17, 2999 \(counted"):
+            rows.statistics()
+    one = sae.open_rows(tmp_path / "acts.npy")
+    with pytest.raises(ValueError, match=r"rows 17, 2999"):
+        one.batch(0, 100)
+    array[:, 0] = np.nan
+    with pytest.raises(ValueError, match=r"rows 0, 1, 2, .*9 and 2990 more"):
+        sae.Rows(array).statistics()
+
+
+def test_what_is_no_matrix_of_numbers_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 4\). Pass array.reshape"):
+        sae.Rows(np.ones((2, 3, 4)))
+    with pytest.raises(ValueError, match=r"empty: its shape is \(0, 4\)"):
+        sae.Rows(np.ones((0, 4)))
+    with pytest.raises(TypeError, match="holds complex128"):
+        sae.Rows(np.ones((2, 2), complex))
+    with pytest.raises(TypeError, match="holds <U1"):
+        sae.Rows(np.array([["a", "b"]]))
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        sae.open_rows(tmp_path / "absent.npy")
+    (tmp_path / "text.npy").write_text("hello")
+    with pytest.raises(ValueError, match="cannot be read as a .npy file"):
+        sae.open_rows(tmp_path / "text.npy")
+    np.savez(tmp_path / "several.npz", a=np.ones((2, 2)))
+    with pytest.raises(ValueError, match="archive of several arrays"):
+        sae.open_rows(tmp_path / "several.npz")
+    with pytest.raises(ValueError, match="batch of 50 examples is more than the 20 rows"):
+        sae.Rows(np.ones((20, 2))).batch(0, 50)
+
+
+def test_patches_are_white_and_can_be_turned_back_into_pixels():
+    patches = sae.image_patches(6000, 8, kept_variance=0.97)
+    assert patches.rows.shape == (6000, 64)
+    covariance = patches.rows.T @ patches.rows / 6000
+    values = np.linalg.eigvalsh(covariance)
+    np.testing.assert_allclose(values[-patches.kept :], 1, atol=1e-3)
+    np.testing.assert_allclose(values[: -patches.kept], 0, atol=1e-4)
+    pixels = patches.rows @ patches.unwhiten
+    np.testing.assert_allclose(pixels.mean(axis=1), 0, atol=1e-3)
+    assert 0.05 < pixels.std() < 0.5
+    same = sae.image_patches(6000, 8, kept_variance=0.97)
+    np.testing.assert_array_equal(same.rows, patches.rows)
+    with pytest.raises(ValueError, match="`count` should be at least 128"):
+        sae.image_patches(100, 8)
+    with pytest.raises(ValueError, match="`size` should be between"):
+        sae.image_patches(1000, 1)
+
+
+def test_planted_world_is_as_described():
+    world = sae.PlantedWorld(features=60, dimension=20, mean_l0=4.0, noise=0.0)
+    x, magnitudes = map(np.asarray, world.sample(jax.random.key(0), 20_000))
+    present = magnitudes > 0
+    np.testing.assert_allclose(present.mean(0), world.probabilities, atol=0.02)
+    assert present.sum(1).mean() == pytest.approx(4, rel=0.03)
+    ratio = world.probabilities[1] / world.probabilities[7]
+    assert ratio == pytest.approx(4**0.7, rel=1e-5)  # ranks 2 and 8
+    np.testing.assert_allclose(np.linalg.norm(world.directions, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(x, magnitudes @ np.asarray(world.directions), atol=1e-4)
+    with pytest.raises(ValueError, match="`mean_l0`"):
+        sae.PlantedWorld(features=10, mean_l0=9)
+
+
+def test_planted_scores():
+    world = sae.PlantedWorld(features=30, dimension=20, mean_l0=3.0)
+    _, magnitudes = world.sample(jax.random.key(0), 2000)
+    present = np.asarray(magnitudes) > 0
+    order = np.random.default_rng(0).permutation(30)
+    truth = np.asarray(world.directions)
+    perfect = sae.planted_scores(-2 * truth[order], present[:, order], truth, present)
+    assert tuple(perfect) == pytest.approx((1, 1, 1, 1))
+    half = sae.planted_scores(truth[:15], present[:, :15], truth, present)
+    assert tuple(half) == pytest.approx((0.5, 0.5, 0.5, 0.5))
+    always = sae.planted_scores(truth, np.ones_like(present), truth, present)
+    assert always.recall == pytest.approx(1)
+    assert always.precision == pytest.approx(present.mean(), rel=1e-5)
