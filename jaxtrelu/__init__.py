@@ -11,6 +11,7 @@ from jaxtrelu.functions import (
     step,
     thresholded_relu,
 )
+from jaxtrelu.linear import thresholded_linear
 from jaxtrelu.primitive import RESIDUAL_NAME
 from jaxtrelu.surrogates import Gaussian, Rectangle, Sigmoid, Surrogate, Triangle
 
@@ -28,6 +29,7 @@ __all__ = [
     "jump_relu",
     "shifted_relu",
     "step",
+    "thresholded_linear",
     "thresholded_relu",
 ]
 

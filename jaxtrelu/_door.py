@@ -26,6 +26,31 @@ def canonical(x, threshold, spec: Spec, *, floating: bool = False) -> tuple[jax.
     return x, threshold
 
 
+def canonical_linear(x, w, b) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The operands of a linear layer: x (..., d), w (d, n) and b (n,), zeros for None."""
+    x, w = _as_array(x, "x"), _as_array(w, "w")
+    if not x.ndim or w.ndim != 2 or x.shape[-1] != w.shape[0]:
+        raise ValueError(
+            f"`x` should have shape (..., d) and `w` shape (d, n), but the shapes are {x.shape} and "
+            f"{w.shape}."
+        )
+    b = jnp.zeros(w.shape[1], x.dtype) if b is None else _as_array(b, "b")
+    if b.shape != w.shape[1:]:
+        raise ValueError(
+            f"`b` should have shape {w.shape[1:]}, one number per column of w, but has shape "
+            f"{b.shape}."
+        )
+    for name, operand in (("x", x), ("w", w), ("b", b)):
+        if not jnp.issubdtype(operand.dtype, jnp.floating):
+            raise TypeError(f"`{name}` should be floating point, but has dtype {operand.dtype}.")
+    if x.dtype != w.dtype:
+        raise TypeError(
+            f"`x` and `w` should have one dtype, but have {x.dtype} and {w.dtype}. "
+            f"Pass w.astype({x.dtype.name!r})."
+        )
+    return x, w, b
+
+
 def canonical_spec(
     variant: str = "shift",
     ceiling=None,
@@ -175,8 +200,11 @@ def _check_integers(x: jax.Array, threshold: jax.Array, spec: Spec) -> None:
             f"`threshold` should be an integer for x of dtype {x.dtype}, but has dtype "
             f"{threshold.dtype}. Pass threshold.astype({x.dtype.name!r}), or x.astype('float32')."
         )
-    common = computation_dtype(x.dtype, threshold.dtype)
-    exact = jnp.issubdtype(common, jnp.integer) and jax.dtypes.canonicalize_dtype(common) == common
+    common = jnp.iinfo(computation_dtype(x.dtype, threshold.dtype))
+    exact = all(
+        common.min <= jnp.iinfo(a.dtype).min and jnp.iinfo(a.dtype).max <= common.max
+        for a in (x, threshold)
+    )
     if not exact:
         raise TypeError(
             f"`threshold` of dtype {threshold.dtype} and x of dtype {x.dtype} have no common "

@@ -6,14 +6,15 @@ XLA moves about 3.5 times the bytes. A back end asked for by name is never repla
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from jaxtrelu import _compat
+from jaxtrelu._compat import Primitive
 from jaxtrelu.packing import Packing
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -81,7 +82,7 @@ def _choose(asked: str | None, platform: str, ctx, params) -> str:
     shape, packing = ctx.avals_in[0].shape, params["packing"]
     dtypes = [a.dtype for a in ctx.avals_in if jnp.issubdtype(a.dtype, jnp.floating)]
     if asked is None:
-        wins = platform == "tpu" and params.get("outputs") != ("value",) and _fills(shape)
+        wins = platform == "tpu" and params.get("outputs") != ("value",) and _fills(ctx.avals_in)
         refusal = _refusal("mosaic_tpu", platform, shape, dtypes, packing, ctx) if wins else ""
         return "mosaic_tpu" if refusal is None else "xla"
     refusal = _refusal(asked, platform, shape, dtypes, packing, ctx)
@@ -93,9 +94,12 @@ def _choose(asked: str | None, platform: str, ctx, params) -> str:
     return asked
 
 
-def _fills(shape: tuple) -> bool:
-    """Whether a block of a TPU kernel would be at least one register full."""
-    return len(shape) > 1 and all(isinstance(n, int) for n in shape) and shape[-1] >= 128
+def _fills(avals) -> bool:
+    """Whether the last axis of the largest operand fills the lanes of a TPU register."""
+    shapes = [a.shape for a in avals if len(a.shape) > 1]
+    if not shapes or not all(isinstance(n, int) for shape in shapes for n in shape):
+        return False
+    return max(shapes, key=math.prod)[-1] >= 128
 
 
 def _refusal(name, platform: str, shape, dtypes, packing: Packing, ctx) -> str | None:
@@ -151,3 +155,25 @@ def gate_kernel(name: str, t, words, *, packing: Packing, invert: bool, implemen
     rows = views.as_rows(t, packing)
     packed = views.words_as_rows(words)
     return _back_end(name).gate(rows, packed, invert=invert).reshape(t.shape)
+
+
+def _linear_back_end(name: str):
+    if name == "mosaic_gpu":
+        from jaxtrelu.kernels import gpu_linear
+
+        return gpu_linear
+    from jaxtrelu.kernels import tpu_linear
+
+    return tpu_linear
+
+
+def linear_kernel(name: str, x, w, b, threshold, *, spec, packing: Packing, outputs) -> list:
+    """The kernel form of the fused linear layer; its operands are matrices already."""
+    return _linear_back_end(name).forward(x, w, b, threshold, spec, outputs)
+
+
+def linear_gradient_kernel(name: str, x, w, ct, words, *, packing, implementation) -> list:
+    """The kernel form of its gradients: dx, dw and the columns' sums of the gated cotangent."""
+    back_end = _linear_back_end(name)
+    dw, total = back_end.weight_gradient(x, ct, words)
+    return [back_end.input_gradient(ct, words, w), dw, total]

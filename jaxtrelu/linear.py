@@ -1,0 +1,213 @@
+"""The fused linear layer: a thresholded activation of x @ w + b that keeps no pre-activation.
+
+Two primitives, so that the lowering is chosen per platform: the product with its epilogue, and the
+three gradients from the cotangent and the packed gate. They are tied together by a
+`jax.custom_vjp`: a matrix product with its insides fused has no useful forward mode.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import batching
+from jax.typing import ArrayLike
+
+from jaxtrelu import dispatch, variants
+from jaxtrelu._door import canonical, canonical_linear, canonical_spec
+from jaxtrelu.packing import Packing
+from jaxtrelu.primitive import _vary_together
+from jaxtrelu.variants import Spec
+
+ROWS = Packing(axes=1)
+
+
+def thresholded_linear(
+    x: ArrayLike,
+    w: ArrayLike,
+    b: ArrayLike | None = None,
+    threshold: ArrayLike = 1.0,
+    *,
+    variant: str = "shift",
+    ceiling: float | None = None,
+    fill: float = 0,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Linear layer with a thresholded ReLU, fused: ``thresholded_relu(x @ w + b, threshold)``.
+
+    The product is accumulated, biased and compared in float32 at least, then rounded once. Reverse
+    mode keeps x, w and one bit per output, not the pre-activation. Reverse mode only: for forward
+    mode or higher derivatives write ``thresholded_relu(x @ w + b, threshold)``.
+
+    Convention at the threshold: the gate is closed at ``x @ w + b == threshold``, and the derivative
+    there is 0, as in `thresholded_relu`.
+
+    Args:
+      x: floating-point array (..., d).
+      w: array (d, n) of x's dtype.
+      b: array (n,), or None for no bias.
+      threshold: a number, or an array that broadcasts against the output's shape (..., n), in the
+        output's units.
+      variant: ``"shift"``, ``"hard"`` or ``"clamp"``.
+      ceiling: for ``shift``, the largest value, a positive Python number.
+      fill: for ``hard``, the value where the gate is closed.
+      implementation: None chooses a lowering by platform and shape; ``"xla"``, ``"mosaic_gpu"`` or
+        ``"mosaic_tpu"`` asks for one by name.
+
+    Returns:
+      An array (..., n) of x's dtype.
+
+    Raises:
+      TypeError: an operand is not floating point, or the dtypes of x and w differ.
+      ValueError: shapes that do not fit; else as `thresholded_relu`.
+      NotImplementedError: the implementation asked for cannot compute this call, and why.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxtrelu
+      >>> x, w = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0], [1.0, 1.0]])
+      >>> jaxtrelu.thresholded_linear(x, w, jnp.array([0.5, 0.0]), 2.0).tolist()
+      [[1.5, 0.0]]
+
+    Source: the definition.
+    """
+    spec = canonical_spec(variant, ceiling, fill, implementation=implementation)
+    x, w, b = canonical_linear(x, w, b)
+    shape = (*x.shape[:-1], w.shape[1])
+    like_output = jnp.broadcast_to(jnp.zeros((), x.dtype), shape)
+    _, threshold = canonical(like_output, threshold, spec, floating=True)
+    # Inside a shard_map all operands vary together: the transpose of that sums the gradients.
+    operands = _vary_together(x.reshape(-1, x.shape[-1]), w, b[None], _as_rows(threshold, shape))
+    return _linear(spec, *operands).reshape(shape)
+
+
+def _as_rows(threshold: jax.Array, shape: tuple) -> jax.Array:
+    """The threshold as (1 or rows, 1 or columns)."""
+    if threshold.ndim == 0:
+        return threshold[None, None]
+    lead = threshold.shape[:-1]
+    if all(n == 1 for n in lead):
+        return threshold.reshape(1, threshold.shape[-1])
+    spread = jnp.broadcast_to(threshold, (*shape[:-1], threshold.shape[-1]))
+    return spread.reshape(-1, threshold.shape[-1])
+
+
+# the gradient
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear(spec: Spec, x, w, b, threshold):
+    (y,) = linear_p.bind(x, w, b, threshold, spec=spec, packing=ROWS, outputs=("value",))
+    return y
+
+
+def _forward(spec: Spec, x, w, b, threshold):
+    y, words = linear_p.bind(
+        x, w, b, threshold, spec=spec, packing=ROWS, outputs=("value", "gate")
+    )
+    # Only the dtype of the bias and the shape of the threshold are needed: 0-sized stand-ins.
+    return y, (x, w, jnp.zeros((0,), b.dtype), jnp.zeros((0, *threshold.shape), threshold.dtype), words)
+
+
+def _backward(spec: Spec, kept, ct):
+    """With g = ct where open, else 0: dx = g w', dw = x' g, db = sum g; dt = slope . ct, summed."""
+    x, w, b, threshold, words = kept
+    dx, dw, total = linear_gradient_p.bind(
+        x, w, ct, words, packing=ROWS, implementation=spec.implementation
+    )
+    return dx, dw, total.astype(b.dtype), _threshold_gradient(spec, threshold, ct, words, total)
+
+
+def _threshold_gradient(spec: Spec, threshold, ct, words, total):
+    shape = threshold.shape[1:]
+    opened, closed = spec.row.threshold_slope
+    if not (opened or closed):
+        return jnp.zeros(shape, threshold.dtype)
+    if shape[0] == 1:  # from the columns' sums, without another pass over the cotangent
+        dt = opened * total
+        if closed:
+            dt = dt + closed * (jnp.sum(ct, 0, keepdims=True, dtype=total.dtype) - total)
+    else:
+        mask = ROWS.unpack(words, ct.shape)
+        ct = ct.astype(total.dtype)
+        dt = jnp.where(mask, opened * ct if opened else 0.0, closed * ct if closed else 0.0)
+    if shape[1] == 1:
+        dt = jnp.sum(dt, 1, keepdims=True)
+    return dt.astype(threshold.dtype)
+
+
+_linear.defvjp(_forward, _backward)
+
+
+# the primitives
+
+
+def _accumulator(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _linear_xla(x, w, b, threshold, *, spec: Spec, packing: Packing, outputs):
+    wide = _accumulator(x.dtype)
+    z = jnp.matmul(x, w, preferred_element_type=wide) + b.astype(wide)
+    results = []
+    for output in outputs:
+        if output == "value":
+            results.append(variants.value(z, threshold, spec).astype(x.dtype))
+        else:
+            results.append(packing.pack(variants.gate(z, threshold, spec)))
+    # Tied together, or XLA puts the packing off and keeps the pre-activation for it.
+    return list(lax.optimization_barrier(tuple(results))) if len(results) > 1 else results
+
+
+def _gradient_xla(x, w, ct, words, *, packing: Packing, implementation):
+    ct, words = lax.optimization_barrier((ct, words))
+    gated = jnp.where(packing.unpack(words, ct.shape), ct, jnp.zeros((), ct.dtype))
+    return [
+        jnp.matmul(gated, w.T).astype(x.dtype),
+        jnp.matmul(x.T, gated).astype(w.dtype),
+        jnp.sum(gated, 0, keepdims=True, dtype=_accumulator(ct.dtype)),
+    ]
+
+
+def _primitive(name: str, xla: Callable, kernel: Callable, implementation_of, static) -> Primitive:
+    """A primitive whose batching is that of its XLA form, since kernels take two axes."""
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+
+    def abstract(*avals, **params):
+        return [
+            avals[0].update(shape=o.shape, dtype=o.dtype, weak_type=False, sharding=o.sharding)
+            for o in jax.eval_shape(functools.partial(xla, **params), *avals)
+        ]
+
+    def batch(operands, dims, **params):
+        if (asked := implementation_of(params)) not in (None, "xla"):
+            raise NotImplementedError(
+                f"implementation={asked!r} cannot compute this call under vmap: the kernel takes "
+                "one matrix product. Give x more leading axes, or pass implementation=None."
+            )
+        batched = jax.vmap(functools.partial(xla, **params), in_axes=tuple(dims))
+        results = batched(*operands)
+        return results, [0] * len(results)
+
+    primitive.def_abstract_eval(abstract)
+    batching.primitive_batchers[primitive] = batch
+    dispatch.register(primitive, xla, kernel, implementation_of, static)
+    return primitive
+
+
+linear_p = _primitive(
+    "thresholded_linear",
+    _linear_xla,
+    dispatch.linear_kernel,
+    lambda params: params["spec"].implementation,
+    ("spec", "packing", "outputs"),
+)
+linear_gradient_p = _primitive(
+    "thresholded_linear_gradient",
+    _gradient_xla,
+    dispatch.linear_gradient_kernel,
+    lambda params: params["implementation"],
+    ("packing", "implementation"),
+)
