@@ -7,6 +7,7 @@ cannot make steps below 1/256, and stops learning.
 """
 
 import numbers
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -107,7 +108,7 @@ def threshold_shape(threshold: ThresholdLike, features: int | Sequence[int] | No
     given = () if callable(threshold) else jnp.shape(_as_operand(threshold))
     if features is None:
         return given
-    shape = (features,) if isinstance(features, int) else tuple(features)
+    shape = _integers(features, "features")
     if given not in ((), shape):
         raise ValueError(
             f"`threshold` should be a number or have the shape of the channels, {shape}, but has "
@@ -120,7 +121,7 @@ def channel_axes(axis: Axes | None, shape: tuple) -> tuple[int, ...]:
     """The axes of x that those of a threshold of this shape stand for: the last ones for None."""
     if axis is None:
         return tuple(range(-len(shape), 0))
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = _integers(axis, "axis")
     if len(axes) != len(shape):
         raise ValueError(
             f"`axis` should name one axis of x for each axis of the threshold, but is {axis!r} for "
@@ -133,7 +134,7 @@ def channel_shape(axis: Axes | None, x_shape: tuple) -> tuple:
     """The sizes of those axes of x: the shape of a threshold per channel; () for None."""
     if axis is None:
         return ()
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = _integers(axis, "axis")
     return tuple(x_shape[i] for i in _positions(axes, x_shape))
 
 
@@ -183,6 +184,13 @@ def _positions(axes: tuple[int, ...], x_shape: tuple) -> tuple[int, ...]:
     if len(set(positions)) != len(positions):
         raise ValueError(f"`axis` is {axes!r}, which names an axis of x of shape {x_shape} twice.")
     return positions
+
+
+def _integers(values: Any, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(value) for value in np.atleast_1d(np.asarray(values)))
+    except TypeError:
+        raise TypeError(f"`{name}` should be an integer or several, but is {values!r}.") from None
 
 
 def _bare(values: tuple) -> Any:

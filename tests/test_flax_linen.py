@@ -131,6 +131,17 @@ def test_wrong_number_of_channels_names_both_shapes():
         layer.apply(layer.init(KEY, X), X[:, :4])
 
 
+def test_as_an_attribute_and_in_a_table():
+    class Holder(nn.Module):
+        act: nn.Module = ThresholdedReLU(0.2, axis=-1, learned=True)
+
+        def __call__(self, x):
+            return self.act(x)
+
+    assert Holder().init(KEY, X)["params"]["act"]["threshold"].shape == (5,)
+    assert "threshold: float32[5]" in nn.tabulate(Holder(), KEY)(X)
+
+
 # --- values and gradients ---------------------------------------------------------------------
 
 

@@ -118,6 +118,12 @@ def test_construction_refuses_what_is_no_number(threshold):
         ThresholdedReLU(threshold)
 
 
+@pytest.mark.parametrize("arguments", [{"features": 2.0}, {"features": "5"}])
+def test_construction_refuses_a_number_of_channels_that_is_none(arguments):
+    with pytest.raises(TypeError, match="`features` should be an integer or several"):
+        ThresholdedReLU(0.1, **arguments)
+
+
 def test_wrong_number_of_channels_names_both_shapes():
     layer = ThresholdedReLU(0.1, features=4, learned=True)
     with pytest.raises(ValueError, match=r"shape \(4,\).*axis -1.*shape \(6, 5\) has 5"):

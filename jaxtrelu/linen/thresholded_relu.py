@@ -75,7 +75,7 @@ class ThresholdedReLU(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        self._spec()
+        _spec(self)
         super().__post_init__()
 
     @nn.compact
@@ -96,7 +96,7 @@ class ThresholdedReLU(nn.Module):
             threshold: Any = number
         else:
             threshold = self._stored(jnp.shape(x))
-        return core.apply(x, threshold, self._spec(), axis=self.axis, dtype=self.dtype)
+        return core.apply(x, threshold, _spec(self), axis=self.axis, dtype=self.dtype)
 
     def _stored(self, x_shape: tuple) -> Any:
         features = None if self.axis is None else core.channel_shape(self.axis, x_shape)
@@ -113,13 +113,15 @@ class ThresholdedReLU(nn.Module):
 
         return self.variable("thresholds", "threshold", initialise_fixed).value
 
-    def _spec(self) -> core.Spec:
-        return core.check_layer(
-            self.threshold,
-            learned=self.learned,
-            variant=self.variant,
-            ceiling=self.ceiling,
-            fill=self.fill,
-            surrogate=self.surrogate,
-            param_dtype=self.param_dtype,
-        )
+
+def _spec(layer: ThresholdedReLU) -> core.Spec:
+    # A function: Flax wraps methods, and a wrapped one cannot run before `__post_init__` is done.
+    return core.check_layer(
+        layer.threshold,
+        learned=layer.learned,
+        variant=layer.variant,
+        ceiling=layer.ceiling,
+        fill=layer.fill,
+        surrogate=layer.surrogate,
+        param_dtype=layer.param_dtype,
+    )
