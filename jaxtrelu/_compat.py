@@ -2,9 +2,25 @@
 
 import inspect
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import partial_eval
+
+# `jax.extend`, where these two have their names, imports Pallas (JAX 0.10 to 0.12): more than half
+# of the time that `import jaxtrelu` would add. Both can be had from what is loaded already.
+if TYPE_CHECKING:
+    from jax.extend.core import Primitive as Primitive
+else:
+    Primitive = type(jax.lax.neg_p)
+
+
+def checkpoint_name_primitive() -> Primitive:
+    """The primitive behind `jax.ad_checkpoint.checkpoint_name`."""
+    number = jax.ShapeDtypeStruct((), "float32")
+    (equation,) = jax.make_jaxpr(lambda x: checkpoint_name(x, "name"))(number).eqns
+    return equation.primitive
 
 
 def register_dead_code_rule(primitive, rule: Callable) -> None:

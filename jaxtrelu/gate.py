@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import jet
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 
 from jaxtrelu import dispatch
+from jaxtrelu._compat import Primitive
 from jaxtrelu.packing import Packing
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
 from jax.interpreters import batching
 from jax.typing import ArrayLike
 
 from jaxtrelu import dispatch, variants
+from jaxtrelu._compat import Primitive
 from jaxtrelu._door import canonical, canonical_linear, canonical_spec
 from jaxtrelu.packing import Packing
 from jaxtrelu.primitive import _vary_together

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import jet
-from jax.extend.core import Primitive
-from jax.extend.core.primitives import name_p
 from jax.interpreters import ad, batching
 
 from jaxtrelu import _compat, dispatch, variants
+from jaxtrelu._compat import Primitive
 from jaxtrelu.packing import Packing, choose_packing
 from jaxtrelu.tangents import residual_names, value_tangent
 from jaxtrelu.variants import Spec
@@ -218,6 +217,7 @@ def _thresholded_jet(primals, series, *, spec, packing, outputs):
 
 jet.jet_rules[thresholded_p] = _thresholded_jet
 # `checkpoint_name` on the words has no rule of its own in jet; it is the identity.
+name_p = _compat.checkpoint_name_primitive()
 jet.jet_rules.setdefault(
     name_p, lambda primals, series, **params: (name_p.bind(*primals, **params), series[0])
 )

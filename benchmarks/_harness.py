@@ -1,0 +1,248 @@
+"""Timing shared by the benchmarks: peers in one process, alternating, with ratios and differences.
+
+A benchmark is a list of suites; a suite yields cases; a case is one input with several
+implementations of the same mathematics. All of them are warmed up, then timed in turns, so that a
+change of clock or load meets all of them; what is reported is the median time, and the median and
+quartiles of the time relative to the case's baseline in the same turn.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxtrelu.cli.errors import UserError
+from jaxtrelu.cli.files import check_file, write_file
+
+_PACKAGES = ("jaxtrelu", "jax", "jaxlib", "flax", "numpy", "torch", "onnxruntime")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row group of the table.
+
+    Attributes:
+        shape: what the table calls the input, such as ``"2^22"``.
+        mode: ``"forward"``, ``"forward+backward"``, …
+        peers: name to a function of no arguments that does the work once and returns its result;
+            JAX results are waited for.
+        baseline: the peer whose time the ratios are relative to.
+        reference: the peer whose result the numerical differences are relative to.
+        limit: the fewest bytes that have to move, or a description such as ``"3.1 Gflop"``.
+        compare: whether results are comparable (a peer that returns nothing is never compared).
+    """
+
+    shape: str
+    mode: str
+    peers: Mapping[str, Callable[[], Any]]
+    baseline: str
+    reference: str
+    limit: int | str = ""
+    compare: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """A row that is not a time: bytes kept, import time."""
+
+    shape: str
+    mode: str
+    peer: str
+    value: float
+    unit: str
+    ratio: float | None = None
+    suite: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One implementation of a case, measured. Times are in seconds."""
+
+    suite: str
+    shape: str
+    mode: str
+    peer: str
+    median: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    difference: float | None
+    limit: int | str
+
+
+def measure(suite: str, case: Case, *, seconds: float) -> list[Timing]:
+    """Times the peers of a case in turns for about `seconds`, at least five turns."""
+    results = {name: _ready(peer()) for name, peer in case.peers.items()}
+    differences = {
+        name: maximal_difference(result, results[case.reference]) if case.compare else None
+        for name, result in results.items()
+    }
+    del results
+    repeats = {name: _repeats(peer) for name, peer in case.peers.items()}
+    samples: dict[str, list[float]] = {name: [] for name in case.peers}
+    end = time.perf_counter() + seconds
+    turns = 0
+    while turns < 5 or time.perf_counter() < end:
+        # Every other turn backwards: nobody always follows the same neighbour.
+        order = list(case.peers)[:: -1 if turns % 2 else 1]
+        for name in order:
+            samples[name].append(_time(case.peers[name], repeats[name]))
+        turns += 1
+    timings = []
+    for name, times in samples.items():
+        ratios = [a / b for a, b in zip(times, samples[case.baseline], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        timings.append(
+            Timing(
+                suite, case.shape, case.mode, name, statistics.median(times), middle, low, high,
+                differences[name], case.limit,
+            )
+        )  # fmt: skip
+    return timings
+
+
+def _ready(result):
+    return jax.block_until_ready(result)
+
+
+def _time(peer, repeats: int) -> float:
+    """Seconds per call, the mean over a few calls where one is too short for the clock."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        _ready(peer())
+    return (time.perf_counter() - start) / repeats
+
+
+def _repeats(peer, *, sample: float = 2e-3) -> int:
+    _ready(peer())
+    return max(1, int(sample / max(_time(peer, 3), 1e-9)))
+
+
+def maximal_difference(result, reference) -> float | None:
+    """The largest absolute difference over all arrays; None where a result has none."""
+    ours, theirs = jax.tree.leaves(result), jax.tree.leaves(reference)
+    if not ours or len(ours) != len(theirs):
+        return None
+    return max(
+        float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)), initial=0))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def environment() -> dict[str, str]:
+    """What the figures depend on besides the code."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    found["device"] = str(jax.devices()[0].device_kind)
+    found["threads"] = str(len(os.sched_getaffinity(0)))
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    found["huge pages"] = "on" if "glibc.malloc.hugetlb=1" in tunables else "off"
+    return found
+
+
+def _readable(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def _limit(limit: int | str) -> str:
+    return limit if isinstance(limit, str) else f"{limit / 1e6:.4g} MB"
+
+
+def _timing_table(title: str, timings: Iterable[Timing]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("shape", "mode", "implementation"):
+        table.add_column(column, no_wrap=True)
+    for column in ("median", "ratio", "quartiles", "max diff", "limit"):
+        table.add_column(column, justify="right")
+    previous = None
+    for row in timings:
+        if previous not in (None, (row.shape, row.mode)):
+            table.add_section()
+        first = previous != (row.shape, row.mode)
+        previous = (row.shape, row.mode)
+        table.add_row(
+            row.shape if first else "",
+            row.mode if first else "",
+            row.peer,
+            _readable(row.median),
+            f"{row.ratio:.3f}",
+            f"{row.ratio_low:.3f}–{row.ratio_high:.3f}",
+            "" if row.difference is None else f"{row.difference:.2g}",
+            _limit(row.limit) if first else "",
+        )
+    return table
+
+
+def _fact_table(title: str, facts: Iterable[Fact]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("shape", "mode", "implementation"):
+        table.add_column(column, no_wrap=True)
+    for column in ("value", "ratio"):
+        table.add_column(column, justify="right")
+    for fact in facts:
+        ratio = "" if fact.ratio is None else f"{fact.ratio:.3f}"
+        table.add_row(fact.shape, fact.mode, fact.peer, f"{fact.value:.4g} {fact.unit}", ratio)
+    return table
+
+
+def run(
+    description: str,
+    suites: Mapping[str, Callable[[argparse.Namespace], Iterable[Case | Fact]]],
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> int:
+    """The command line of a benchmark: runs the suites asked for, prints tables, writes JSON.
+
+    A suite is a function of the parsed arguments that yields cases, which are timed one at a time
+    (so that only one case's arrays are alive), and facts, which are taken as they are.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=suites, default=list(suites), help="suites")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time per case (default: 1)")
+    parser.add_argument("--json", type=check_file, metavar="PATH", help="also write all figures here")
+    add_arguments(parser)
+    try:
+        args = parser.parse_args()
+    except UserError as error:
+        parser.error(str(error))
+    console = Console(width=None if Console().is_terminal else 140, highlight=False)
+    found = environment()
+    console.print(", ".join(f"{name} {value}" for name, value in found.items()))
+    rows: list[Timing | Fact] = []
+    for name in args.only:
+        timings: list[Timing] = []
+        facts: list[Fact] = []
+        for item in suites[name](args):
+            if isinstance(item, Case):
+                timings += measure(name, item, seconds=args.seconds)
+            else:
+                facts.append(dataclasses.replace(item, suite=name))
+        if timings:
+            console.print(_timing_table(name, timings))
+        if facts:
+            console.print(_fact_table(name, facts))
+        rows += [*timings, *facts]
+    if args.json:
+        content = {"environment": found, "rows": [dataclasses.asdict(row) for row in rows]}
+        write_file(Path(args.json), json.dumps(content, indent=1) + "\n")
+    return 0
