@@ -10,7 +10,6 @@ With z = x @ w_in.T + b_in and the open entries E, the rest visits E only:
 Kept for the gradient: the operands, one bit per element of z, and z at the open entries.
 """
 
-import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -19,24 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtrelu import bits, variants
-from jaxtrelu.functions import step, thresholded_relu
-from jaxtrelu.packing import pack_last
 from jaxtrelu.sparse.activity import Activity
 from jaxtrelu.sparse.entries import Groups, List, groups_of, listed, position
+from jaxtrelu.sparse.latent import Plan, accumulator, activate, biased, encode, find, opened
 from jaxtrelu.sparse.loops import take
 from jaxtrelu.sparse.products import entry_dots, gather_sum
 from jaxtrelu.variants import Spec
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The static part of a call."""
-
-    spec: Spec
-    size: int
-    """Entries that the lists hold."""
-    direct: int
-    """Entries per feature that a weight gradient sums in its first pass."""
 
 
 class Operands(NamedTuple):
@@ -57,34 +44,9 @@ class Residuals(NamedTuple):
     wide: jax.Array
 
 
-def activate(plan: Plan, z: jax.Array, threshold: jax.Array) -> jax.Array:
-    """The activation, differentiable, of any shape."""
-    spec = plan.spec
-    return thresholded_relu(
-        z, threshold, variant=spec.variant, ceiling=spec.ceiling, surrogate=spec.surrogate
-    )
-
-
-def opened(plan: Plan, z: jax.Array, threshold: jax.Array) -> jax.Array:
-    """The gate as a number, with the surrogate's gradient, of any shape."""
-    return step(z, threshold, surrogate=plan.spec.surrogate)
-
-
-def pre_activations(operands: Operands) -> jax.Array:
-    """z, in float32 at least: what is near a threshold is decided before any rounding."""
-    x, w_in = operands.x, operands.w_in
-    z = jnp.matmul(x, w_in.T, preferred_element_type=accumulator(x.dtype))
-    return z if operands.b_in is None else z + operands.b_in.astype(z.dtype)
-
-
-def accumulator(dtype) -> jnp.dtype:
-    """The type in which sums are kept."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
 def dense(plan: Plan, operands: Operands) -> tuple[jax.Array, jax.Array]:
     """y and l0 by dense products: the reference, and the path for what is not sparse."""
-    z = pre_activations(operands)
+    z = biased(encode(operands.x, operands.w_in), operands.b_in)
     a = activate(plan, z, operands.threshold)
     l0 = jnp.sum(opened(plan, z, operands.threshold), axis=-1)
     return _decode(plan, a, operands), l0
@@ -103,41 +65,31 @@ def fused(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
 
 
 def _forward(plan: Plan, operands: Operands):
-    z = pre_activations(operands)
-    support = ~(z <= operands.threshold)
-    opened_words = pack_last(support)
-    if plan.spec.surrogate is not None:
-        support |= variants.window(z, jnp.broadcast_to(operands.threshold, z.shape), plan.spec)
-        rows = groups_of(pack_last(support))
-    else:
-        rows = groups_of(opened_words)
-    wide = rows.total > plan.size
-    total = jnp.where(wide, 0, rows.total)
-    features = z.shape[1]
-    by_row = listed(rows, total, plan.size)
-    there = jnp.arange(plan.size) < total
-    kept = take(z.reshape(-1), by_row.group * features + by_row.member)
-    threshold = take(operands.threshold, by_row.member)
-    values = jnp.where(there, activate(plan, kept, threshold), 0)
+    _, w_in, b_in, threshold, w_out = operands
+    product = encode(operands.x, w_in)
+    found = find(plan, product, b_in, threshold)
+    by_row, there, wide = found.by_row, found.there, found.wide
+    values = jnp.where(there, activate(plan, found.z, take(threshold, by_row.member)), 0)
 
-    def sparse(z):
-        return gather_sum(rows, by_row.member, values, operands.w_out, 0)
+    def sparse(product):
+        return gather_sum(found.rows, by_row.member, values, w_out, 0)
 
-    def through_dense(z):
-        return _decode(plan, activate(plan, z, operands.threshold), operands)
+    def through_dense(product):
+        # The bias is added here again, so that the sum need not be kept as an operand.
+        return _decode(plan, activate(plan, biased(product, b_in), threshold), operands)
 
-    y = lax.cond(wide, through_dense, sparse, z)
-    fired = jnp.sum(bits.unpack(opened_words, features), axis=0, dtype=jnp.int32)
+    y = lax.cond(wide, through_dense, sparse, product)
+    rows, features = product.shape
     activity = Activity(
         indices=jnp.where(there, by_row.member, features),
-        rows=jnp.where(there, by_row.group, z.shape[0]),
+        rows=jnp.where(there, by_row.group, rows),
         values=values,
-        counts=rows.counts,
-        l0=bits.count(opened_words).astype(z.dtype),
-        fired=fired,
+        counts=found.rows.counts,
+        l0=bits.count(found.opened).astype(values.dtype),
+        fired=jnp.sum(bits.unpack(found.opened, features), axis=0, dtype=jnp.int32),
         wide=wide,
     )
-    return (y, activity), Residuals(operands, rows, by_row, kept, wide)
+    return (y, activity), Residuals(operands, found.rows, by_row, found.z, wide)
 
 
 def _backward(plan: Plan, residuals: Residuals, cotangents):
@@ -191,7 +143,8 @@ def nothing(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
     """The same as `fused` for operands without an element, by dense products and with no entries."""
     y, l0 = dense(plan, operands)
     features = operands.w_in.shape[0]
-    gates = variants.gate(pre_activations(operands), operands.threshold, Spec(plan.spec.variant))
+    z = biased(encode(operands.x, operands.w_in), operands.b_in)
+    gates = variants.gate(z, operands.threshold, Spec(plan.spec.variant))
     record = Activity(
         indices=jnp.full(plan.size, features, jnp.int32),
         rows=jnp.full(plan.size, l0.shape[0], jnp.int32),

@@ -35,13 +35,17 @@ def gather_sum(
 
     def terms(base, starts, counts, width):
         """The sum of entries base .. base + width of the groups given."""
+        slots = base + jnp.arange(width, dtype=jnp.int32)[:, None]
+        there = slots < counts
+        at = jnp.where(there, starts + slots, 0)
+        # Held back from the loop over the rows, into which XLA would fuse it once per element.
+        there, weights, rows = lax.optimization_barrier(
+            (there, jnp.where(there, take(values, at), 0), take(members, at))
+        )
         acc = None
         for r in range(width):
-            there = base + r < counts
-            at = jnp.where(there, starts + base + r, 0)
-            weight = jnp.where(there, take(values, at), 0)
-            row = take(table, take(members, at)).astype(dtype)
-            term = jnp.where(there[:, None], weight[:, None] * row, 0)
+            term = weights[r][:, None] * take(table, rows[r]).astype(dtype)
+            term = jnp.where(there[r][:, None], term, 0)
             acc = term if acc is None else acc + term
         return acc
 

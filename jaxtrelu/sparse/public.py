@@ -6,8 +6,9 @@ from jax.typing import ArrayLike
 
 from jaxtrelu._door import canonical_spec
 from jaxtrelu.sparse.activity import Activity
+from jaxtrelu.sparse.latent import Plan
 from jaxtrelu.sparse.loops import varying_like
-from jaxtrelu.sparse.mlp import Operands, Plan, fused, nothing
+from jaxtrelu.sparse.mlp import Operands, fused, nothing
 from jaxtrelu.surrogates import Surrogate
 
 # Share of open entries from which on dense products are faster, on a CPU (see the benchmark).
