@@ -1,8 +1,7 @@
 """One table of cases for all tests of transformations: variant x dtype x kind of threshold.
 
-The expected values and slopes come from the definition, in float64 NumPy, at inputs whose sides of
-the threshold are chosen, so that no rounding decides a gate: elements lie at the threshold exactly,
-or well away from it.
+The expected values and slopes come from the float64 oracle, at inputs in quarters, so that no rounding
+decides a gate: elements lie at the threshold exactly, or well away from it.
 """
 
 import dataclasses
@@ -12,6 +11,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 
 import jaxtrelu
@@ -66,18 +66,11 @@ class Case:
         """(value, slope in x, slope in the threshold), each of x's shape, in float64."""
         x = np.asarray(self.x if x is None else x, np.float64)
         t = np.asarray(self.threshold if threshold is None else threshold, np.float64)
-        t = np.broadcast_to(t, x.shape)
-        is_open = x > t
-        name, ceiling = self.variant, np.inf
-        if name == "capped":
-            ceiling = VARIANTS["capped"]["ceiling"]
-        if name in ("shift", "capped"):
-            inside = is_open & (x < t + ceiling)
-            return np.where(is_open, np.minimum(x - t, ceiling), 0), inside * 1.0, inside * -1.0
-        if name in ("hard", "filled"):
-            fill = VARIANTS[name].get("fill", 0)
-            return np.where(is_open, x, fill), is_open * 1.0, np.zeros(x.shape)
-        return np.where(is_open, x, t), is_open * 1.0, 1.0 - is_open
+        options = VARIANTS[self.variant]
+        slope = oracle.opened(x, t, options.get("ceiling")) * 1.0
+        threshold_slope = {"shift": -slope, "hard": 0 * slope, "clamp": 1 - slope}
+        variant = options.get("variant", "shift")
+        return oracle.value(x, t, **options), slope, threshold_slope[variant]
 
     def threshold_cotangent(self, elementwise) -> np.ndarray:
         """Sums an array of x's shape back to the threshold's shape."""

@@ -1,0 +1,113 @@
+"""Bad input at the public door: what is raised, and that its words help."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxtrelu
+from jaxtrelu import Gaussian, Rectangle, Sigmoid, Triangle, thresholded_relu
+
+X = jnp.ones((8, 16))
+
+TYPE_ERRORS = {
+    "complex": (lambda: thresholded_relu(X + 0j), r"`x` should be a real array.*complex64"),
+    "bool": (lambda: thresholded_relu(X > 0), r"`x` should be a real array.*bool.*astype"),
+    "python bool": (lambda: thresholded_relu(True), r"`x` should be a real array.*True"),
+    "string": (lambda: thresholded_relu("1.0"), r"`x` should be a real array.*'1.0' \(str\)"),
+    "none": (lambda: thresholded_relu(None), r"`x` should be a real array.*NoneType"),
+    "ragged": (lambda: thresholded_relu([[1.0], [1.0, 2.0]]), r"list that does not form one"),
+    "objects": (lambda: thresholded_relu(np.array([None, 1])), r"`x` should be a real array"),
+    "text array": (lambda: thresholded_relu(np.array(["a"])), r"`x` should be a real array"),
+    "threshold none": (lambda: thresholded_relu(X, None), r"`threshold` should be a real array"),
+    "threshold bool": (lambda: thresholded_relu(X, True), r"`threshold` should be a real array"),
+    "threshold complex": (lambda: thresholded_relu(X, 1j), r"`threshold` should be a real array"),
+    "float threshold, integer x": (
+        lambda: thresholded_relu(jnp.arange(3), 0.5),
+        r"`threshold` should be an integer for x of dtype int32, but is 0.5",
+    ),
+    "float array, integer x": (
+        lambda: thresholded_relu(jnp.arange(3), jnp.float32(1)),
+        r"`threshold` should be an integer.*float32.*astype",
+    ),
+    "no common integer dtype": (
+        lambda: thresholded_relu(jnp.arange(3, dtype=jnp.uint32), jnp.int32(1)),
+        r"no common integer dtype.*uint32",
+    ),
+    "traced ceiling": (
+        lambda: jax.jit(lambda m: thresholded_relu(X, ceiling=m))(1.0),
+        r"`ceiling` should be a Python number.*compiled program",
+    ),
+    "fill text": (lambda: thresholded_relu(X, variant="hard", fill="0"), r"`fill` should be a Py"),
+    "surrogate class": (
+        lambda: thresholded_relu(X, variant="hard", surrogate=Rectangle),
+        r"`surrogate` should be a jaxtrelu surrogate",
+    ),
+    "bandwidth text": (lambda: Rectangle("wide"), r"`bandwidth` of Rectangle should be a number"),
+    "jump_relu without": (
+        lambda: jaxtrelu.jump_relu(X, 0.5, surrogate=None),
+        r"threshold does not learn.*Rectangle",
+    ),
+    "antiderivative of integers": (
+        lambda: jaxtrelu.antiderivative(jnp.arange(3), 1),
+        r"`x` should be floating point here, but has dtype int32",
+    ),
+}
+
+VALUE_ERRORS = {
+    "nan threshold": (lambda: thresholded_relu(X, float("nan")), r"`threshold` is NaN"),
+    "nan numpy threshold": (lambda: thresholded_relu(X, np.float32("nan")), r"`threshold` is NaN"),
+    "shapes": (
+        lambda: thresholded_relu(X, jnp.ones(5)),
+        r"against x of shape \(8, 16\), but has shape \(5,\).*\(16,\)",
+    ),
+    "broadcasts x": (
+        lambda: thresholded_relu(X[0], jnp.ones((8, 16))),
+        r"against x of shape \(16,\), but has shape \(8, 16\)",
+    ),
+    "leading one": (
+        lambda: thresholded_relu(X[0], jnp.ones((1, 16))),
+        r"against x of shape \(16,\), but has shape \(1, 16\)",
+    ),
+    "variant": (lambda: thresholded_relu(X, variant="soft"), r"'shift', 'hard', 'clamp'.*'soft'"),
+    "unhashable variant": (lambda: thresholded_relu(X, variant=["shift"]), r"`variant` should be"),
+    "ceiling of hard": (
+        lambda: thresholded_relu(X, variant="hard", ceiling=1.0),
+        r"`ceiling` belongs to variant='shift'.*'hard'",
+    ),
+    "ceiling zero": (lambda: thresholded_relu(X, ceiling=0), r"`ceiling` should be greater than 0"),
+    "ceiling nan": (lambda: thresholded_relu(X, ceiling=float("nan")), r"`ceiling` is NaN"),
+    "fill of shift": (lambda: thresholded_relu(X, fill=1), r"`fill` belongs to variant='hard'"),
+    "surrogate on clamp": (
+        lambda: thresholded_relu(X, variant="clamp", surrogate=Rectangle(0.1)),
+        r"nothing to estimate for variant='clamp'.*true gradient",
+    ),
+    "integer out of range": (
+        lambda: thresholded_relu(jnp.arange(3, dtype=jnp.uint8), -1),
+        r"does not fit in x's dtype uint8, which holds 0 to 255",
+    ),
+}
+
+
+@pytest.mark.parametrize("call, words", TYPE_ERRORS.values(), ids=TYPE_ERRORS)
+def test_type_errors(call, words):
+    with pytest.raises(TypeError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("call, words", VALUE_ERRORS.values(), ids=VALUE_ERRORS)
+def test_value_errors(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("surrogate", [Rectangle, Triangle, Gaussian, Sigmoid])
+@pytest.mark.parametrize("bandwidth", [0, -1.0, float("inf"), float("nan")])
+def test_bandwidths(surrogate, bandwidth):
+    with pytest.raises(ValueError, match=f"{surrogate.__name__}.*finite and greater than 0"):
+        surrogate(bandwidth)
+
+
+def test_errors_come_under_jit_too():
+    with pytest.raises(ValueError, match=r"shape \(8, 16\), but has shape \(5,\)"):
+        jax.jit(thresholded_relu)(X, jnp.ones(5))

@@ -1,0 +1,106 @@
+"""shard_map, explicit meshes, automatic partitioning and pmap, on eight virtual devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxtrelu import Rectangle, thresholded_relu
+
+OPTIONS = {
+    "shift": {},
+    "hard": {"variant": "hard", "surrogate": Rectangle(0.5)},
+    "clamp": {"variant": "clamp"},
+}
+KEY = jax.random.key(0)
+
+
+def _loss(options):
+    return lambda x, t: (thresholded_relu(x, t, **options) ** 2).sum()
+
+
+def _threshold(kind, x):
+    shape = {"scalar": (), "channel": x.shape[-1:], "full": x.shape}[kind]
+    return jnp.linspace(-0.5, 0.5, int(np.prod(shape))).reshape(shape)
+
+
+def _expect_same_gradients(actual, options, x, threshold):
+    expected = jax.grad(_loss(options), (0, 1))(np.asarray(x), np.asarray(threshold))
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(a), e, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("kind", ["scalar", "channel", "full"])
+def test_shard_map_with_varying_axes_checked(options, kind):
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
+    x = jax.random.normal(KEY, (16, 37))
+    threshold = _threshold(kind, x)
+    mapped = jax.shard_map(
+        lambda x, t: thresholded_relu(x, t, **options),
+        mesh=mesh,
+        in_specs=(P("rows"), P("rows") if kind == "full" else P()),
+        out_specs=P("rows"),
+    )
+    actual = jax.jit(jax.grad(lambda x, t: (mapped(x, t) ** 2).sum(), (0, 1)))(x, threshold)
+    _expect_same_gradients(actual, options, x, threshold)
+    _, tangent = jax.jvp(lambda x: mapped(x, threshold), (x,), (jnp.ones_like(x),))
+    _, direct = jax.jvp(lambda x: thresholded_relu(x, threshold, **options), (x,), (x * 0 + 1,))
+    np.testing.assert_allclose(tangent, direct)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "shape, spec",
+    [
+        ((16, 64), P("a", None)),
+        ((16, 256), P("a", "b")),
+        ((16, 40), P("a", "b")),  # parts of 10 columns: no multiple of the packing word
+        ((64, 40), P(None, "b")),  # packed along the rows instead
+        ((12, 8), P(None, "b")),
+        ((64, 24), P(("a", "b"), None)),
+        ((4, 8, 6), P("a", "b", None)),
+    ],
+    ids=str,
+)
+def test_explicit_mesh(options, shape, spec):
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jax.random.normal(KEY, shape), NamedSharding(mesh, spec))
+        for kind in ("scalar", "channel", "full"):
+            threshold = _threshold(kind, x)
+            if kind == "full":
+                threshold = jax.device_put(threshold, NamedSharding(mesh, spec))
+            assert jax.typeof(thresholded_relu(x, threshold, **options)).sharding.spec == spec
+            actual = jax.jit(jax.grad(_loss(options), (0, 1)))(x, threshold)
+            _expect_same_gradients(actual, options, x, threshold)
+
+
+def _collectives(function, *operands) -> list[str]:
+    text = jax.jit(function).lower(*operands).compile().as_text()
+    names = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+    return [name for name in names if f" {name}(" in text or f" {name}-start(" in text]
+
+
+@pytest.mark.parametrize(
+    "shape, spec",
+    [((64, 256), P("a", None)), ((64, 256), P(None, "a")), ((64, 100), P("a", None))],
+    ids=str,
+)
+def test_automatic_partitioning_adds_no_collective(shape, spec):
+    mesh = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(jax.random.normal(KEY, shape), NamedSharding(mesh, spec))
+    gradient = jax.grad(lambda x, c: (thresholded_relu(x, 0.5) * c).sum())
+    assert _collectives(gradient, x, x) == []
+    np.testing.assert_array_equal(gradient(x, x), np.where(x > 0.5, x, 0))
+
+
+def test_pmap():
+    x = jax.random.normal(KEY, (8, 5, 7))
+    actual = jax.pmap(jax.grad(_loss({}), (0, 1)), in_axes=(0, None))(x, 0.25)
+    for i in range(8):
+        dx, dt = jax.grad(_loss({}), (0, 1))(x[i], 0.25)
+        np.testing.assert_allclose(actual[0][i], dx, rtol=1e-6)
+        np.testing.assert_allclose(actual[1][i], dt, rtol=1e-6)
