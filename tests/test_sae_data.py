@@ -32,12 +32,13 @@ def test_rows_in_memory_are_each_seen_once_in_an_epoch():
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_mapped_rows_are_read_in_groups_and_in_any_order_of_steps(tmp_path, dtype):
     wide = numbered(2000, 1024, dtype)
+    group = wide.nbytes // 3
     mapped = np.load(saved(tmp_path, wide), mmap_mode="r")
-    rows = sae.Rows(mapped, group_bytes=3 << 20)
+    rows = sae.Rows(mapped, group_bytes=group)
     assert rows.shuffled_together < 1100  # memory holds one group, not the file
     batches = {step: rows.batch(step, 100) for step in (0, 13, 4, 0)}
     assert batches[13].dtype == np.float32
-    fresh = sae.Rows(np.load(tmp_path / "acts.npy", mmap_mode="r"), group_bytes=3 << 20)
+    fresh = sae.Rows(np.load(tmp_path / "acts.npy", mmap_mode="r"), group_bytes=group)
     np.testing.assert_array_equal(fresh.batch(13, 100), batches[13])
     seen = np.concatenate([rows.batch(step, 100)[:, 0] for step in range(200)])
     assert len(np.unique(seen)) == 2000

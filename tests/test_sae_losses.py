@@ -132,9 +132,9 @@ def test_the_parallel_part_of_the_gradient_is_projected_out_and_norms_stay_one()
 def test_losses_in_bfloat16_keep_thresholds_in_float32():
     recipe = RECIPES["short_run"]
     weights, x = example(recipe)
-    value, gradient = jax.value_and_grad(lambda w: sae.loss(w, x.astype(jnp.bfloat16), 0.3, recipe)[0])(
-        weights
-    )
+    value, gradient = jax.value_and_grad(
+        lambda w: sae.loss(w, x.astype(jnp.bfloat16), 0.3, recipe)[0]
+    )(weights)
     wanted = jax.grad(lambda w: sae.loss(w, x, 0.3, recipe)[0])(weights)
     assert value.dtype == gradient.threshold.dtype == jnp.float32
     scale = float(jnp.abs(wanted.threshold).max())

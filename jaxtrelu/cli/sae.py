@@ -49,7 +49,12 @@ def add_parser(subparsers: Any) -> None:
     add("--seed", type=int, default=0, help="of the weights and of the order of the examples")
     add("--dense", action="store_true", help="multiply the zeros, too, instead of skipping them")
     add("--checkpoint-every", type=int, default=500, help="steps between two checkpoints")
-    add("--out", type=Path, default=Path("results/sae"), help="folder for results and checkpoints")
+    add(
+        "--output",
+        type=Path,
+        default=Path("results/sae"),
+        help="folder for results and checkpoints",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxtrelu.cli import files, sae_figures
     from jaxtrelu.cli.console import progress
 
-    folder = files.check_folder(args.out)
+    folder = files.check_folder(args.output)
     try:
         settings = _settings(args)
         patches = None
@@ -68,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
         else:
             rows = sae.open_rows(args.data, args.seed)
         if args.checkpoint_every < 1:
-            raise ValueError(f"--checkpoint-every should be at least 1, not {args.checkpoint_every}.")
+            raise ValueError(
+                f"--checkpoint-every should be at least 1, not {args.checkpoint_every}."
+            )
         started = time.perf_counter()
         with progress(settings.steps, "reading the data") as bar:
             seen = 0
@@ -137,7 +144,9 @@ def _line(entry: dict[str, float]) -> str:
 
 def _report(rows: "Rows", settings: "Settings", result: "Result") -> dict[str, Any]:
     """What was run and what came out, as JSON has it."""
-    last = {name: float(column[-1]) for name, column in result.history.items()}
+    # A row of the history is one batch: the mean of the last five says where the run came to.
+    last = {name: float(column[-5:].mean()) for name, column in result.history.items()}
+    last["step"] = settings.steps
     recipe = {name: value for name, value in vars(settings.recipe).items() if name != "surrogate"}
     return {
         "data": {"name": rows.name, "rows": len(rows), "dimension": rows.dimension},
@@ -171,7 +180,7 @@ def _print_table(
         ("features", f"{settings.features:,}", "size of the dictionary"),
         ("L0", f"{last['l0']:.2f}", f"open features per example; wanted {settings.target_l0:g}"),
         ("λ", f"{last['coefficient']:.3g}", "the coefficient that this took"),
-        ("lost variance", f"{last['reconstruction']:.1%}", "of the last batch"),
+        ("lost variance", f"{last['reconstruction']:.1%}", "of the inputs, not reconstructed"),
         ("dead features", f"{last['dead_share']:.1%}", "open for no example of the probe batch"),
         ("in the window", f"{last['window_share']:.2%}", "entries that teach thresholds"),
         ("median threshold", f"{last['threshold_50']:.3f}", "in scaled units"),

@@ -33,7 +33,9 @@ def training(result: "Result", settings: "Settings") -> dict[str, bytes]:
         steps = history["step"]
         _draw_l0(axes[0, 0], steps, history["l0"], settings)
         axes[0, 1].plot(steps, 100 * history["reconstruction"], color=_BLUE)
-        axes[0, 1].set(title="Variance lost in the reconstruction", ylabel="per cent", ylim=(0, None))
+        axes[0, 1].set(
+            title="Variance lost in the reconstruction", ylabel="per cent", ylim=(0, None)
+        )
         axes[1, 0].plot(steps, history["coefficient"], color=_ORANGE)
         axes[1, 0].set(title="The coefficient λ", ylabel="λ", ylim=(0, None))
         if settings.target_l0:
