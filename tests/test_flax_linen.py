@@ -139,7 +139,7 @@ def test_as_an_attribute_and_in_a_table():
             return self.act(x)
 
     assert Holder().init(KEY, X)["params"]["act"]["threshold"].shape == (5,)
-    assert "threshold: float32[5]" in nn.tabulate(Holder(), KEY)(X)
+    assert "(20 B)" in nn.tabulate(Holder(), KEY)(X)
 
 
 # --- values and gradients ---------------------------------------------------------------------
