@@ -1,0 +1,291 @@
+"""`compare`: data that is refused, numbers that are right, files that can be read."""
+
+import csv
+import json
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxtrelu.__main__ import main
+from jaxtrelu.cli import data, measure, network, results, settings
+
+# One of each sort.
+SOME = ["relu", "leaky_relu", "gelu", "shift-fixed", "clamp-calibrated", "hard-learned"]
+TINY = ["--epochs", "2", "--seeds", "2", "--width", "8", "--depth", "1", "--learning-rate", "0.01"]
+
+
+def rows(count=30, features=4, classes=3, seed=0):
+    """Separable rows."""
+    labels = np.arange(count) % classes
+    noise = np.random.default_rng(seed).normal(size=(count, features))
+    return noise + 4 * labels[:, None], labels
+
+
+def compare(*arguments):
+    return main(["compare", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """One run on a small file of the user's own."""
+    folder = tmp_path_factory.mktemp("compare")
+    x, y = rows()
+    np.savez(folder / "mine.npz", X=x, y=np.array(["red", "green", "blue"])[y])
+    output = folder / "output"
+    extra = ("--activations", *SOME[1:])
+    assert compare("--data", folder / "mine.npz", "--output", output, *TINY, *extra) == 0
+    return output
+
+
+# What it writes.
+
+
+def test_files(tiny):
+    figures = ("accuracy_sparsity", "learned_thresholds", "learning_curves")
+    expected = ["compare.csv", "compare.json"]
+    expected += [f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
+    assert sorted(path.name for path in tiny.iterdir()) == sorted(expected)
+    for name in figures:
+        assert (tiny / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert (tiny / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_csv_and_json_agree(tiny):
+    with open(tiny / "compare.csv", newline="") as stream:
+        table = list(csv.DictReader(stream))
+    document = json.loads((tiny / "compare.json").read_text())
+    assert [record["activation"] for record in table] == SOME
+    assert list(table[0]) == list(document["columns"]) == list(results.COLUMNS)
+    for record, found in zip(table, document["results"], strict=True):
+        for column, value in found.items():
+            assert record[column] == value or float(record[column]) == value
+    assert document["settings"]["width"] == 8
+    assert document["about"]["classes"] == 3
+    assert len(document["per_seed"]["relu"]["test_accuracy"]) == 2
+    assert np.shape(document["per_seed"]["relu"]["loss_by_epoch"]) == (2, 2)
+
+
+def test_numbers_are_possible(tiny):
+    found = json.loads((tiny / "compare.json").read_text())["results"]
+    for record in found:
+        for share in ("test_accuracy", "zeros", "closed"):
+            assert 0 <= record[share] <= 1
+        assert 0 <= record["dead_units"] <= record["units"] == 8
+        assert 0 < record["time_ratio_low"] <= record["time_ratio"] <= record["time_ratio_high"]
+    by_name = {record["activation"]: record for record in found}
+    assert by_name["gelu"]["zeros"] == by_name["leaky_relu"]["closed"] == 0
+    for name in ("relu", "shift-fixed", "hard-learned"):
+        assert by_name[name]["zeros"] == by_name[name]["closed"] > 0
+    assert by_name["clamp-calibrated"]["zeros"] == 0 < by_name["clamp-calibrated"]["closed"]
+    assert by_name["relu"]["difference"] == 0
+
+
+def test_seeds_reproduce(tmp_path, capsys):
+    documents = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        output = tmp_path / name
+        common = ("--data", "iris", "--output", output, *TINY, "--activations", "relu")
+        assert compare(*common, "--seed", seed) == 0
+        documents.append(json.loads((output / "compare.json").read_text())["per_seed"])
+    assert documents[0] == documents[1] != documents[2]
+
+
+def test_table_and_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    arguments = ("--data", "wine", "--output", tmp_path, *TINY, "--activations", "gelu")
+    assert compare(*arguments) == 0
+    out, err = capsys.readouterr()
+    for word in ("wine: 178 rows", "accuracy, %", "zeros", "closed", "dead", "kept, B", "time per"):
+        assert word in out
+    assert "±" in out
+    assert "do not show" in out.replace("\n", " ")
+    assert f"wrote {tmp_path / 'compare.csv'}" in out
+    # Without a terminal the progress is a line per activation.
+    assert [line.split()[0] for line in err.splitlines()] == ["relu", "gelu"]
+
+
+def test_relu_learns_digits(tmp_path):
+    arguments = ["--epochs", "5", "--seeds", "2", "--width", "32", "--activations", "relu"]
+    assert compare("--output", tmp_path, *arguments, "--learning-rate", 3e-3) == 0
+    (record,) = json.loads((tmp_path / "compare.json").read_text())["results"]
+    assert record["activation"] == "relu"
+    assert record["test_accuracy"] > 0.85
+
+
+# What it measures.
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("relu", 9.0), ("leaky_relu", 5.0), ("shift-fixed", 4.125), ("hard-fixed", 4.125)]
+)
+def test_kept_bytes(name, kept):
+    kernels = network.initial_kernels(jax.random.key(0), (10, 64, 64, 3))
+    found = measure.kept_bytes_per_unit(network.Network(kernels, name, 1.0), batch=128)
+    assert found == pytest.approx(kept, abs=0.01)
+
+
+def test_calibration_reaches_the_share():
+    kernels = network.initial_kernels(jax.random.key(0), (10, 64, 64, 3))
+    net = network.Network(kernels, "hard-calibrated", 0.0)
+    x = jax.random.normal(jax.random.key(1), (200, 10))
+    net.calibrate(x, 0.7)
+    _, values, slopes = net.hidden(x)
+    for value, slope in zip(values, slopes, strict=True):
+        assert float(jnp.mean(slope == 0)) == pytest.approx(0.7, abs=1e-3)
+        np.testing.assert_array_equal(value == 0, slope == 0)
+
+
+def test_quantile_against_numpy():
+    values = jax.random.normal(jax.random.key(0), (50, 40))
+    expected = np.quantile(np.asarray(values), 0.8)
+    assert float(network.quantile(values, 0.8)) == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.parametrize("name", settings.ACTIVATIONS)
+def test_only_learned_thresholds_are_trained(name):
+    kernels = network.initial_kernels(jax.random.key(0), (4, 8, 3))
+    net = network.Network(kernels, name, 0.5)
+
+    def loss(net):
+        return jnp.sum(net(jnp.linspace(-2, 2, 40).reshape(10, 4)) ** 2)
+
+    gradient = nnx.to_pure_dict(nnx.state(nnx.grad(loss)(net), nnx.Param))
+    learned = "threshold" in gradient.get("activations", {0: {}}).get(0, {})
+    assert learned == name.endswith("-learned")
+    if learned:
+        assert jnp.any(gradient["activations"][0]["threshold"] != 0)
+
+
+def test_time_ratio_of_a_call_that_does_more():
+    ratio, seconds = measure.time_ratio(lambda: sum(range(200_000)), lambda: None)
+    assert ratio.low > 1
+    assert seconds > 0
+
+
+def test_splits_are_stratified_and_disjoint():
+    labels = np.repeat([0, 1, 2], [3, 20, 101]).astype(np.int32)
+    first, second = (data.stratified_split(labels, seed) for seed in (0, 1))
+    for split in (first, second):
+        parts = (split.train, split.validation, split.test)
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+        assert all(set(labels[part]) == {0, 1, 2} for part in parts)
+    assert first.test.shape == second.test.shape
+    assert set(first.test) != set(second.test)
+
+
+@pytest.mark.parametrize("name", data.BUNDLED)
+def test_bundled_data(name):
+    found = data.load(name)
+    assert found.features.dtype == np.float32
+    assert found.features.ndim == 2
+    assert set(found.labels) == set(range(found.classes))
+
+
+# What it refuses: one sentence, status 2, and no file.
+
+
+def refused(capsys, folder, *arguments):
+    before = sorted(path.name for path in folder.iterdir())
+    assert compare("--output", folder / "out", *TINY, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("jaxtrelu: error: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert sorted(path.name for path in folder.iterdir()) == before
+    return err
+
+
+X, Y = rows()
+
+
+def changed(row, column, value):
+    x = X.copy()
+    x[row, column] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"y": Y}, "holds y but not X"),
+        ({"X": X}, "holds X but not y"),
+        ({"a": X, "b": Y}, "holds a, b but not X and y"),
+        ({"X": X.astype(str), "y": Y}, "X should hold real numbers, but has dtype <U"),
+        ({"X": X * 1j, "y": Y}, "X should hold real numbers, but has dtype complex128"),
+        ({"X": X[:, 0], "y": Y}, "has shape (30,)"),
+        ({"X": X[:0], "y": Y[:0]}, "X is empty: its shape is (0, 4)"),
+        ({"X": X[:, :0], "y": Y}, "X is empty"),
+        ({"X": changed(7, 2, np.nan), "y": Y}, "X holds nan at row 7, column 2, counted from 0"),
+        ({"X": changed(slice(4, 6), 1, np.inf), "y": Y}, "row 4, column 1 (and 1 more"),
+        ({"X": changed(3, 0, 1e300), "y": Y}, "X holds 1e+300 at row 3, column 0"),
+        ({"X": X, "y": Y * 0}, "one class only (0)"),
+        ({"X": X, "y": Y[:-1]}, "X has 30 rows but y has 29 labels"),
+        ({"X": X, "y": np.eye(3)[Y]}, "y should have shape (rows,)"),
+        ({"X": X, "y": Y + 0.5}, "regression"),
+        ({"X": X, "y": np.where(Y == 1, np.nan, Y)}, "y holds nan at row 1"),
+        ({"X": X, "y": Y * 1j}, "y should hold numbers or strings"),
+        ({"X": X, "y": np.array([5] + [0, 1] * 14 + [0])}, "class 5 has 1 row(s) of 30"),
+        ({"X": X.astype(object), "y": Y}, "Python objects"),
+        ({"X": X, "y": Y.astype(object)}, "Python objects"),
+    ],
+)
+def test_bad_arrays(arrays, words, tmp_path, capsys):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    assert words in refused(capsys, tmp_path, "--data", tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not a readable .npz file"),
+        (b"X,y\n1,2\n", "not a readable .npz file"),
+        (pickle.dumps({"X": X, "y": Y}), "not a readable .npz file"),
+    ],
+)
+def test_files_of_another_kind(content, words, tmp_path, capsys):
+    (tmp_path / "bad.npz").write_bytes(content)
+    assert words in refused(capsys, tmp_path, "--data", tmp_path / "bad.npz")
+
+
+def test_a_damaged_file(tmp_path, capsys):
+    np.savez_compressed(tmp_path / "bad.npz", X=X, y=Y)
+    content = bytearray((tmp_path / "bad.npz").read_bytes())
+    content[200:260] = bytes(60)
+    (tmp_path / "bad.npz").write_bytes(content)
+    assert "bad.npz" in refused(capsys, tmp_path, "--data", tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "digitz"], "no data set 'digitz'"),
+        (["--data", "diabetes"], "regression"),
+        (["--data", "nowhere.npz"], "there is no file nowhere.npz"),
+        (["--data", "/proc/self.npz/x.npz"], "/proc/self.npz/x.npz"),
+        (["--activations", "shift-leraned"], "did you mean shift-learned?"),
+        (["--width", "100000"], "--width should be from 1 to 8192, but is 100000"),
+        (["--width", "8192", "--depth", "32", "--seeds", "64"], "GB"),
+        (["--width", "4096", "--epochs", "10000", "--depth", "9"], "operations"),
+        (["--depth", "0"], "--depth should be from 1"),
+        (["--seeds", "0"], "--seeds should be from 1"),
+        (["--epochs", "-1"], "--epochs should be from 1"),
+        (["--epochs", "many"], "invalid int value: 'many'"),
+        (["--batch", "0"], "--batch should be from 1"),
+        (["--seed", "-1"], "--seed should be from 0"),
+        (["--sparsity", "1"], "--sparsity should be from 0.01 to 0.99"),
+        (["--threshold", "nan"], "--threshold should be from"),
+        (["--learning-rate", "0"], "--learning-rate should be from"),
+        (["--learning-rate", *"123456789"], "at most 8 values, but got 9"),
+    ],
+)
+def test_bad_arguments(arguments, words, tmp_path, capsys):
+    assert words in refused(capsys, tmp_path, *arguments)
+
+
+def test_unwritable_output(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert "cannot write" in refused(capsys, tmp_path, "--output", tmp_path / "file" / "folder")
