@@ -5,13 +5,14 @@
 A world of ground-truth directions with Zipf-distributed firing (`jaxtrelu.sae.PlantedWorld`). Both
 sides train JumpReLU autoencoders by the recipe of Rajamanoharan et al. (rectangle surrogate, its
 estimate to the threshold only, λ Σ H(π − θ) with λ ramped up) on the very same batches in float32,
-with the same Adam and the same bandwidth, first threshold and learning rate. SAELens runs through its
-own trainer with its own initialisation and its own gradient clipping, at a fixed λ; ours is then
-steered by `l0_target_controller` to the L0 that SAELens reached. Scores are taken on held-out data:
-F1 and mean correlation (|cosine|) under the best one-to-one matching.
+with the same Adam, bandwidth, first threshold and learning rate. SAELens runs through its own
+trainer, with its own initialisation, at a fixed λ; ours is then steered by `l0_target_controller`
+to the L0 that SAELens reached. Scores are taken on held-out data: F1 and mean correlation
+(|cosine|) under the best one-to-one matching.
 
 What differs beyond the target: SAELens clips gradients to norm 1, leaves decoder norms free after a
-start at `--peer-norm` (its default is 0.1, the recipe says 1), and does not project gradients.
+start at `--peer-norm` (0.1 is its default; 1, as the recipe has it, scored lower), and does not
+project gradients.
 
 Needs `pip install sae-lens==6.*`.
 """
@@ -34,6 +35,8 @@ BANDWIDTH, FIRST, RATE, COEFFICIENT, WARMUP = 0.1, 0.1, 2e-3, 0.12, 500
 
 @dataclasses.dataclass
 class Outcome:
+    """What a trained autoencoder scored on held-out data."""
+
     f1: float
     mean_correlation: float
     l0: float
@@ -141,7 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--peer-norm", type=float, default=1.0, help="decoder_init_norm of SAELens")
+    parser.add_argument("--peer-norm", type=float, default=0.1, help="decoder_init_norm of SAELens")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     try:

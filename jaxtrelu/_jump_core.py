@@ -7,6 +7,7 @@ move, like the logarithm's: SAELens#494.)
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,9 @@ from jaxtrelu.surrogates import Surrogate
 PARAMETRISATIONS = ("raw", "softplus")
 
 
-def check(features: int, threshold: ArrayLike, surrogate: Any, parametrisation: str) -> np.ndarray:
+def check(
+    features: int, threshold: ArrayLike | Sequence[float], surrogate: Any, parametrisation: str
+) -> np.ndarray:
     """Refuses at construction what could not learn; returns the first thresholds, (features,)."""
     if isinstance(features, bool) or not isinstance(features, int) or features < 1:
         raise ValueError(f"`features` should be a whole number ≥ 1, but is {features!r}.")

@@ -1,9 +1,23 @@
 """Surrogate gradients: what stands in for the Dirac impulse where a thresholded activation jumps.
 
 The derivative of the step ``H(x - threshold)`` with respect to its threshold is an impulse, zero
-almost everywhere, and nothing learns from it. A surrogate replaces the impulse by a density ``D`` of
-unit mass around zero, in the backward pass only (Bengio et al. 2013, arXiv 1308.3432; for JumpReLU
-Rajamanoharan et al. 2024, arXiv 2407.14435).
+almost everywhere, and nothing learns from it. A surrogate replaces the impulse by a density ``D``
+of unit mass around zero, in the backward pass only (Bengio et al. 2013, arXiv 1308.3432; for
+JumpReLU Rajamanoharan et al. 2024, arXiv 2407.14435).
+
+How good the estimate is, for JumpReLU y = x H(x - threshold), inputs of density p and a loss L(y):
+
+- The true derivative of the expected loss is -(L(t) - L(0)) p(t) at the threshold t; the estimate
+  tends to -t (L'(0) + L'(t)) / 2 p(t) for a small bandwidth, the trapezoid rule in place of the
+  integral. For a quadratic loss both agree: no bias. For others there is one, whatever the
+  bandwidth: for |y - 1|^3 at t = 0.5 the estimate is 0.9375 p(t) where 0.875 p(t) is true, 7 % off.
+- At a finite bandwidth the error is of order bandwidth^2 where the cotangent does not depend on the
+  gate (an L0 penalty through `step`; a linear loss). Where it does (a quadratic loss, whose
+  cotangent differs above and below the threshold) it is of order bandwidth: with (x - y)^2 plus
+  0.25 for each open entry and Gaussian x the threshold comes to 0.5047 at Rectangle(0.05), 0.5096
+  at 0.1 and 0.5195 at 0.2, instead of 0.5.
+- Higher derivatives are the derivatives of this rule, not estimates of anything: for Rectangle the
+  density counts as constant, for the others its slope enters.
 """
 
 import abc
@@ -63,7 +77,7 @@ class Surrogate(abc.ABC):
 
     @abc.abstractmethod
     def density(self, distance: jax.Array) -> jax.Array:
-        """The density D at ``distance = x - threshold``: shape and dtype of `distance`, unit 1/x."""
+        """The density D at ``distance = x - threshold``: its shape and dtype, unit 1/x."""
 
     @abc.abstractmethod
     def cumulative(self, distance: jax.Array) -> jax.Array:
@@ -87,10 +101,12 @@ class Rectangle(Surrogate):
     flat: ClassVar[bool] = True
 
     def density(self, distance: jax.Array) -> jax.Array:
+        """The density D: see `Surrogate.density`."""
         inside = jnp.abs(distance) < self.bandwidth / 2
         return jnp.where(inside, jnp.ones_like(distance) / self.bandwidth, 0)
 
     def cumulative(self, distance: jax.Array) -> jax.Array:
+        """The integral of D: see `Surrogate.cumulative`."""
         return jnp.clip(distance / self.bandwidth + 0.5, 0, 1)
 
 
@@ -106,9 +122,11 @@ class Triangle(Surrogate):
     reach: ClassVar[float | None] = 1.0
 
     def density(self, distance: jax.Array) -> jax.Array:
+        """The density D: see `Surrogate.density`."""
         return jnp.maximum(1 - jnp.abs(distance) / self.bandwidth, 0) / self.bandwidth
 
     def cumulative(self, distance: jax.Array) -> jax.Array:
+        """The integral of D: see `Surrogate.cumulative`."""
         u = jnp.clip(distance / self.bandwidth, -1, 1)
         return 0.5 + u - 0.5 * u * jnp.abs(u)
 
@@ -123,10 +141,12 @@ class Gaussian(Surrogate):
     """
 
     def density(self, distance: jax.Array) -> jax.Array:
+        """The density D: see `Surrogate.density`."""
         u = distance / self.bandwidth
         return jnp.exp(-0.5 * u * u) / (self.bandwidth * math.sqrt(2 * math.pi))
 
     def cumulative(self, distance: jax.Array) -> jax.Array:
+        """The integral of D: see `Surrogate.cumulative`."""
         return jax.scipy.stats.norm.cdf(distance / self.bandwidth)
 
 
@@ -141,8 +161,10 @@ class Sigmoid(Surrogate):
     """
 
     def density(self, distance: jax.Array) -> jax.Array:
+        """The density D: see `Surrogate.density`."""
         u = distance / self.bandwidth
         return jax.nn.sigmoid(u) * jax.nn.sigmoid(-u) / self.bandwidth
 
     def cumulative(self, distance: jax.Array) -> jax.Array:
+        """The integral of D: see `Surrogate.cumulative`."""
         return jax.nn.sigmoid(distance / self.bandwidth)

@@ -81,7 +81,7 @@ def test_what_is_no_matrix_of_numbers_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         sae.open_rows(tmp_path / "absent.npy")
     (tmp_path / "text.npy").write_text("hello")
-    with pytest.raises(ValueError, match="cannot be read as a .npy file"):
+    with pytest.raises(ValueError, match=r"cannot be read as a \.npy file"):
         sae.open_rows(tmp_path / "text.npy")
     np.savez(tmp_path / "several.npz", a=np.ones((2, 2)))
     with pytest.raises(ValueError, match="archive of several arrays"):

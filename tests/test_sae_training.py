@@ -62,15 +62,15 @@ def test_sparse_and_dense_runs_have_the_same_loss_curve():
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, target):
     whole = sae.train(rows(), settings(target_l0=target, log_every=10))
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(step, entry):
         if step == 47:
-            raise Stop
+            raise StopError
 
     part = {"checkpoint_folder": tmp_path / "run", "checkpoint_every": 20}
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         sae.train(rows(), settings(target_l0=target, log_every=10), on_step=stop, **part)
     resumed = sae.train(rows(), settings(target_l0=target, log_every=10), **part)
     assert (whole.resumed_from, resumed.resumed_from) == (0, 40)
@@ -151,10 +151,9 @@ def test_command_killed_hard_reaches_the_same_result(activations, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert main(arguments(activations, tmp_path / "cut", 400)) == 0
-    for name in ("history.csv", "sae.npz"):
-        with np.load(tmp_path / "whole/sae.npz") as a, np.load(tmp_path / "cut/sae.npz") as b:
-            for key in a:
-                np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+    with np.load(tmp_path / "whole/sae.npz") as whole, np.load(tmp_path / "cut/sae.npz") as cut:
+        for key in whole:
+            np.testing.assert_array_equal(whole[key], cut[key], err_msg=key)
     assert (tmp_path / "whole/history.csv").read_text() == (
         tmp_path / "cut/history.csv"
     ).read_text()

@@ -1,4 +1,4 @@
-"""`jaxtrelu sae`: trains a sparse autoencoder with JumpReLU on image patches or a user's .npy file."""
+"""`jaxtrelu sae`: trains a sparse autoencoder on image patches or a user's .npy file."""
 
 import argparse
 import csv
@@ -25,9 +25,10 @@ def add_parser(subparsers: Any) -> None:
         "sae",
         help="train a sparse autoencoder whose thresholds learn",
         description=(
-            "Trains a sparse autoencoder with JumpReLU and learned thresholds, steering the sparsity "
-            "coefficient so that the mean number of open features reaches --l0. Killed at any "
-            "moment, the same command goes on from its last checkpoint and reaches the same result."
+            "Trains a sparse autoencoder with JumpReLU and learned thresholds, steering the "
+            "sparsity coefficient so that the mean number of open features reaches --l0. Killed at "
+            "any moment, the same command goes on from its last checkpoint and reaches the same "
+            "result."
         ),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -200,8 +201,8 @@ def _weights_file(result: "Result", recipe: "Recipe") -> bytes:
     import numpy as np
 
     stream = io.BytesIO()
-    arrays = {name: np.asarray(value) for name, value in result.weights._asdict().items()}
-    np.savez(stream, **arrays, input_scale=np.float32(result.scale), recipe=recipe.name)
+    arrays: dict[str, Any] = {k: np.asarray(v) for k, v in result.weights._asdict().items()}
+    np.savez(stream, input_scale=np.float32(result.scale), recipe=recipe.name, **arrays)
     return stream.getvalue()
 
 

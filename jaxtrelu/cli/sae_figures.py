@@ -2,7 +2,7 @@
 
 import io
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jaxtrelu.sae import Result, Rows, Settings
 
 _BLUE, _ORANGE, _GREY = "#2f6db3", "#d9822b", "#8a8f98"
-_STYLE = {
+_STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -50,7 +50,7 @@ def training(result: "Result", settings: "Settings") -> dict[str, bytes]:
         return _files("training", figure)
 
 
-def _draw_l0(axis, steps: np.ndarray, l0: np.ndarray, settings: "Settings") -> None:
+def _draw_l0(axis: Any, steps: np.ndarray, l0: np.ndarray, settings: "Settings") -> None:
     axis.plot(steps, l0, color=_BLUE)
     axis.set(title="L0: open features per example", ylim=(0, None))
     if settings.target_l0:
@@ -62,7 +62,7 @@ def _draw_l0(axis, steps: np.ndarray, l0: np.ndarray, settings: "Settings") -> N
         )  # fmt: skip
 
 
-def _draw_thresholds(axis, steps: np.ndarray, history: dict[str, np.ndarray]) -> None:
+def _draw_thresholds(axis: Any, steps: np.ndarray, history: dict[str, np.ndarray]) -> None:
     for low, high, alpha in (("05", "95", 0.2), ("25", "75", 0.35)):
         band = history[f"threshold_{low}"], history[f"threshold_{high}"]
         axis.fill_between(steps, *band, color=_BLUE, alpha=alpha, linewidth=0)
@@ -90,7 +90,7 @@ def dictionary(result: "Result", rows: "Rows", side: int | None) -> dict[str, by
         return _files("dictionary", figure)
 
 
-def _draw_grid(axis, atoms: np.ndarray, side: int, alive: int) -> None:
+def _draw_grid(axis: Any, atoms: np.ndarray, side: int, alive: int) -> None:
     shown = max(1, min(alive, 400))
     columns = math.ceil(shown**0.5)
     lines = math.ceil(shown / columns)
@@ -107,7 +107,7 @@ def _draw_grid(axis, atoms: np.ndarray, side: int, alive: int) -> None:
     axis.set_axis_off()
 
 
-def _draw_shares(axis, threshold: np.ndarray, share: np.ndarray) -> None:
+def _draw_shares(axis: Any, threshold: np.ndarray, share: np.ndarray) -> None:
     alive = share > 0
     axis.scatter(threshold[alive], 100 * share[alive], s=12, color=_BLUE, alpha=0.7, linewidths=0)
     axis.set(
@@ -120,7 +120,8 @@ def _draw_shares(axis, threshold: np.ndarray, share: np.ndarray) -> None:
 
 def _files(name: str, figure: Figure) -> dict[str, bytes]:
     contents = {}
-    for kind, settings in (("png", {"dpi": 150}), ("svg", {"metadata": {"Date": None}})):
+    options: dict[str, Any] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
+    for kind, settings in options.items():
         stream = io.BytesIO()
         figure.savefig(stream, format=kind, **settings)
         contents[f"{name}.{kind}"] = stream.getvalue()

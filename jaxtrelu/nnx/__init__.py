@@ -1,4 +1,4 @@
-"""Flax NNX layers: `ThresholdedReLU`, `JumpReLU`, `SparseAutoencoder`, and the variable types by which thresholds are filtered."""
+"""Flax NNX layers, and the variable types by which thresholds are filtered."""
 
 import importlib
 from typing import Any

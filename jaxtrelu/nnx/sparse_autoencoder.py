@@ -45,17 +45,13 @@ class SparseAutoencoder(nnx.Module):
     Source: Rajamanoharan et al. 2024, arXiv 2407.14435; Anthropic's January 2025 circuits update.
     """
 
-    def __init__(
-        self, features: int, sample: ArrayLike, *, recipe: Recipe, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, features: int, sample: ArrayLike, *, recipe: Recipe, rngs: nnx.Rngs) -> None:
         sample = np.asarray(sample, np.float32)
         norms = np.linalg.norm(sample.astype(np.float64), axis=-1)
         if not np.isfinite(norms).all():
             bad = ", ".join(map(str, np.flatnonzero(~np.isfinite(norms))[:10]))
             raise ValueError(f"`sample` holds NaN or infinity in rows {bad} (counted from 0).")
-        scale = input_scale(
-            float(norms.mean()), float((norms**2).mean()), sample.shape[-1], recipe
-        )
+        scale = input_scale(float(norms.mean()), float((norms**2).mean()), sample.shape[-1], recipe)
         weights = initial_weights(rngs.params(), features, sample * scale, recipe)
         self._set(weights, scale, recipe)
 
@@ -111,7 +107,7 @@ class SparseAutoencoder(nnx.Module):
         x = jnp.asarray(x)
         if x.shape[-1:] != self.decoder_bias.shape:
             raise ValueError(
-                f"x should have {self.decoder_bias.shape[0]} columns, as the model was made for, but "
-                f"has shape {x.shape}."
+                f"x should have {self.decoder_bias.shape[0]} columns, as the model was made for, "
+                f"but has shape {x.shape}."
             )
         return x * self.input_scale[...].astype(x.dtype)

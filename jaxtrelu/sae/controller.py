@@ -23,7 +23,7 @@ class ControllerState(NamedTuple):
     """Exponential moving average of the measured mean L0, float32; 0 before the first update."""
     error: jax.Array
     """log(smoothed L0 / target) at the last update, float32."""
-    count: jax.Array
+    updates: jax.Array
     """Number of updates so far, int32."""
 
 
@@ -96,10 +96,10 @@ def l0_target_controller(
         return ControllerState(first, l0, error, jnp.zeros((), jnp.int32))
 
     def update(l0: jax.Array, state: ControllerState) -> tuple[jax.Array, ControllerState]:
-        first = state.count == 0
+        first = state.updates == 0
         l0 = jnp.asarray(l0, jnp.float32)
         smoothed = jnp.where(first, l0, smoothing * state.smoothed_l0 + (1 - smoothing) * l0)
-        wanted = target(state.count) if callable(target) else target
+        wanted = target(state.updates) if callable(target) else target
         # An L0 of zero has no logarithm; a thousandth of a feature is far enough below any target.
         error = jnp.clip(jnp.log(jnp.maximum(smoothed, 1e-3) / wanted), -1.0, 1.0)
         change = integral_gain * error
@@ -107,7 +107,7 @@ def l0_target_controller(
         change = jnp.clip(change, -largest_step, largest_step)
         coefficient = (state.coefficient * jnp.exp(change)).astype(jnp.float32)
         error = error.astype(jnp.float32)
-        return coefficient, ControllerState(coefficient, smoothed, error, state.count + 1)
+        return coefficient, ControllerState(coefficient, smoothed, error, state.updates + 1)
 
     return L0Controller(init, update)
 

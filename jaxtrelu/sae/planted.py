@@ -114,7 +114,8 @@ def planted_scores(
       directions: planted rows, (n, d).
       present: which planted features are present, bool (examples, n).
     """
-    from scipy.optimize import linear_sum_assignment  # comes with JAX, but slow to import
+    # SciPy comes with JAX, but is slow to import.
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
     learned, planted = (_unit(np.asarray(rows, np.float64)) for rows in (decoder, directions))
     gates, present = np.asarray(gates, bool), np.asarray(present, bool)
