@@ -1,6 +1,7 @@
 """Products that skip the zeros of a thresholded activation, exactly."""
 
 from jaxtrelu.sparse.activity import Activity, entry_sum
-from jaxtrelu.sparse.public import sparse_mlp
+from jaxtrelu.sparse.glu import thresholded_glu
+from jaxtrelu.sparse.public import gated_mlp, sparse_mlp
 
-__all__ = ["Activity", "entry_sum", "sparse_mlp"]
+__all__ = ["Activity", "entry_sum", "gated_mlp", "sparse_mlp", "thresholded_glu"]

@@ -6,6 +6,8 @@ from jax.typing import ArrayLike
 
 from jaxtrelu._door import canonical_spec
 from jaxtrelu.sparse.activity import Activity
+from jaxtrelu.sparse.checks import check_shapes, check_spec, floating, list_size, per_feature
+from jaxtrelu.sparse.gated import FEW_ROWS, GatedOperands, gated, gated_dense
 from jaxtrelu.sparse.latent import Plan
 from jaxtrelu.sparse.loops import varying_like
 from jaxtrelu.sparse.mlp import Operands, fused, nothing
@@ -13,6 +15,8 @@ from jaxtrelu.surrogates import Surrogate
 
 # Share of open entries from which on dense products are faster, on a CPU (see the benchmark).
 CROSSOVER = 1 / 32
+# The same for the gated product of a few rows, in which weights are read and hardly anything else.
+CROSSOVER_FEW_ROWS = 1 / 2
 # Entries per feature summed in the first pass over a weight gradient.
 _DIRECT = 4
 
@@ -77,17 +81,16 @@ def sparse_mlp(
     layers (arXiv 2310.04564).
     """
     spec = canonical_spec(variant, ceiling, 0, surrogate)
-    _check_spec(spec)
+    check_spec(spec)
     arrays = {"x": x, "w_in": w_in, "b_in": b_in, "w_out": w_out, "b_out": b_out}
-    x, w_in, b_in, w_out, b_out = (_floating(name, array) for name, array in arrays.items())
-    threshold = _threshold(threshold, w_in)
-    _check_shapes(x, w_in, b_in, w_out, b_out)
+    x, w_in, b_in, w_out, b_out = (floating(name, array) for name, array in arrays.items())
+    threshold = per_feature(threshold, w_in)
+    check_shapes(x, w_in, b_in, w_out, b_out)
     lead, features = x.shape[:-1], w_in.shape[0]
     rows = x.reshape(-1, x.shape[-1])
-    plan = Plan(spec, _list_size(capacity, rows.shape[0], features), _DIRECT)
+    plan = Plan(spec, list_size(capacity, rows.shape[0], features, CROSSOVER), _DIRECT)
     operands = Operands(rows, w_in, b_in, threshold, w_out)
-    leaves = jax.tree.leaves(operands)
-    operands = jax.tree.map(lambda leaf: varying_like(leaf, *leaves), operands)
+    operands = _alike(operands)
     if rows.size and w_in.size and w_out.size:
         y, activity = fused(plan, operands)
     else:
@@ -100,72 +103,72 @@ def sparse_mlp(
     return y.astype(x.dtype).reshape(*lead, w_out.shape[1]), activity
 
 
-def _list_size(capacity: int | None, rows: int, features: int) -> int:
-    if capacity is None:
-        capacity = max(32, round(features * CROSSOVER))
-    elif isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
+def gated_mlp(
+    x: ArrayLike,
+    w_gate: ArrayLike,
+    w_up: ArrayLike,
+    w_out: ArrayLike,
+    threshold: ArrayLike,
+    *,
+    variant: str = "hard",
+    capacity: int | None = None,
+) -> jax.Array:
+    """``(thresholded(x @ w_gate.T) * (x @ w_up.T)) @ w_out``, reading open rows of weights only.
+
+    The first product is dense; of `w_up` and `w_out` only those rows are read whose gate is open:
+    for one row, as in decoding, in rounds of small dense products; for batches, entry by entry. The
+    result is that of the dense function to rounding: where more gates are open than `capacity`
+    allows for, dense products are taken, chosen on the device.
+
+    Convention at the threshold: open where ``x @ w_gate.T > threshold``, strictly; NaN is open.
+
+    Args:
+      x: (..., d), floating point.
+      w_gate: (h, d), feature-major.
+      w_up: (h, d), feature-major.
+      w_out: (h, d_out), feature-major.
+      threshold: a number or (h,), in the units of the gate's pre-activations.
+      variant: ``"hard"`` (FATReLU) or ``"shift"`` (shifted ReLU).
+      capacity: the mean number of open gates per row up to which the sparse path is taken; a hint,
+        not a limit. Default: h / 2 for up to 8 rows, h / 32 for more, about where dense becomes
+        faster on a CPU.
+
+    Returns:
+      y of shape (..., d_out), in x's dtype, summed in float32 at least. Differentiable with respect
+      to all operands.
+
+    Raises:
+      TypeError: an operand is not a floating-point array.
+      ValueError: shapes that do not fit, or ``variant="clamp"`` (it has no zeros).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxtrelu
+      >>> x, w = jnp.array([1.0, 2.0]), jnp.eye(2)
+      >>> jaxtrelu.gated_mlp(x, w, 10 * w, w, 1.0).tolist()
+      [0.0, 40.0]
+
+    Source: Kurtz et al. 2020 (FATReLU); Mirzadeh et al. 2023, arXiv 2310.04564.
+    """
+    spec = canonical_spec(variant)
+    check_spec(spec)
+    arrays = {"x": x, "w_gate": w_gate, "w_up": w_up, "w_out": w_out}
+    x, w_gate, w_up, w_out = (floating(name, array) for name, array in arrays.items())
+    check_shapes(x, w_gate, None, w_out, None, "w_gate")
+    if w_up.shape != w_gate.shape:
         raise ValueError(
-            f"`capacity` should be a whole number of entries per row, at least 1, but is "
-            f"{capacity!r}. Pass None for the default."
+            f"`w_up` should have the shape of `w_gate`, {w_gate.shape}, but has {w_up.shape}."
         )
-    return max(1, rows * min(capacity, features))
+    rows = x.reshape(-1, x.shape[-1])
+    share = CROSSOVER_FEW_ROWS if rows.shape[0] <= FEW_ROWS else CROSSOVER
+    size = list_size(capacity, rows.shape[0], w_gate.shape[0], share)
+    threshold = per_feature(threshold, w_gate)
+    operands = _alike(GatedOperands(rows, w_gate, w_up, w_out, threshold))
+    product = gated if rows.size and w_gate.size and w_out.size else gated_dense
+    y = product(Plan(spec, size, _DIRECT), operands)
+    return y.astype(x.dtype).reshape(*x.shape[:-1], w_out.shape[1])
 
 
-def _check_spec(spec) -> None:
-    if spec.variant == "clamp":
-        raise ValueError(
-            "variant='clamp' is max(x, threshold), which has no zeros to skip. Pass 'hard' or "
-            "'shift', or use jaxtrelu.thresholded_relu between dense products."
-        )
-    if spec.surrogate is not None and spec.surrogate.half_width is None:
-        raise ValueError(
-            f"`surrogate` should have bounded support here, but {spec.surrogate!r} reaches every "
-            "entry, and nothing could be skipped. Pass jaxtrelu.Rectangle or jaxtrelu.Triangle, or "
-            "use jaxtrelu.jump_relu between dense products."
-        )
-
-
-def _floating(name: str, array) -> jax.Array | None:
-    if array is None and name.startswith("b_"):
-        return None
-    try:
-        array = jnp.asarray(array)
-    except (TypeError, ValueError):
-        array = None
-    if array is None or not jnp.issubdtype(array.dtype, jnp.floating):
-        what = "no array" if array is None else f"of dtype {array.dtype}"
-        raise TypeError(
-            f"`{name}` should be a floating-point array, but is {what}. "
-            f"Pass for example {name}.astype('float32')."
-        )
-    return array
-
-
-def _threshold(threshold, w_in: jax.Array) -> jax.Array:
-    """(m,), in float32 at least."""
-    threshold = jnp.asarray(threshold)
-    if not jnp.issubdtype(threshold.dtype, jnp.floating):
-        threshold = threshold.astype(jnp.float32)
-    if threshold.shape not in ((), (1,), w_in.shape[:1]):
-        raise ValueError(
-            f"`threshold` should be a number or of shape {w_in.shape[:1]}, one per feature, but has "
-            f"shape {threshold.shape}."
-        )
-    dtype = jnp.promote_types(threshold.dtype, jnp.float32)
-    return jnp.broadcast_to(threshold.astype(dtype), w_in.shape[:1])
-
-
-def _check_shapes(x, w_in, b_in, w_out, b_out) -> None:
-    if x.ndim < 1 or w_in.ndim != 2 or x.shape[-1] != w_in.shape[1]:
-        raise ValueError(
-            f"`w_in` should be feature-major, of shape (m, {x.shape[-1] if x.ndim else 'd'}) for x "
-            f"of shape {x.shape}, but has shape {w_in.shape}. Pass w_in.T if it is (d, m)."
-        )
-    if w_out.ndim != 2 or w_out.shape[0] != w_in.shape[0]:
-        raise ValueError(
-            f"`w_out` should be feature-major, of shape ({w_in.shape[0]}, d_out) for w_in of shape "
-            f"{w_in.shape}, but has shape {w_out.shape}. Pass w_out.T if it is (d_out, m)."
-        )
-    for name, bias, width in (("b_in", b_in, w_in.shape[0]), ("b_out", b_out, w_out.shape[1])):
-        if bias is not None and bias.shape != (width,):
-            raise ValueError(f"`{name}` should have shape ({width},), but has {bias.shape}.")
+def _alike(operands):
+    """Operands that vary over the same mesh axes, inside a `shard_map`."""
+    leaves = jax.tree.leaves(operands)
+    return jax.tree.map(lambda leaf: varying_like(leaf, *leaves), operands)
