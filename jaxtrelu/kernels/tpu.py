@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -58,22 +59,23 @@ def forward(
     """
     rows, columns = x.shape
     config = config or choose_config(rows, columns)
-    arithmetic = variants.computation_dtype(x.dtype, threshold.dtype)
+    spec = _rounded(spec, variants.computation_dtype(x.dtype, threshold.dtype))
 
     def kernel(x_ref, threshold_ref, *out_refs):
         last = columns - pl.program_id(1) * config.columns
         words = {o: words_start(config.rows) for o in outputs if o != "value"}
         for chunk in range(config.columns // LANES):
             lanes = pl.ds(chunk * LANES, LANES)
-            x = x_ref[:, lanes]
-            threshold = threshold_ref[:, lanes] if threshold_ref.shape[1] > 1 else threshold_ref[...]
+            x = x_ref[:, lanes].astype(jnp.float32)
+            theta = threshold_ref[:, lanes] if threshold_ref.shape[1] > 1 else threshold_ref[...]
+            theta = theta.astype(jnp.float32)
             for output, ref in zip(outputs, out_refs, strict=True):
                 if output == "value":
-                    ref[:, lanes] = variants.value(x, threshold, spec)
+                    ref[:, lanes] = variants.value(x, theta, spec).astype(ref.dtype)
                     continue
-                mask = getattr(variants, output)(x, threshold, spec)
+                mask = getattr(variants, output)(x, theta, spec)
                 kept = last - chunk * LANES if columns % config.columns else None
-                words[output] = words_add(words[output], mask, arithmetic, chunk, kept)
+                words[output] = words_add(words[output], mask, chunk, kept)
         for output, ref in zip(outputs, out_refs, strict=True):
             if output != "value":
                 ref[...] = words_end(words[output])
@@ -123,6 +125,17 @@ def gate(
     )(t, words)
 
 
+def _rounded(spec: Spec, dtype) -> Spec:
+    """The ceiling in the dtype of the operands.
+
+    The kernel computes in float32, which changes no comparison and no rounded difference of 16-bit
+    operands; libtpu 0.0.42 also cannot move the mask of a 16-bit comparison to another layout.
+    """
+    if spec.ceiling is None:
+        return spec
+    return dataclasses.replace(spec, ceiling=float(np.asarray(spec.ceiling, dtype)))
+
+
 # words inside a kernel
 
 
@@ -144,13 +157,12 @@ def words_start(rows: int) -> jax.Array:
     return jnp.zeros((rows, 2 * LANES), jnp.float32)
 
 
-def words_add(halves: jax.Array, mask: jax.Array, dtype, chunk, kept=None) -> jax.Array:
+def words_add(halves: jax.Array, mask: jax.Array, chunk, kept=None) -> jax.Array:
     """Puts the four words of 128 gates where they belong: at lanes 4 chunk to 4 chunk + 3.
 
-    The mask becomes numbers of the dtype that was compared: libtpu 0.0.42 cannot move a 16-bit
-    comparison's mask to a 32-bit layout. Bits from lane `kept` on are past the end, and zero.
+    Bits from lane `kept` on are past the end, and zero.
     """
-    gates = jnp.where(mask, jnp.ones((), dtype), jnp.zeros((), dtype)).astype(jnp.float32)
+    gates = jnp.where(mask, 1.0, 0.0)
     if kept is not None:
         gates = jnp.where(_lane(gates.shape[0]) < kept, gates, 0.0)
     found = jnp.dot(gates.astype(jnp.bfloat16), _powers(), preferred_element_type=jnp.float32)

@@ -89,7 +89,7 @@ def forward(
                     mask = variants.gate(z, threshold, spec)
                     kept = columns - column * config.columns - chunk * LANES
                     kept = kept if columns % LANES else None
-                    halves = tpu.words_add(halves, mask, z.dtype, first + chunk, kept)
+                    halves = tpu.words_add(halves, mask, first + chunk, kept)
             if "gate" in refs_by_name:
                 words_ref = refs_by_name["gate"]
 

@@ -1,0 +1,93 @@
+"""Exported artifacts: one for all platforms, read by a fresh process; kernels for CUDA and TPU."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jaxtrelu
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+X = jax.ShapeDtypeStruct((6, 256), jnp.float32)
+
+
+def loss(x, threshold):
+    return (jaxtrelu.thresholded_relu(x, threshold) ** 2).sum()
+
+
+def test_one_artifact_for_all_platforms(tmp_path):
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    exported = export.export(gradient, platforms=PLATFORMS)(X, jax.ShapeDtypeStruct((), X.dtype))
+    assert exported.platforms == PLATFORMS
+    (tmp_path / "artifact").write_bytes(exported.serialize())
+    x = np.random.default_rng(0).normal(size=X.shape).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    code = """
+import sys
+import jax
+import numpy as np
+room = sys.argv[1]
+exported = jax.export.deserialize(open(room + "/artifact", "rb").read())
+value, (dx, dt) = exported.call(np.load(room + "/x.npy"), np.float32(0.25))
+np.savez(room + "/out.npz", value=value, dx=dx, dt=dt)
+print("jaxtrelu" in sys.modules)
+"""
+    command = [sys.executable, "-c", "import jax.export\n" + code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"], "an artifact needs JAX alone"
+    got = np.load(tmp_path / "out.npz")
+    value, (dx, dt) = gradient(x, jnp.float32(0.25))
+    for name, expected in (("value", value), ("dx", dx), ("dt", dt)):
+        np.testing.assert_allclose(got[name], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(256, 4096), (5, 3, 70)])
+def test_cuda_kernels(dtype, shape):
+    def named(x, threshold):
+        y = jaxtrelu.thresholded_relu(x, threshold, implementation="mosaic_gpu")
+        return (y.astype(jnp.float32) ** 2).sum()
+
+    operands = (jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[-1:], "float32"))
+    gradient = jax.jit(jax.grad(named, argnums=(0, 1)))
+    module = export.export(gradient, platforms=("cuda",))(*operands).mlir_module()
+    names = set(re.findall(r"thresholded_\w+?_gpu", module))
+    assert {"thresholded_relu_gpu", "thresholded_gate_gpu"} <= names
+
+
+def test_cuda_kernels_inside_shard_map():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.PartitionSpec("data", None)
+
+    def gradient(x):
+        return jax.grad(
+            lambda x: jaxtrelu.thresholded_relu(x, 0.5, implementation="mosaic_gpu").sum()
+        )(x)
+
+    mapped = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=rows, out_specs=rows))
+    x = jax.ShapeDtypeStruct((64, 256), jnp.float32)
+    module = export.export(mapped, platforms=("cuda",))(x).mlir_module()
+    assert "thresholded_gate_gpu" in module
+
+
+def test_rocm_takes_xla():
+    module = export.export(jax.jit(jax.grad(loss)), platforms=("rocm",))(X, X).mlir_module()
+    assert "custom_call" not in module
+
+
+def test_linear_for_all_platforms():
+    def linear(x, w, b):
+        return jax.grad(lambda *a: jaxtrelu.thresholded_linear(*a).sum(), argnums=(0, 1, 2))(x, w, b)
+
+    operands = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((64, 128), (128, 256), (256,))]
+    exported = export.export(jax.jit(linear), platforms=PLATFORMS)(*operands)
+    again = export.deserialize(exported.serialize())
+    rng = np.random.default_rng(1)
+    values = [rng.normal(size=o.shape).astype(np.float32) for o in operands]
+    for got, expected in zip(again.call(*values), linear(*values), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
