@@ -113,7 +113,6 @@ NETWORKS = {
 
 
 def network(args):
-    del args
     acts = {
         "jax.nn.relu": jax.nn.relu,
         "jnp.where": lambda x: jnp.where(x > 0, x, 0),
@@ -124,7 +123,8 @@ def network(args):
     shape = f"{DEPTH} × {ROWS}×{WIDTH}"
     # Both keep the input of every matrix product; the packed gate is 1/32 of that.
     least = DEPTH * (1 + 1 / 32) * x.nbytes
-    for name, apply in NETWORKS.items():
+    for name in args.networks:
+        apply = NETWORKS[name]
         weights = stacked if name == "scan" else list(stacked)
         peers, temporary = {}, {}
         for peer, act in acts.items():
@@ -182,6 +182,9 @@ def _chosen(args):
 def _arguments(parser):
     parser.add_argument(
         "--shapes", nargs="+", choices=SIZES, default=list(SIZES), help="numbers of elements"
+    )
+    parser.add_argument(
+        "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="ways to stack layers"
     )
 
 
