@@ -36,16 +36,17 @@ def varying_axes(x) -> frozenset:
     return jax.typeof(x).manual_axis_type.varying
 
 
-def load_gpu(ref, layout) -> jax.Array:
-    """Loads a block of shared memory into registers of that layout, in a Mosaic GPU kernel.
+def load_gpu(ref, layout, *, optimized: bool = True) -> jax.Array:
+    """Loads a block of memory into registers of that layout, in a Mosaic GPU kernel.
 
+    `optimized` refuses what would not be vectorised; from global memory nothing would be.
     JAX 0.12 dropped the index argument; the first form can go when 0.10 and 0.11 do.
     """
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     if "idx" in inspect.signature(plgpu.load).parameters:
-        return plgpu.load(ref, (), layout=layout)
-    return plgpu.load(ref, layout=layout)
+        return plgpu.load(ref, (), layout=layout, optimized=optimized)
+    return plgpu.load(ref, layout=layout, optimized=optimized)
 
 
 def lowers_for_one_device(ctx) -> bool:

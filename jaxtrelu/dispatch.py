@@ -32,11 +32,12 @@ def register(
     kernel: Callable,
     implementation_of: Callable,
     static: tuple[str, ...],
+    refuses: Callable = lambda name, avals: None,
 ) -> None:
     """Registers `xla` and ``kernel(name, *operands, **params)`` as the lowerings of a primitive.
 
     `implementation_of` finds the implementation that was asked for among the parameters. Platforms
-    that are not known here take `xla`. Concrete operands are computed by the compiled lowering, but
+    that are not known here take `xla`. ``refuses(name, avals)`` says why a kernel cannot, or None. Concrete operands are computed by the compiled lowering, but
     by `xla` step by step where jit is disabled.
     """
     multiple = primitive.multiple_results
@@ -45,7 +46,7 @@ def register(
     for platform in PLATFORMS:
 
         def rule(ctx, *operands, platform=platform, **params):
-            name = _choose(implementation_of(params), platform, ctx, params)
+            name = _choose(implementation_of(params), platform, ctx, params, refuses)
             if name == "xla":
                 function = xla
             else:
@@ -76,17 +77,19 @@ def _evaluate(primitive: Primitive, xla: Callable, implementation_of, static) ->
     return evaluate
 
 
-def _choose(asked: str | None, platform: str, ctx, params) -> str:
+def _choose(asked: str | None, platform: str, ctx, params, refuses: Callable) -> str:
     if asked == "xla":
         return "xla"
     shape, packing = ctx.avals_in[0].shape, params["packing"]
     dtypes = [a.dtype for a in ctx.avals_in if jnp.issubdtype(a.dtype, jnp.floating)]
     if asked is None:
         wins = platform == "tpu" and params.get("outputs") != ("value",) and _fills(ctx.avals_in)
-        refusal = _refusal("mosaic_tpu", platform, shape, dtypes, packing, ctx) if wins else ""
-        return "mosaic_tpu" if refusal is None else "xla"
+        if not wins or refuses("mosaic_tpu", ctx.avals_in):
+            return "xla"
+        refusal = _refusal("mosaic_tpu", platform, shape, dtypes, packing, ctx)
+        return "xla" if refusal else "mosaic_tpu"
     refusal = _refusal(asked, platform, shape, dtypes, packing, ctx)
-    if refusal is not None:
+    if refusal := refusal or refuses(asked, ctx.avals_in):
         raise NotImplementedError(
             f"implementation={asked!r} cannot compute this call: {refusal}. "
             "Pass implementation=None to have one chosen."
@@ -177,3 +180,13 @@ def linear_gradient_kernel(name: str, x, w, ct, words, *, packing, implementatio
     back_end = _linear_back_end(name)
     dw, total = back_end.weight_gradient(x, ct, words)
     return [back_end.input_gradient(ct, words, w), dw, total]
+
+
+def linear_refuses(name: str, avals) -> str | None:
+    """What the fused linear kernels do not take beyond the elementwise ones."""
+    if name == "mosaic_gpu":
+        if avals[0].dtype.name == "float32":
+            return "the matrix unit would round float32 to TF32; its dtypes are bfloat16, float16"
+        if len(avals) > 3 and avals[-1].dtype.name != "uint32" and avals[-1].shape[0] > 1:
+            return f"its threshold is one number per column, and this one has shape {avals[-1].shape}"
+    return None

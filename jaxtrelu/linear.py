@@ -18,7 +18,7 @@ from jaxtrelu import dispatch, variants
 from jaxtrelu._compat import Primitive
 from jaxtrelu._door import canonical, canonical_linear, canonical_spec
 from jaxtrelu.packing import Packing
-from jaxtrelu.primitive import _vary_together
+from jaxtrelu.operation import vary_together
 from jaxtrelu.variants import Spec
 
 ROWS = Packing(axes=1)
@@ -78,7 +78,7 @@ def thresholded_linear(
     like_output = jnp.broadcast_to(jnp.zeros((), x.dtype), shape)
     _, threshold = canonical(like_output, threshold, spec, floating=True)
     # Inside a shard_map all operands vary together: the transpose of that sums the gradients.
-    operands = _vary_together(x.reshape(-1, x.shape[-1]), w, b[None], _as_rows(threshold, shape))
+    operands = vary_together(x.reshape(-1, x.shape[-1]), w, b[None], _as_rows(threshold, shape))
     return _linear(spec, *operands).reshape(shape)
 
 
@@ -193,7 +193,9 @@ def _primitive(name: str, xla: Callable, kernel: Callable, implementation_of, st
 
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batch
-    dispatch.register(primitive, xla, kernel, implementation_of, static)
+    dispatch.register(
+        primitive, xla, kernel, implementation_of, static, refuses=dispatch.linear_refuses
+    )
     return primitive
 
 

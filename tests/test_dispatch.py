@@ -93,3 +93,17 @@ def test_xla_is_the_default_but_for_words_on_tpu(platform):
 def test_linear_kernels_refuse_vmap_over_weights():
     with pytest.raises(NotImplementedError, match="under vmap"):
         jax.vmap(lambda w: jaxtrelu.thresholded_linear(X, w, implementation="mosaic_tpu"))(W[None])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "threshold", "words"),
+    [("float32", 0.5, "TF32"), ("bfloat16", np.ones((64, 1), np.float32), "one number per column")],
+)
+def test_what_the_linear_kernel_does_not_take(dtype, threshold, words):
+    x = jax.ShapeDtypeStruct((64, 64), dtype)
+
+    def linear(x, w):
+        return jaxtrelu.thresholded_linear(x, w, None, threshold, implementation="mosaic_gpu")
+
+    with pytest.raises(NotImplementedError, match=words):
+        lowered_for("cuda", linear, x, x)

@@ -91,3 +91,20 @@ def test_linear_for_all_platforms():
     values = [rng.normal(size=o.shape).astype(np.float32) for o in operands]
     for got, expected in zip(again.call(*values), linear(*values), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("sizes", [(8192, 8192, 8192), (40, 130, 300)])
+def test_cuda_linear_kernels(dtype, sizes):
+    rows, depth, columns = sizes
+
+    def named(x, w, b):
+        y = jaxtrelu.thresholded_linear(x, w, b, 0.5, implementation="mosaic_gpu")
+        return y.astype(jnp.float32).sum()
+
+    shapes = ((rows, depth), (depth, columns), (columns,))
+    operands = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    gradient = jax.jit(jax.grad(named, argnums=(0, 1, 2)))
+    module = export.export(gradient, platforms=("cuda",))(*operands).mlir_module()
+    for kernel in ("thresholded_linear_gpu", "thresholded_linear_dx_gpu", "thresholded_linear_dw_gpu"):
+        assert kernel in module

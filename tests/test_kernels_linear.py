@@ -36,7 +36,7 @@ class Kernels:
         return lambda *operands: getattr(self.module, function)(*operands, **self.options)
 
 
-@pytest.fixture(params=["mosaic_tpu"])
+@pytest.fixture(params=["mosaic_tpu", "mosaic_gpu"])
 def kernels(request, capfd):
     yield Kernels(request.param)
     assert "RACE" not in capfd.readouterr().out.upper()

@@ -98,7 +98,7 @@ def gate(
 
     def body(loaded, stores):
         t, packed = loaded
-        closed = _unpack(packed, t.shape) == jnp.int32(1 if invert else 0)
+        closed = unpack(packed, t.shape) == jnp.int32(1 if invert else 0)
         stores[0](jnp.where(closed, jnp.zeros_like(t), t))
 
     (out,) = _call(
@@ -111,11 +111,16 @@ def gate(
 
 
 def _pack(mask: jax.Array) -> jax.Array:
-    bit = plgpu.broadcasted_iota(jnp.int32, mask.shape, 1, layout=LAYOUT)
-    return jnp.sum(jnp.where(mask, jnp.left_shift(jnp.int32(1), bit), jnp.int32(0)), axis=1)
+    return pack_bits(jnp.where(mask, jnp.int32(1), jnp.int32(0)))
 
 
-def _unpack(words: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def pack_bits(bits: jax.Array) -> jax.Array:
+    """int32 zeros and ones (rows, 32) to words (rows,)."""
+    position = plgpu.broadcasted_iota(jnp.int32, bits.shape, 1, layout=LAYOUT)
+    return jnp.sum(jnp.left_shift(bits, position), axis=1)
+
+
+def unpack(words: jax.Array, shape: tuple[int, int]) -> jax.Array:
     bit = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=LAYOUT)
     spread = lax.broadcast_in_dim(words, shape, (0,))
     return jnp.bitwise_and(lax.shift_right_logical(spread, bit), jnp.int32(1))

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxtrelu import variants
 from jaxtrelu.kernels import tpu
-from jaxtrelu.kernels.views import LANES, like
+from jaxtrelu.kernels.views import LANES, like, pad_axis
 from jaxtrelu.packing import words_for
 from jaxtrelu.variants import Spec
 
@@ -58,7 +58,7 @@ def forward(
     (rows, depth), columns = x.shape, w.shape[1]
     full = threshold.shape[0] > 1 and threshold.shape[1] > 1
     config = config or choose_config(rows, min(columns, 512) if full else columns, depth)
-    x, w = _pad(x, 1, config.depth), _pad(w, 0, config.depth)
+    x, w = pad_axis(x, 1, config.depth), pad_axis(w, 0, config.depth)
     steps = x.shape[1] // config.depth
     chunks = config.columns // LANES
     per_register = CHUNKS // chunks
@@ -138,7 +138,7 @@ def input_gradient(
     """dx (rows, depth) = gate(ct, words) @ w.T, in ct's dtype."""
     rows, depth = ct.shape[0], w.shape[0]
     config = config or choose_config(rows, depth, ct.shape[1])
-    ct, w = _pad(ct, 1, config.depth), _pad(w, 1, config.depth)
+    ct, w = pad_axis(ct, 1, config.depth), pad_axis(w, 1, config.depth)
     steps = ct.shape[1] // config.depth
     chunks = config.depth // LANES
     per_register = CHUNKS // chunks
@@ -183,7 +183,7 @@ def weight_gradient(
     """dw (depth, columns) = x.T @ gate(ct, words) in ct's dtype, and the columns' sums in float32."""
     (rows, depth), columns = x.shape, ct.shape[1]
     config = config or choose_config(depth, columns, rows)
-    x, ct, words = (_pad(a, 0, config.depth) for a in (x, ct, words))
+    x, ct, words = (pad_axis(a, 0, config.depth) for a in (x, ct, words))
     steps = x.shape[0] // config.depth
     chunks = config.columns // LANES
     per_register = CHUNKS // chunks
@@ -247,13 +247,6 @@ def _gated(ct_ref, words_ref, first, chunks: int) -> jax.Array:
 
 def _power_above(size: int, least: int) -> int:
     return max(least, 1 << (size - 1).bit_length())
-
-
-def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
-    missing = -x.shape[axis] % multiple
-    if not missing:
-        return x
-    return jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)])
 
 
 def _params(*semantics: str) -> pltpu.CompilerParams:

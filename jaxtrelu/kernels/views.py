@@ -67,3 +67,12 @@ def pad_to_words(x: jax.Array) -> jax.Array:
     """Pads the columns of a view with zeros to whole words."""
     missing = -x.shape[1] % WORD_BITS
     return jnp.pad(x, ((0, 0), (0, missing))) if missing else x
+
+
+def pad_axis(x: jax.Array, axis: int, multiple: int, value=0) -> jax.Array:
+    """Pads one axis at its end up to a multiple."""
+    missing = -x.shape[axis] % multiple
+    if not missing:
+        return x
+    padding = [(0, missing if a == axis else 0) for a in range(x.ndim)]
+    return jnp.pad(x, padding, constant_values=value)

@@ -1,0 +1,346 @@
+"""Mosaic GPU kernels of the fused linear layer: x @ w + b, threshold and words in one pass (Hopper).
+
+One warpgroup feeds tiles to shared memory by TMA, two multiply them with wgmma, each the half of the
+thread block's tile. Forward, the threshold is applied to the float32 accumulators in registers.
+Backwards, each warpgroup gates its part of the cotangent in shared memory before multiplying.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jaxtrelu import _compat, variants
+from jaxtrelu.kernels import gpu
+from jaxtrelu.kernels.views import like, pad_axis
+from jaxtrelu.packing import WORD_BITS, unpack_last, words_for
+from jaxtrelu.variants import Spec
+
+WARPGROUPS = 2
+PART = 64  # rows and columns that an epilogue takes at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The tile of one warpgroup (two side by side make a block's), and the pipeline that feeds it."""
+
+    rows: int = 128
+    columns: int = 128
+    depth: int = 64
+    stages: int = 3
+
+
+def choose_config(rows: int, columns: int, *, stages: int = 3) -> Config:
+    """Two 128 x 128 tiles per block; smaller ones where a product has too few of them for a GPU.
+
+    Three stages fill shared memory forward; backward two, beside the gated tiles.
+    """
+    if rows * columns < 128 * 2 * 128 * 132:
+        return Config(rows=64, columns=64, depth=64, stages=4)
+    return Config(stages=stages)
+
+
+def forward(
+    x: jax.Array,
+    w: jax.Array,
+    b: jax.Array,
+    threshold: jax.Array,
+    spec: Spec,
+    outputs: Sequence[str],
+    *,
+    config: Config | None = None,
+    interpret=None,
+) -> list[jax.Array]:
+    """value and gate of x (rows, depth) @ w (depth, columns) + b (1, columns).
+
+    `threshold` is (1, 1 or columns). Words are uint32 (rows, ceil(columns / 32)).
+    """
+    rows, columns = x.shape[0], w.shape[1]
+    config = config or choose_config(rows, columns)
+    wide = WARPGROUPS * config.columns
+    x = pad_axis(pad_axis(x, 0, config.rows), 1, config.depth)
+    w = pad_axis(pad_axis(w, 0, config.depth), 1, wide)
+    b = pad_axis(b.astype(jnp.float32), 1, wide)[0]
+    threshold = jnp.broadcast_to(threshold.astype(jnp.float32), (1, columns))
+    # Padded columns are closed: their bits are past the end, and zero.
+    threshold = pad_axis(threshold, 1, wide, jnp.inf)[0]
+
+    def epilogue(acc, corner, gmem, smem):
+        (i, j, wg), (b_gmem, threshold_gmem, *targets) = corner, gmem
+        row, column = i * config.rows, j * wide + wg * config.columns
+        slots = dict(zip(outputs, smem, strict=True))
+        for m in range(config.rows // PART):
+            for n in range(config.columns // PART):
+                part = (slice(m * PART, (m + 1) * PART), slice(n * PART, (n + 1) * PART))
+                here = pl.ds(column + n * PART, PART)
+                bias, theta = (
+                    lax.broadcast_in_dim(_load_row(ref.at[here]), (PART, PART), (1,))
+                    for ref in (b_gmem, threshold_gmem)
+                )
+                z = acc[part] + bias
+                if "value" in slots:
+                    slots["value"][part] = variants.value(z, theta, spec).astype(x.dtype)
+                if "gate" in slots:
+                    mask = variants.gate(z, theta, spec)
+                    bits = jnp.where(mask, jnp.int32(1), jnp.int32(0))
+                    for half in range(PART // WORD_BITS):
+                        lanes = slice(half * WORD_BITS, (half + 1) * WORD_BITS)
+                        word = n * (PART // WORD_BITS) + half
+                        slots["gate"][word, part[0]] = gpu.pack_bits(bits[:, lanes])
+        plgpu.commit_smem()
+        for output, target in zip(outputs, targets, strict=True):
+            across = pl.ds(row, config.rows)
+            if output == "value":
+                place = target.at[across, pl.ds(column, config.columns)]
+            else:  # words first, so that a warpgroup's are contiguous
+                count = config.columns // WORD_BITS
+                place = target.at[pl.ds((column // WORD_BITS), count), across]
+            plgpu.copy_smem_to_gmem(slots[output], place)
+
+    words = (w.shape[1] // WORD_BITS, x.shape[0])
+    results = _product(
+        [(x, (config.rows, config.depth), "ik"), (w, (config.depth, wide), "kj")],
+        (b, threshold),
+        lambda wg, acc, _, a, b: plgpu.wgmma(acc, a, b.at[:, pl.ds(wg * config.columns, config.columns)]),
+        epilogue,
+        (x.shape[0] // config.rows, w.shape[1] // wide, x.shape[1] // config.depth),
+        [
+            like(x, (x.shape[0], w.shape[1]), x.dtype) if o == "value" else like(x, words, jnp.int32)
+            for o in outputs
+        ],
+        [
+            _shared((config.rows, config.columns), x.dtype)
+            if o == "value"
+            else plgpu.SMEM((WARPGROUPS, config.columns // WORD_BITS, config.rows), jnp.int32)
+            for o in outputs
+        ],
+        config,
+        "thresholded_linear_gpu",
+        interpret,
+    )
+    return [
+        r[:rows, :columns]
+        if o == "value"
+        else lax.bitcast_convert_type(r.T[:rows, : words_for(columns)], jnp.uint32)
+        for o, r in zip(outputs, results, strict=True)
+    ]
+
+
+def input_gradient(
+    ct: jax.Array,
+    words: jax.Array,
+    w: jax.Array,
+    *,
+    config: Config | None = None,
+    interpret=None,
+) -> jax.Array:
+    """dx (rows, depth) = gate(ct, words) @ w.T, in ct's dtype."""
+    rows, depth = ct.shape[0], w.shape[0]
+    config = config or choose_config(rows, depth, stages=2)
+    wide = WARPGROUPS * config.columns
+    ct, packed = _pad_gated(ct, words, config.rows, config.depth)
+    w = pad_axis(pad_axis(w.T, 0, config.depth), 1, wide)
+
+    def multiply(wg, acc, scratch, ct, words, w):
+        gated = scratch.at[wg]
+        _gate_tile(ct, words, gated)
+        plgpu.wgmma(acc, gated, w.at[:, pl.ds(wg * config.columns, config.columns)])
+
+    (dx,) = _product(
+        [
+            (ct, (config.rows, config.depth), "ik"),
+            (packed, (config.depth // WORD_BITS, config.rows), "ki"),
+            (w, (config.depth, wide), "kj"),
+        ],
+        (),
+        multiply,
+        _store_tile(config),
+        (ct.shape[0] // config.rows, w.shape[1] // wide, ct.shape[1] // config.depth),
+        [like(ct, (ct.shape[0], w.shape[1]), ct.dtype)],
+        [_shared((config.rows, config.columns), ct.dtype)],
+        config,
+        "thresholded_linear_dx_gpu",
+        interpret,
+        gated=(config.rows, config.depth),
+    )
+    return dx[:rows, :depth]
+
+
+def weight_gradient(
+    x: jax.Array,
+    ct: jax.Array,
+    words: jax.Array,
+    *,
+    config: Config | None = None,
+    interpret=None,
+) -> tuple[jax.Array, jax.Array]:
+    """dw (depth, columns) = x.T @ gate(ct, words) in ct's dtype, and the columns' sums in float32.
+
+    The sums are left to XLA, which fuses them with the unpacking into one pass over ct.
+    """
+    depth, columns = x.shape[1], ct.shape[1]
+    config = config or choose_config(depth, columns, stages=2)
+    wide = WARPGROUPS * config.columns
+    mask = unpack_last(words, columns)
+    total = jnp.sum(jnp.where(mask, ct, jnp.zeros_like(ct)), 0, keepdims=True, dtype=jnp.float32)
+    ct, packed = _pad_gated(ct, words, config.depth, wide)
+    x = pad_axis(pad_axis(x.T, 0, config.rows), 1, config.depth)
+
+    def multiply(wg, acc, scratch, x, ct, words):
+        gated, count = scratch.at[wg], config.columns // WORD_BITS
+        mine = pl.ds(wg * config.columns, config.columns)
+        _gate_tile(ct.at[:, mine], words.at[pl.ds(wg * count, count)], gated)
+        plgpu.wgmma(acc, x, gated)
+
+    (dw,) = _product(
+        [
+            (x, (config.rows, config.depth), "ik"),
+            (ct, (config.depth, wide), "kj"),
+            (packed, (wide // WORD_BITS, config.depth), "jk"),
+        ],
+        (),
+        multiply,
+        _store_tile(config),
+        (x.shape[0] // config.rows, ct.shape[1] // wide, x.shape[1] // config.depth),
+        [like(ct, (x.shape[0], ct.shape[1]), ct.dtype)],
+        [_shared((config.rows, config.columns), ct.dtype)],
+        config,
+        "thresholded_linear_dw_gpu",
+        interpret,
+        gated=(config.depth, config.columns),
+    )
+    return dw[:depth, :columns], total
+
+
+def _load_row(ref) -> jax.Array:
+    """Numbers per column, from global memory, as the accumulators hold columns."""
+    return _compat.load_gpu(ref, gpu.LAYOUT.reduce(0), optimized=False)
+
+
+def _pad_gated(ct, words, rows: int, columns: int) -> tuple[jax.Array, jax.Array]:
+    """Whole tiles of the cotangent, and of its words as int32 (words, rows)."""
+    ct = pad_axis(pad_axis(ct, 0, rows), 1, columns)
+    packed = lax.bitcast_convert_type(words, jnp.int32).T
+    return ct, pad_axis(pad_axis(packed, 1, rows), 0, columns // WORD_BITS)
+
+
+def _gate_tile(ct_smem, words_smem, gated_smem) -> None:
+    """Copies a tile with closed entries 0, 32 columns (one word per row) at a time."""
+    rows, columns = gated_smem.shape
+    for word in range(columns // WORD_BITS):
+        lanes = pl.ds(word * WORD_BITS, WORD_BITS)
+        ct = _compat.load_gpu(ct_smem.at[:, lanes], gpu.LAYOUT)
+        packed = _compat.load_gpu(words_smem.at[word], gpu.ROW)
+        closed = gpu.unpack(packed, (rows, WORD_BITS)) == jnp.int32(0)
+        gated_smem[:, lanes] = jnp.where(closed, jnp.zeros_like(ct), ct)
+    plgpu.commit_smem()
+
+
+def _store_tile(config: Config):
+    """The epilogue that rounds the accumulators and writes them."""
+
+    def epilogue(acc, corner, gmem, smem):
+        i, j, wg = corner
+        column = (j * WARPGROUPS + wg) * config.columns
+        smem[0][...] = acc.astype(gmem[0].dtype)
+        plgpu.commit_smem()
+        place = gmem[0].at[pl.ds(i * config.rows, config.rows), pl.ds(column, config.columns)]
+        plgpu.copy_smem_to_gmem(smem[0], place)
+
+    return epilogue
+
+
+def _shared(shape: tuple[int, int], dtype):
+    """One tile per warpgroup, tiled and swizzled for wgmma and TMA."""
+    return plgpu.SMEM((WARPGROUPS, *shape), dtype, transforms=_transforms(shape, dtype))
+
+
+def _transforms(shape: tuple[int, ...], dtype, width: int = 64) -> tuple:
+    itemsize = jnp.dtype(dtype).itemsize
+    swizzle = plgpu.find_swizzle(min(shape[-1], width) * itemsize * 8)
+    return (plgpu.TilingTransform((8, swizzle // itemsize)), plgpu.SwizzleTransform(swizzle))
+
+
+def _product(
+    tiled,
+    whole,
+    multiply,
+    epilogue,
+    grid,
+    out_types,
+    scratch,
+    config: Config,
+    name: str,
+    interpret,
+    gated: tuple[int, int] | None = None,
+) -> list[jax.Array]:
+    """A matrix product, tile by tile: ``multiply(warpgroup, accumulator, gated, tiles...)`` per step.
+
+    `tiled` are (array, block, axes), the axes named by i, j (of the product) and k (contracted);
+    `whole` arrays stay in global memory for the epilogue, as do the outputs. The grid is (i, j, k).
+    `gated` is the shape of a tile that each warpgroup gates for itself: tiles are then 32 wide, so
+    that a word's columns are whole tiles.
+    """
+    width, dtype, outputs = WORD_BITS if gated else 64, tiled[0][0].dtype, len(scratch)
+    if gated:
+        transforms = _transforms(gated, dtype, width)
+        scratch = [*scratch, plgpu.SMEM((WARPGROUPS, *gated), dtype, transforms=transforms)]
+    specs = []
+    for array, block, axes in tiled:
+        swizzled = _transforms(block, array.dtype, width) if array.dtype != jnp.int32 else ()
+        specs.append((block, axes, swizzled))
+
+    def kernel(*refs):
+        count = len(tiled)
+        sources, others = refs[:count], refs[count : len(refs) - len(scratch)]
+        smem = refs[len(refs) - len(scratch) :]
+        place = {"i": lax.axis_index("i"), "j": lax.axis_index("j")}
+        wg = lax.axis_index("wg")
+
+        def index_map(axes):
+            return lambda k: tuple(k if a == "k" else place[a] for a in axes)
+
+        def body(_, *tiles_and_acc):
+            *tiles, acc = tiles_and_acc
+            multiply(wg, acc, smem[outputs] if gated else None, *tiles)
+            plgpu.wgmma_wait(0)
+            return acc
+
+        def compute(run):
+            def scope(acc):
+                run(acc)
+                epilogue(acc[...], (place["i"], place["j"], wg), others, [s.at[wg] for s in smem[:outputs]])
+                plgpu.wait_smem_to_gmem(0)
+
+            pl.run_scoped(scope, acc=plgpu.ACC((config.rows, config.columns), jnp.float32))
+
+        plgpu.emit_pipeline_warp_specialized(
+            body,
+            grid=(grid[2],),
+            memory_registers=40,
+            in_specs=[
+                plgpu.BlockSpec(block, index_map(axes), transforms=swizzled)
+                for block, axes, swizzled in specs
+            ],
+            wg_axis="wg",
+            num_compute_wgs=WARPGROUPS,
+            max_concurrent_steps=min(config.stages, grid[2]),
+            compute_context=compute,
+        )(*sources)
+
+    kernel.__name__ = name
+    return plgpu.kernel(
+        kernel,
+        out_type=out_types,
+        grid=grid[:2],
+        grid_names=("i", "j"),
+        num_threads=WARPGROUPS + 1,
+        thread_name="wg",
+        scratch_types=scratch,
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
+        interpret=interpret,
+    )(*(array for array, _, _ in tiled), *whole)
