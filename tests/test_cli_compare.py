@@ -120,7 +120,8 @@ def test_relu_learns_digits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"), [("relu", 9.0), ("leaky_relu", 5.0), ("shift-fixed", 4.125), ("hard-fixed", 4.125)]
+    ("name", "kept"),
+    [("relu", 9.0), ("leaky_relu", 5.0), ("shift-fixed", 4.125), ("hard-fixed", 4.125)],
 )
 def test_kept_bytes(name, kept):
     kernels = network.initial_kernels(jax.random.key(0), (10, 64, 64, 3))

@@ -1,6 +1,7 @@
 """Curves to plot: a function, its derivative and its antiderivative, in pieces between jumps."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -8,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrelu.functions import antiderivative, derivative, thresholded_relu
+from jaxtrelu.calculus import antiderivative, derivative
+from jaxtrelu.functions import thresholded_relu
 
 QUANTITIES = ("function", "derivative", "antiderivative")
 _LEAKY_SLOPE = 0.01  # jax.nn.leaky_relu's
@@ -107,7 +109,7 @@ def pieces(function: Real, breaks: Sequence[float], low: float, high: float, poi
     inside = sorted({b for b in map(float, np.float32(breaks)) if low < b < high})
     edges = [low, *inside, high]
     found, jumps = [], []
-    for left, right in zip(edges[:-1], edges[1:], strict=True):
+    for left, right in itertools.pairwise(edges):
         x = np.linspace(left, right, points, dtype=np.float32)
         # Approached from within, so that neither end belongs to the neighbour.
         x[0], x[-1] = _beside(x[0], 1), _beside(x[-1], -1)

@@ -56,6 +56,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes | str]) -> list[Path]
 
     Returns:
         The paths, in the order of `contents`.
+
     Raises:
         UserError: if the operating system refuses.
     """

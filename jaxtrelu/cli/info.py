@@ -13,6 +13,7 @@ _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def add_parser(subparsers) -> None:
+    """Adds the command."""
     subparsers.add_parser(
         "info",
         help="versions, devices, and which lowering each platform gets",
@@ -22,6 +23,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints one section after the other."""
     del args
     _section("versions", [("python", platform.python_version()), *_versions()])
     _section("devices", _devices())

@@ -1,12 +1,12 @@
 """The network that `compare` trains, with one activation or another."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtrelu.cli.settings import KINDS, VARIANTS
 from jaxtrelu.nnx import ThresholdedReLU
 from jaxtrelu.surrogates import Rectangle
 
@@ -42,7 +42,6 @@ def activation(name: str, width: int, threshold: float) -> nnx.Module:
     if name == "prelu":
         return nnx.PReLU()
     variant, kind = name.split("-")
-    assert variant in VARIANTS and kind in KINDS, name
     if kind == "fixed":
         return ThresholdedReLU(threshold, variant=variant)
     if kind == "calibrated":
@@ -76,7 +75,7 @@ def initial_kernels(key: jax.Array, sizes: Sequence[int]) -> tuple[jax.Array, ..
     """
     he_normal = jax.nn.initializers.he_normal()
     keys = jax.random.split(key, len(sizes) - 1)
-    shapes = zip(sizes[:-1], sizes[1:], strict=True)
+    shapes = itertools.pairwise(sizes)
     return tuple(he_normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
 
 

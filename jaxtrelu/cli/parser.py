@@ -17,6 +17,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a wrong argument as one sentence, like every other error of the command line."""
 
     def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
         raise UserError(f"{message}; see {self.prog} --help.")
 
 

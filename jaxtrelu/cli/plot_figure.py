@@ -49,7 +49,8 @@ def draw(
             # From wide to narrow, so that curves that coincide all show.
             widths = np.linspace(2.0 + 0.5 * (len(shapes) - 1), 2.0, len(shapes))
             for shape, colour, width in zip(shapes, style.SEQUENCE, widths, strict=False):
-                _curve(axes, shape, column, limits, points, {"c": colour, "lw": width}, circles=True)
+                line = {"c": colour, "lw": width}
+                _curve(axes, shape, column, limits, points, line, circles=True)
             _frame(axes, quantity if row == 0 else "", limits)
         _name_row(grid[row, 0], variant, ceiling if variant == "shift" else None)
     for axes in grid[-1]:
@@ -88,12 +89,13 @@ def _curve(
 
 
 def _name_row(axes: Axes, variant: str, ceiling: float | None) -> None:
-    formula = _FORMULAS[variant] if ceiling is None else f"min(x − θ, {ceiling:g}) where x > θ, else 0"
+    formula = _FORMULAS[variant]
+    if ceiling is not None:
+        formula = formula.replace("x − θ", f"min(x − θ, {ceiling:g})")
     axes.set_ylabel(variant, fontweight="bold", fontsize=11)
     box = {"fc": "white", "ec": "none", "pad": 1.5}
-    axes.text(
-        *(0.02, 0.96), formula, transform=axes.transAxes, va="top", fontsize=9, c=style.GREY, bbox=box
-    )
+    place = {"transform": axes.transAxes, "va": "top", "bbox": box}
+    axes.text(0.02, 0.96, formula, fontsize=9, color=style.GREY, **place)
 
 
 def _frame(axes: Axes, title: str, limits: tuple[float, float]) -> None:

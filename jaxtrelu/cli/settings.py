@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import itertools
 import math
 
 from jaxtrelu.cli.data import Dataset
@@ -26,6 +27,7 @@ _LIMITS = {
     "sparsity": (0.01, 0.99),
     "threshold": (-1e6, 1e6),
 }
+_MAX_RATES = 8
 _MAX_BYTES = 8e9
 _MAX_OPERATIONS = 1e16
 
@@ -85,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (
             "learning-rate",
             {**number, "nargs": "+"},
-            [1e-3, 3e-3, 1e-2],
+            [3e-3, 1e-2, 3e-2],
             "learning rates of Adam; of several, each activation gets the one with the best mean "
             "accuracy on validation rows",
         ),
@@ -95,9 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, kind, default, text in options:
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        parser.add_argument(
-            f"--{name}", **kind, default=default, help=f"{text} (default: {shown})"
-        )
+        parser.add_argument(f"--{name}", **kind, default=default, help=f"{text} (default: {shown})")
 
 
 def from_arguments(args: argparse.Namespace) -> Settings:
@@ -108,8 +108,9 @@ def from_arguments(args: argparse.Namespace) -> Settings:
             if not (math.isfinite(value) and low <= value <= high):
                 option = "--" + name.replace("_", "-")
                 raise UserError(f"{option} should be from {low:g} to {high:g}, but is {value:g}.")
-    if len(args.learning_rate) > 8:
-        raise UserError(f"--learning-rate takes at most 8 values, but got {len(args.learning_rate)}.")
+    count = len(args.learning_rate)
+    if count > _MAX_RATES:
+        raise UserError(f"--learning-rate takes at most {_MAX_RATES} values, but got {count}.")
     names = [REFERENCE, *(check_name(name, ACTIVATIONS) for name in args.activations)]
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)}
     fields["activations"] = tuple(dict.fromkeys(names))
@@ -130,14 +131,15 @@ def check_size(settings: Settings, data: Dataset) -> None:
     """Refuses what would fill the memory or run for days. Raises UserError."""
     rows, inputs = data.features.shape
     sizes = [inputs, *[settings.width] * settings.depth, data.classes]
-    weights = sum(a * b + b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    weights = sum(a * b + b for a, b in itertools.pairwise(sizes))
     # Parameters, their gradient and Adam's two moments; inputs and some 20 bytes a hidden unit.
     each = 4 * 4 * weights + max(settings.batch, 512) * (8 * inputs + 24 * sum(sizes[1:]))
     size = settings.runs * each
     if size > _MAX_BYTES:
         raise UserError(
             f"{settings.runs} networks of width {settings.width} and depth {settings.depth} on "
-            f"{inputs} features would need about {size / 1e9:.0f} GB (limit {_MAX_BYTES / 1e9:.0f}): "
+            f"{inputs} features would need about {size / 1e9:.0f} GB (limit "
+            f"{_MAX_BYTES / 1e9:.0f}): "
             "lower --width, --depth, --seeds, --batch or the number of learning rates."
         )
     operations = 6.0 * weights * rows * settings.epochs * settings.runs * len(settings.activations)

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +21,8 @@ def show(terminal: Console, found: list[dict[str, Any]], settings: Settings, dat
     columns = [header for header in cells[0] if header not in _dropped(cells, terminal.width)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for header in columns:
-        table.add_column(header, justify="left" if header == "activation" else "right", no_wrap=True)
+        justify: JustifyMethod = "left" if header == "activation" else "right"
+        table.add_column(header, justify=justify, no_wrap=True)
     group = _group(found[0])
     for record, row in zip(found, cells, strict=True):
         if _group(record) != group:
@@ -96,10 +97,10 @@ def caveat(settings: Settings, data: Dataset) -> str:
     tested = len(stratified_split(data.labels, settings.seed).test)
     seeds = f"{settings.seeds} random split" + ("s" if settings.seeds > 1 else "")
     rates = len(settings.learning_rate)
-    rate = "at one learning rate" if rates == 1 else f"at the best of the same {rates} learning rates"
+    rate = "one learning rate" if rates == 1 else f"the best of the same {rates} learning rates"
     return (
         f"These numbers show how one small network ({settings.depth} × {settings.width} hidden "
-        f"units) does on {data.name} with each activation, {rate}, over {seeds} of {tested} test "
+        f"units) does on {data.name} with each activation, at {rate}, over {seeds} of {tested} test "
         "rows each, so a difference below two standard errors is noise; they do not show what "
         "another architecture, more data or tuning would give, and bytes and times hold for these "
         "shapes and this machine, where zeros are not skipped and so save no time."

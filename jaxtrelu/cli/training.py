@@ -97,7 +97,9 @@ def stack_runs(data: Dataset, settings: Settings) -> tuple[Run, Rows]:
         scale = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0)
         runs.append((split.train, part, np.float32(seen.mean(axis=0)), np.float32(scale)))
     repeated = [run for _ in settings.learning_rate for run in runs]
-    train, part, mean, scale = (jnp.asarray(np.stack(arrays)) for arrays in zip(*repeated))
+    train, part, mean, scale = (
+        jnp.asarray(np.stack(arrays)) for arrays in zip(*repeated, strict=True)
+    )
     rows = Rows(
         jnp.asarray(np.pad(data.features, ((0, padding), (0, 0)))),
         jnp.asarray(np.pad(data.labels, (0, padding))),
@@ -160,9 +162,7 @@ def _calibrated(graph: Any, sparsity: float, state: State, run: Run, rows: Rows)
     return state._replace(params=params, rest=rest)
 
 
-def _epoch(
-    graph: Any, batch: int, state: State, run: Run, rows: Rows
-) -> tuple[State, jax.Array]:
+def _epoch(graph: Any, batch: int, state: State, run: Run, rows: Rows) -> tuple[State, jax.Array]:
     """One pass over the training rows in a new order; the incomplete last batch is left out."""
     key, shuffle_key = jax.random.split(state.key)
     steps = run.train.size // batch
