@@ -8,7 +8,7 @@ CANDIDATES = $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 pytho
 PY = $(VENV)/bin/python
 # Tests are made for the CPU, so that they give the same on every machine.
 WORKERS ?= logical
-PYTEST = $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -q
+PYTEST = $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup -q
 RESULTS ?= results
 
 .PHONY: help test demo conformance lint format types notebooks wheel bench clean

@@ -219,7 +219,9 @@ def run(
     )
     parser.add_argument("--only", nargs="+", choices=suites, default=list(suites), help="suites")
     parser.add_argument("--seconds", type=float, default=1.0, help="time per case (default: 1)")
-    parser.add_argument("--json", type=check_file, metavar="PATH", help="also write all figures here")
+    parser.add_argument(
+        "--json", type=check_file, metavar="PATH", help="also write all figures here"
+    )
     add_arguments(parser)
     try:
         args = parser.parse_args()

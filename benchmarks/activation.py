@@ -184,7 +184,11 @@ def _arguments(parser):
         "--shapes", nargs="+", choices=SIZES, default=list(SIZES), help="numbers of elements"
     )
     parser.add_argument(
-        "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="ways to stack layers"
+        "--networks",
+        nargs="+",
+        choices=NETWORKS,
+        default=list(NETWORKS),
+        help="ways to stack layers",
     )
 
 

@@ -59,9 +59,13 @@ def _hard(x, threshold, fill=0):
         pytest.param([[-1, 0], [1, 3]], {}, [[0, 0], [0, 3]], id="tfjs"),
         pytest.param([-10, -5, 0, 5, 10], {"threshold": 5}, [0, 0, 0, 0, 10], id="keras"),
         pytest.param([2, 0, 1], {}, [2, 0, 0], id="paddle"),
-        pytest.param([0.5, 1.5, 2.5], {"threshold": 2, "fill": -1}, [-1, -1, 2.5], id="paddle-value"),
+        pytest.param(
+            [0.5, 1.5, 2.5], {"threshold": 2, "fill": -1}, [-1, -1, 2.5], id="paddle-value"
+        ),
         pytest.param([-1.5, 0, 1.2, 2, 2.2], {"threshold": 2}, [0, 0, 0, 0, 2.2], id="onnx"),
-        pytest.param([-2, -0.5, 0, 0.5], {"threshold": -1}, [0, -0.5, 0, 0.5], id="caffe2-negative"),
+        pytest.param(
+            [-2, -0.5, 0, 0.5], {"threshold": -1}, [0, -0.5, 0, 0.5], id="caffe2-negative"
+        ),
     ],
 )
 def test_documented_examples(x, options, expected):
