@@ -27,7 +27,7 @@ Writes compare.csv, compare.json and three figures (PNG and SVG) into the output
   jaxtrelu compare --data mine.npz --sparsity 0.9 --output results/mine"""
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command and its options."""
     parser = subparsers.add_parser(
         "compare",

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ class Jump:
 
 def thresholded(variant: str, threshold: float, ceiling: float | None) -> Shape:
     """Thresholded ReLU; `ceiling` is for `shift` only."""
-    options = {"variant": variant, "ceiling": ceiling}
+    options: dict[str, Any] = {"variant": variant, "ceiling": ceiling}
     return Shape(
         f"θ = {threshold:g}".replace("-", "−"),
         (
@@ -100,15 +101,18 @@ _PEERS: dict[str, tuple[Real, Real, tuple[float, ...]]] = {
 }
 
 
-def pieces(function: Real, breaks: Sequence[float], low: float, high: float, points: int):
+def pieces(
+    function: Real, breaks: Sequence[float], low: float, high: float, points: int
+) -> tuple[list[Piece], list[Jump]]:
     """Samples a function between its breaks.
 
     Returns:
         The pieces, and the jumps at those breaks where the function is not continuous.
     """
-    inside = sorted({b for b in map(float, np.float32(breaks)) if low < b < high})
+    inside = sorted({b for b in np.asarray(breaks, np.float32).tolist() if low < b < high})
     edges = [low, *inside, high]
-    found, jumps = [], []
+    found: list[Piece] = []
+    jumps: list[Jump] = []
     for left, right in itertools.pairwise(edges):
         x = np.linspace(left, right, points, dtype=np.float32)
         # Approached from within, so that neither end belongs to the neighbour.

@@ -47,11 +47,17 @@ def _accuracy_sparsity(found: list[dict[str, Any]], data_name: str) -> Figure:
             record["test_accuracy"],
             yerr=np.nan_to_num(record["test_accuracy_se"]),
             color=colour,
+            elinewidth=1.2,
+            capsize=2.5,
+            linestyle="none",
+        )
+        axes.plot(
+            record["closed"],
+            record["test_accuracy"],
+            color=colour,
             marker=marker,
             markersize=8,
             markeredgecolor="white",
-            elinewidth=1.2,
-            capsize=2.5,
             linestyle="none",
             label=record["activation"],
         )
@@ -66,7 +72,7 @@ def _accuracy_sparsity(found: list[dict[str, Any]], data_name: str) -> Figure:
 
 
 def _learning_curves(rows: list[Row], data_name: str) -> Figure:
-    groups = [("other activations", PEERS)]
+    groups: list[tuple[str, tuple[str, ...]]] = [("other activations", PEERS)]
     groups += [(v, tuple(f"{v}-{kind}" for kind in KINDS)) for v in VARIANTS]
     by_name = {row.name: row for row in rows}
     present = [(title, [n for n in names if n in by_name]) for title, names in groups]

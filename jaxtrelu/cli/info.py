@@ -9,10 +9,11 @@ _PACKAGES = (
     "jaxtrelu", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint",
     "scikit-learn", "matplotlib", "rich",
 )  # fmt: skip
-_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# The custom call that a kernel becomes, and what the kernel is called.
+_KERNELS = {"tpu_custom_call": "Mosaic TPU", "mosaic_gpu": "Mosaic GPU"}
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command."""
     subparsers.add_parser(
         "info",
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     del args
     _section("versions", [("python", platform.python_version()), *_versions()])
     _section("devices", _devices())
-    _section("lowering", _lowerings())
+    _section("lowering of float32 (1024, 1024)", _lowerings())
     _section("process", [("GLIBC_TUNABLES", os.environ.get("GLIBC_TUNABLES", "not set"))])
     return 0
 
@@ -56,4 +57,25 @@ def _devices() -> list[tuple[str, str]]:
 
 
 def _lowerings() -> list[tuple[str, str]]:
-    return [(platform, "XLA") for platform in _PLATFORMS]
+    """What each platform gets, found by lowering for it. That needs no such device."""
+    import jax
+
+    from jaxtrelu.dispatch import KERNEL_PLATFORM, PLATFORMS
+    from jaxtrelu.functions import thresholded_relu
+
+    x = jax.ShapeDtypeStruct((1024, 1024), "float32")
+    programs = {
+        "values": thresholded_relu,
+        "gradient": jax.grad(lambda x: thresholded_relu(x).sum()),
+    }
+    rows = []
+    for platform_name in PLATFORMS:
+        words = []
+        for what, function in programs.items():
+            lowered = jax.jit(function).trace(x).lower(lowering_platforms=(platform_name,))
+            found = [name for target, name in _KERNELS.items() if target in lowered.as_text()]
+            words.append(f"{what} by {' and '.join(found) or 'XLA'}")
+        asked = [name for name, where in KERNEL_PLATFORM.items() if where == platform_name]
+        words += [f"implementation={name!r} on request" for name in asked]
+        rows.append((platform_name, ", ".join(words)))
+    return rows

@@ -28,7 +28,8 @@ def kept_bytes_per_unit(network: Network, batch: int) -> float:
     rows, which exist anyway, are not counted. A program that holds both passes in one jit may
     recompute or drop some of them.
     """
-    graph, params, rest = nnx.split(network, nnx.Param, ...)
+    graph = nnx.graphdef(network)
+    params, rest = nnx.state(network, nnx.Param, ...)
     rows = jnp.ones((batch, network.dense[0].in_features))
 
     @jax.jit

@@ -115,6 +115,7 @@ class Network(nnx.Module):
         """Sets each layer's threshold so that `sparsity` of the gates are closed on rows x."""
         for dense, activate in zip(self.dense, self.activations, strict=True):
             before = dense(x)
+            assert isinstance(activate, ThresholdedReLU)
             activate.threshold[...] = quantile(before, sparsity)
             x = activate(before)
 

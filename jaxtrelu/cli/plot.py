@@ -24,7 +24,7 @@ _EPILOG = """\
   jaxtrelu plot --variant shift --ceiling 1.5 --peers relu gelu --show"""
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the command and its options."""
     parser = subparsers.add_parser(
         "plot",

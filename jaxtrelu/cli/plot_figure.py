@@ -94,7 +94,7 @@ def _name_row(axes: Axes, variant: str, ceiling: float | None) -> None:
         formula = formula.replace("x − θ", f"min(x − θ, {ceiling:g})")
     axes.set_ylabel(variant, fontweight="bold", fontsize=11)
     box = {"fc": "white", "ec": "none", "pad": 1.5}
-    place = {"transform": axes.transAxes, "va": "top", "bbox": box}
+    place: dict[str, Any] = {"transform": axes.transAxes, "va": "top", "bbox": box}
     axes.text(0.02, 0.96, formula, fontsize=9, color=style.GREY, **place)
 
 

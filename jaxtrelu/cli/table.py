@@ -95,13 +95,13 @@ def legend(settings: Settings) -> str:
 def caveat(settings: Settings, data: Dataset) -> str:
     """One sentence on what the numbers show and what they do not."""
     tested = len(stratified_split(data.labels, settings.seed).test)
-    seeds = f"{settings.seeds} random split" + ("s" if settings.seeds > 1 else "")
     rates = len(settings.learning_rate)
     rate = "one learning rate" if rates == 1 else f"the best of the same {rates} learning rates"
+    splits = f"{settings.seeds} random split" + ("s" if settings.seeds > 1 else "")
     return (
         f"These numbers show how one small network ({settings.depth} × {settings.width} hidden "
-        f"units) does on {data.name} with each activation, at {rate}, over {seeds} of {tested} test "
-        "rows each, so a difference below two standard errors is noise; they do not show what "
-        "another architecture, more data or tuning would give, and bytes and times hold for these "
-        "shapes and this machine, where zeros are not skipped and so save no time."
+        f"units) does on {data.name} with each activation, at {rate}, over {splits} with {tested} "
+        "test rows each, so a difference below two standard errors may well be noise; they do not "
+        "show what another architecture, more data or tuning would give, and bytes and times hold "
+        "for these shapes and this machine, where zeros are not skipped and so save no time."
     )

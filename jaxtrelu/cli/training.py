@@ -97,10 +97,8 @@ def stack_runs(data: Dataset, settings: Settings) -> tuple[Run, Rows]:
         scale = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0)
         runs.append((split.train, part, np.float32(seen.mean(axis=0)), np.float32(scale)))
     repeated = [run for _ in settings.learning_rate for run in runs]
-    train, part, mean, scale = (
-        jnp.asarray(np.stack(arrays)) for arrays in zip(*repeated, strict=True)
-    )
-    rows = Rows(
+    parts = [jnp.asarray(np.stack(arrays)) for arrays in zip(*repeated, strict=True)]
+    shared = Rows(
         jnp.asarray(np.pad(data.features, ((0, padding), (0, 0)))),
         jnp.asarray(np.pad(data.labels, (0, padding))),
     )
@@ -115,7 +113,7 @@ def stack_runs(data: Dataset, settings: Settings) -> tuple[Run, Rows]:
     keys, kernels = jax.tree.map(
         lambda array: jnp.concatenate([array] * count), (batch_keys, kernels)
     )
-    return Run(keys, kernels, rates, train, part, mean, scale), rows
+    return Run(keys, kernels, rates, *parts), shared
 
 
 def compile_program(name: str, settings: Settings, runs: Run, rows: Rows) -> Program:
@@ -129,8 +127,8 @@ def compile_program(name: str, settings: Settings, runs: Run, rows: Rows) -> Pro
     def over_runs(function: Callable) -> Callable:
         return jax.vmap(function, (0, 0, None))
 
-    epoch = jax.jit(over_runs(partial(_epoch, graph, batch)), donate_argnums=0)
-    epoch = epoch.lower(state, runs, rows).compile()
+    jitted = jax.jit(over_runs(partial(_epoch, graph, batch)), donate_argnums=0)
+    epoch = jitted.lower(state, runs, rows).compile()
     memory = epoch.memory_analysis()
     calibrate = None
     if name.endswith("-calibrated"):
@@ -150,7 +148,7 @@ def _inputs(run: Run, features: jax.Array) -> jax.Array:
 
 
 def _start(build: Callable, run: Run) -> State:
-    _, params, rest = nnx.split(build(run.kernels), nnx.Param, ...)
+    params, rest = nnx.state(build(run.kernels), nnx.Param, ...)
     return State(params, rest, _OPTIMISER.init(params), run.key)
 
 
@@ -158,7 +156,7 @@ def _calibrated(graph: Any, sparsity: float, state: State, run: Run, rows: Rows)
     """The state with its thresholds set on the first training rows."""
     network = nnx.merge(graph, state.params, state.rest)
     network.calibrate(_inputs(run, rows.features[run.train[:_CALIBRATION_ROWS]]), sparsity)
-    _, params, rest = nnx.split(network, nnx.Param, ...)
+    params, rest = nnx.state(network, nnx.Param, ...)
     return state._replace(params=params, rest=rest)
 
 
