@@ -58,8 +58,8 @@ def per_feature(threshold: ArrayLike, w_in: jax.Array) -> jax.Array:
         threshold = threshold.astype(jnp.float32)
     if threshold.shape not in ((), (1,), w_in.shape[:1]):
         raise ValueError(
-            f"`threshold` should be a number or of shape {w_in.shape[:1]}, one per feature, but has "
-            f"shape {threshold.shape}."
+            f"`threshold` should be a number or of shape {w_in.shape[:1]}, one per feature, but "
+            f"has shape {threshold.shape}."
         )
     dtype = jnp.promote_types(threshold.dtype, jnp.float32)
     return jnp.broadcast_to(threshold.astype(dtype), w_in.shape[:1])
@@ -69,13 +69,13 @@ def check_shapes(x, w_in, b_in, w_out, b_out, first: str = "w_in") -> None:
     """Refuses weights that are not feature-major, in words that say so."""
     if x.ndim < 1 or w_in.ndim != 2 or x.shape[-1] != w_in.shape[1]:
         raise ValueError(
-            f"`{first}` should be feature-major, of shape (m, {x.shape[-1] if x.ndim else 'd'}) for x "
-            f"of shape {x.shape}, but has shape {w_in.shape}. Pass {first}.T if it is (d, m)."
+            f"`{first}` should be feature-major, of shape (m, {x.shape[-1] if x.ndim else 'd'}) for "
+            f"x of shape {x.shape}, but has {w_in.shape}. Pass {first}.T if it is (d, m)."
         )
     if w_out.ndim != 2 or w_out.shape[0] != w_in.shape[0]:
         raise ValueError(
-            f"`w_out` should be feature-major, of shape ({w_in.shape[0]}, d_out) for {first} of shape "
-            f"{w_in.shape}, but has shape {w_out.shape}. Pass w_out.T if it is (d_out, m)."
+            f"`w_out` should be feature-major, of shape ({w_in.shape[0]}, d_out) for {first} of "
+            f"shape {w_in.shape}, but has shape {w_out.shape}. Pass w_out.T if it is (d_out, m)."
         )
     for name, bias, width in (("b_in", b_in, w_in.shape[0]), ("b_out", b_out, w_out.shape[1])):
         if bias is not None and bias.shape != (width,):

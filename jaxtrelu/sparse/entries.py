@@ -1,8 +1,8 @@
 """The open entries of a packed matrix, as flat lists in row order and in column order.
 
 A list is sorted by its group (the row, or the column of the transposed words) and by the member
-inside it; group g's entries stand from ``starts[g]`` on, ``counts[g]`` of them. Both lists come from
-words: the second from transposed ones, so that nothing is sorted. Ranks lead from one to the other.
+inside it; group g's entries stand from ``starts[g]`` on, ``counts[g]`` of them. Both lists come
+from words, the second from transposed ones, so nothing is sorted. Ranks lead from one to the other.
 """
 
 from typing import NamedTuple
@@ -32,6 +32,7 @@ class Groups(NamedTuple):
 
     @property
     def total(self) -> jax.Array:
+        """The number of set bits."""
         return jnp.sum(self.counts, dtype=jnp.int32)
 
 

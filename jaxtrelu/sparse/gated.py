@@ -17,7 +17,7 @@ from jaxtrelu import bits
 from jaxtrelu.sparse.entries import Groups, List, groups_of, listed, position
 from jaxtrelu.sparse.latent import Plan, accumulator, activate, encode, find
 from jaxtrelu.sparse.loops import ceil_div, repeat, take, varying_like
-from jaxtrelu.sparse.products import entry_dots, gather_sum
+from jaxtrelu.sparse.products import entry_dots, gather_sum, scalar_sum
 
 # Up to this many rows the weights of all units that any row opens are read together.
 FEW_ROWS = 8
@@ -35,6 +35,8 @@ class GatedOperands(NamedTuple):
 
 
 class GatedResiduals(NamedTuple):
+    """What the gradient needs: one bit per element of the gate, and what stands at the entries."""
+
     operands: GatedOperands
     rows: Groups
     by_row: List
@@ -43,7 +45,7 @@ class GatedResiduals(NamedTuple):
 
 
 def gated_dense(plan: Plan, operands: GatedOperands) -> jax.Array:
-    """y by dense products."""
+    """Returns y by dense products."""
     return _dense_rest(plan, operands, encode(operands.x, operands.w_gate))
 
 
@@ -56,7 +58,7 @@ def _dense_rest(plan: Plan, operands: GatedOperands, z: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gated(plan: Plan, operands: GatedOperands) -> jax.Array:
-    """y (B, d_out), in the accumulator's type."""
+    """Returns y (B, d_out), in the accumulator's type."""
     if operands.x.shape[0] > FEW_ROWS:
         return _forward(plan, operands)[0]
     z = encode(operands.x, operands.w_gate)
@@ -86,7 +88,8 @@ def _few_rows(plan: Plan, operands: GatedOperands, z: jax.Array) -> jax.Array:
     def sparse(z):
         return repeat(ceil_div(number, _ROUND), more, start)
 
-    return lax.cond(number > plan.size // x.shape[0], partial(_dense_rest, plan, operands), sparse, z)
+    wide = number > plan.size // x.shape[0]
+    return lax.cond(wide, partial(_dense_rest, plan, operands), sparse, z)
 
 
 def _forward(plan: Plan, operands: GatedOperands):
@@ -134,13 +137,12 @@ def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> Ga
         values = take(values, position(columns, by_row.member, by_row.group))
         return gather_sum(rows, by_row.member, values, table, 0)
 
-    ones = jnp.ones((x.shape[0], 1), dtype)
     return GatedOperands(
         x=(by_example(dz, w_gate) + by_example(dup, w_up)).astype(x.dtype),
         w_gate=by_unit(dz, x).astype(w_gate.dtype),
         w_up=by_unit(dup, x).astype(w_up.dtype),
         w_out=by_unit(a * up, g).astype(w_out.dtype),
-        threshold=by_unit(dthreshold, ones)[:, 0].astype(threshold.dtype),
+        threshold=scalar_sum(columns, unit, dthreshold).astype(threshold.dtype),
     )
 
 

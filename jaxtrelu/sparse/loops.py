@@ -10,10 +10,16 @@ from jaxtrelu._compat import varying_axes
 
 
 def varying_like(array: jax.Array, *others: jax.Array) -> jax.Array:
-    """`array`, varying over every mesh axis over which one of `others` does, as a carry has to be."""
+    """`array`, varying over every mesh axis over which one of `others` does: a carry has to."""
     wanted = frozenset().union(*(varying_axes(other) for other in others))
     missing = tuple(sorted(wanted - varying_axes(array)))
     return lax.pcast(array, missing, to="varying") if missing else array
+
+
+def alike(operands):
+    """Operands that vary over the same mesh axes, inside a `shard_map`."""
+    leaves = jax.tree.leaves(operands)
+    return jax.tree.map(lambda leaf: varying_like(leaf, *leaves), operands)
 
 
 def repeat(trips: jax.Array, body: Callable, start):

@@ -20,9 +20,9 @@ from jax import lax
 from jaxtrelu import bits, variants
 from jaxtrelu.sparse.activity import Activity
 from jaxtrelu.sparse.entries import Groups, List, groups_of, listed, position
-from jaxtrelu.sparse.latent import Plan, accumulator, activate, biased, encode, find, opened
+from jaxtrelu.sparse.latent import Plan, activate, biased, encode, find, opened
 from jaxtrelu.sparse.loops import take
-from jaxtrelu.sparse.products import entry_dots, gather_sum
+from jaxtrelu.sparse.products import entry_dots, gather_sum, scalar_sum
 from jaxtrelu.variants import Spec
 
 
@@ -37,6 +37,8 @@ class Operands(NamedTuple):
 
 
 class Residuals(NamedTuple):
+    """What the gradient needs: one bit per element, and what stands at the entries."""
+
     operands: Operands
     rows: Groups
     by_row: List
@@ -45,22 +47,21 @@ class Residuals(NamedTuple):
 
 
 def dense(plan: Plan, operands: Operands) -> tuple[jax.Array, jax.Array]:
-    """y and l0 by dense products: the reference, and the path for what is not sparse."""
+    """Returns y and l0 by dense products: the reference, and the path for what is not sparse."""
     z = biased(encode(operands.x, operands.w_in), operands.b_in)
-    a = activate(plan, z, operands.threshold)
     l0 = jnp.sum(opened(plan, z, operands.threshold), axis=-1)
-    return _decode(plan, a, operands), l0
+    return decode(plan, z, operands.threshold, operands.w_out), l0
 
 
-def _decode(plan: Plan, a: jax.Array, operands: Operands) -> jax.Array:
-    w_out = operands.w_out
-    dtype = accumulator(operands.x.dtype)
-    return jnp.matmul(a.astype(w_out.dtype), w_out, preferred_element_type=dtype)
+def decode(plan: Plan, z: jax.Array, threshold: jax.Array, w_out: jax.Array) -> jax.Array:
+    """``act(z) @ w_out``, a dense product, in z's type."""
+    a = activate(plan, z, threshold).astype(w_out.dtype)
+    return jnp.matmul(a, w_out, preferred_element_type=z.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def fused(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
-    """y (B, d_out) in the accumulator's type, without b_out, and the record of activity."""
+    """Returns y (B, d_out) in the accumulator's type, without b_out, and the record of activity."""
     return _forward(plan, operands)[0]
 
 
@@ -76,7 +77,7 @@ def _forward(plan: Plan, operands: Operands):
 
     def through_dense(product):
         # The bias is added here again, so that the sum need not be kept as an operand.
-        return _decode(plan, activate(plan, biased(product, b_in), threshold), operands)
+        return decode(plan, biased(product, b_in), threshold, w_out)
 
     y = lax.cond(wide, through_dense, sparse, product)
     rows, features = product.shape
@@ -120,7 +121,10 @@ def _sparse_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
     from_rows = position(rows, row, feature)
 
     z, at_threshold = take(residuals.z, from_rows), take(threshold, feature)
-    both = lambda z, t: (activate(plan, z, t), opened(plan, z, t))
+
+    def both(z, threshold):
+        return activate(plan, z, threshold), opened(plan, z, threshold)
+
     (a, _), pullback = jax.vjp(both, z, at_threshold)
     da = entry_dots(by_column, total, w_out, g, z.dtype) + take(values, from_rows)
     dz, dthreshold = pullback((da, take(l0, row)))
@@ -128,19 +132,18 @@ def _sparse_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
     def by_feature(values, table):
         return gather_sum(columns, row, values, table, plan.direct)
 
-    ones = jnp.ones((x.shape[0], 1), z.dtype)
     dz_by_row = take(dz, position(columns, by_row.member, by_row.group))
     return Operands(
         x=gather_sum(rows, by_row.member, dz_by_row, w_in, 0).astype(x.dtype),
         w_in=by_feature(dz, x).astype(w_in.dtype),
-        b_in=None if b_in is None else by_feature(dz, ones)[:, 0].astype(b_in.dtype),
-        threshold=by_feature(dthreshold, ones)[:, 0].astype(threshold.dtype),
+        b_in=None if b_in is None else scalar_sum(columns, feature, dz).astype(b_in.dtype),
+        threshold=scalar_sum(columns, feature, dthreshold).astype(threshold.dtype),
         w_out=by_feature(a, g).astype(w_out.dtype),
     )
 
 
 def nothing(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
-    """The same as `fused` for operands without an element, by dense products and with no entries."""
+    """The same as `fused` for operands without an element: by dense products, and with no list."""
     y, l0 = dense(plan, operands)
     features = operands.w_in.shape[0]
     z = biased(encode(operands.x, operands.w_in), operands.b_in)

@@ -78,6 +78,13 @@ def gather_sum(
     return repeat(ceil_div(large, block), add_block, out)
 
 
+def scalar_sum(groups: Groups, group: jax.Array, values: jax.Array) -> jax.Array:
+    """``out[g] = sum of values[e] over g's entries e``, (groups,)."""
+    there = jnp.arange(values.shape[0], dtype=jnp.int32) < groups.total
+    zeros = varying_like(jnp.zeros(groups.counts.shape, values.dtype), values, group)
+    return zeros.at[group].add(jnp.where(there, values, 0), mode="promise_in_bounds")
+
+
 def entry_dots(
     entries: List, total: jax.Array, by_group: jax.Array, by_member: jax.Array, dtype
 ) -> jax.Array:
@@ -105,4 +112,3 @@ def entry_dots(
 
     start = varying_like(jnp.zeros(padded, dtype), by_group, by_member)
     return repeat(ceil_div(total, length), dots, start)[:size]
-

@@ -1,7 +1,6 @@
 """The public door of the sparse products: operands checked, flattened and given to `fused`."""
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxtrelu._door import canonical_spec
@@ -9,7 +8,7 @@ from jaxtrelu.sparse.activity import Activity
 from jaxtrelu.sparse.checks import check_shapes, check_spec, floating, list_size, per_feature
 from jaxtrelu.sparse.gated import FEW_ROWS, GatedOperands, gated, gated_dense
 from jaxtrelu.sparse.latent import Plan
-from jaxtrelu.sparse.loops import varying_like
+from jaxtrelu.sparse.loops import alike
 from jaxtrelu.sparse.mlp import Operands, fused, nothing
 from jaxtrelu.surrogates import Surrogate
 
@@ -90,16 +89,14 @@ def sparse_mlp(
     rows = x.reshape(-1, x.shape[-1])
     plan = Plan(spec, list_size(capacity, rows.shape[0], features, CROSSOVER), _DIRECT)
     operands = Operands(rows, w_in, b_in, threshold, w_out)
-    operands = _alike(operands)
+    operands = alike(operands)
     if rows.size and w_in.size and w_out.size:
         y, activity = fused(plan, operands)
     else:
         y, activity = nothing(plan, operands)
     if b_out is not None:
         y = y + b_out.astype(y.dtype)
-    activity = activity._replace(
-        counts=activity.counts.reshape(lead), l0=activity.l0.reshape(lead)
-    )
+    activity = activity._replace(counts=activity.counts.reshape(lead), l0=activity.l0.reshape(lead))
     return y.astype(x.dtype).reshape(*lead, w_out.shape[1]), activity
 
 
@@ -162,13 +159,7 @@ def gated_mlp(
     share = CROSSOVER_FEW_ROWS if rows.shape[0] <= FEW_ROWS else CROSSOVER
     size = list_size(capacity, rows.shape[0], w_gate.shape[0], share)
     threshold = per_feature(threshold, w_gate)
-    operands = _alike(GatedOperands(rows, w_gate, w_up, w_out, threshold))
+    operands = alike(GatedOperands(rows, w_gate, w_up, w_out, threshold))
     product = gated if rows.size and w_gate.size and w_out.size else gated_dense
     y = product(Plan(spec, size, _DIRECT), operands)
     return y.astype(x.dtype).reshape(*x.shape[:-1], w_out.shape[1])
-
-
-def _alike(operands):
-    """Operands that vary over the same mesh axes, inside a `shard_map`."""
-    leaves = jax.tree.leaves(operands)
-    return jax.tree.map(lambda leaf: varying_like(leaf, *leaves), operands)
