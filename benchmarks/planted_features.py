@@ -72,7 +72,7 @@ def ours(world, rows: sae.Rows, steps: int, seed: int, target: float) -> Outcome
         recipe,
         surrogate=Rectangle(BANDWIDTH * scale),
         initial_threshold=FIRST * scale,
-        # Where the controller starts. Near the planted L0 it has far to go for the last few per cent.
+        # Where the controller starts: near the planted L0 the last per cents ask for a large λ.
         coefficient=0.4 * scale**2,
     )
     settings = sae.Settings(FEATURES, steps, recipe, target_l0=target, seed=seed)
