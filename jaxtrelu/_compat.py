@@ -46,7 +46,7 @@ def load_gpu(ref, layout, *, optimized: bool = True) -> jax.Array:
 
     if "idx" in inspect.signature(plgpu.load).parameters:
         return plgpu.load(ref, (), layout=layout, optimized=optimized)
-    return plgpu.load(ref, layout=layout, optimized=optimized)
+    return plgpu.load(ref, layout=layout, optimized=optimized)  # type: ignore[call-arg]
 
 
 def lowers_for_one_device(ctx) -> bool:
@@ -58,5 +58,5 @@ def lowers_for_one_device(ctx) -> bool:
     axes = ctx.module_context.axis_context
     if hasattr(axes, "num_devices"):
         return axes.num_devices == 1
-    manual = getattr(axes, "manual_axes", frozenset())
+    manual: frozenset = getattr(axes, "manual_axes", frozenset())
     return hasattr(axes, "mesh") and set(manual) == set(axes.mesh.axis_names)

@@ -36,9 +36,10 @@ def register(
 ) -> None:
     """Registers `xla` and ``kernel(name, *operands, **params)`` as the lowerings of a primitive.
 
-    `implementation_of` finds the implementation that was asked for among the parameters. Platforms
-    that are not known here take `xla`. ``refuses(name, avals)`` says why a kernel cannot, or None. Concrete operands are computed by the compiled lowering, but
-    by `xla` step by step where jit is disabled.
+    `implementation_of` finds the implementation that was asked for among the parameters, and
+    ``refuses(name, avals)`` says why a kernel cannot compute a call, or None. Platforms that are
+    not known here take `xla`. Concrete operands are computed by the compiled lowering, but by `xla`
+    step by step where jit is disabled.
     """
     multiple = primitive.multiple_results
     primitive.def_impl(_evaluate(primitive, xla, implementation_of, static))
@@ -146,12 +147,13 @@ def thresholded_kernel(name: str, x, threshold, *, spec, packing: Packing, outpu
     )
     words = views.words_shape(x.shape, packing)
     return [
-        r.reshape(x.shape if o == "value" else words)
-        for o, r in zip(outputs, results, strict=True)
+        r.reshape(x.shape if o == "value" else words) for o, r in zip(outputs, results, strict=True)
     ]
 
 
-def gate_kernel(name: str, t, words, *, packing: Packing, invert: bool, implementation) -> jax.Array:
+def gate_kernel(
+    name: str, t, words, *, packing: Packing, invert: bool, implementation
+) -> jax.Array:
     """The kernel form of the gate primitive."""
     from jaxtrelu.kernels import views
 
@@ -188,5 +190,7 @@ def linear_refuses(name: str, avals) -> str | None:
         if avals[0].dtype.name == "float32":
             return "the matrix unit would round float32 to TF32; its dtypes are bfloat16, float16"
         if len(avals) > 3 and avals[-1].dtype.name != "uint32" and avals[-1].shape[0] > 1:
-            return f"its threshold is one number per column, and this one has shape {avals[-1].shape}"
+            return (
+                f"its threshold is one number per column, and this one has shape {avals[-1].shape}"
+            )
     return None

@@ -17,8 +17,8 @@ from jax.typing import ArrayLike
 from jaxtrelu import dispatch, variants
 from jaxtrelu._compat import Primitive
 from jaxtrelu._door import canonical, canonical_linear, canonical_spec
-from jaxtrelu.packing import Packing
 from jaxtrelu.operation import vary_together
+from jaxtrelu.packing import Packing
 from jaxtrelu.variants import Spec
 
 ROWS = Packing(axes=1)
@@ -41,8 +41,8 @@ def thresholded_linear(
     mode keeps x, w and one bit per output, not the pre-activation. Reverse mode only: for forward
     mode or higher derivatives write ``thresholded_relu(x @ w + b, threshold)``.
 
-    Convention at the threshold: the gate is closed at ``x @ w + b == threshold``, and the derivative
-    there is 0, as in `thresholded_relu`.
+    Convention at the threshold: the gate is closed at ``x @ w + b == threshold``, and the
+    derivative there is 0, as in `thresholded_relu`.
 
     Args:
       x: floating-point array (..., d).
@@ -103,11 +103,15 @@ def _linear(spec: Spec, x, w, b, threshold):
 
 
 def _forward(spec: Spec, x, w, b, threshold):
-    y, words = linear_p.bind(
-        x, w, b, threshold, spec=spec, packing=ROWS, outputs=("value", "gate")
-    )
+    y, words = linear_p.bind(x, w, b, threshold, spec=spec, packing=ROWS, outputs=("value", "gate"))
     # Only the dtype of the bias and the shape of the threshold are needed: 0-sized stand-ins.
-    return y, (x, w, jnp.zeros((0,), b.dtype), jnp.zeros((0, *threshold.shape), threshold.dtype), words)
+    return y, (
+        x,
+        w,
+        jnp.zeros((0,), b.dtype),
+        jnp.zeros((0, *threshold.shape), threshold.dtype),
+        words,
+    )
 
 
 def _backward(spec: Spec, kept, ct):

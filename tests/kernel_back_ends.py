@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxtrelu import variants
-from jaxtrelu.packing import pack_last, unpack_last  # noqa: F401
+from jaxtrelu.packing import pack_last, unpack_last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,4 +65,3 @@ def back_end(name) -> BackEnd:
         return lambda *operands, **options: function(*operands, interpret=interpret, **options)
 
     return BackEnd(bound(module.forward), bound(module.gate))
-

@@ -12,9 +12,7 @@ X = jnp.linspace(-2, 2, 64).reshape(2, 32)
 W = jnp.eye(32)
 
 
-@pytest.mark.parametrize(
-    ("name", "platform"), [("mosaic_gpu", "cuda"), ("mosaic_tpu", "tpu")]
-)
+@pytest.mark.parametrize(("name", "platform"), [("mosaic_gpu", "cuda"), ("mosaic_tpu", "tpu")])
 @pytest.mark.parametrize(
     "call",
     [

@@ -82,7 +82,9 @@ def test_rocm_takes_xla():
 
 def test_linear_for_all_platforms():
     def linear(x, w, b):
-        return jax.grad(lambda *a: jaxtrelu.thresholded_linear(*a).sum(), argnums=(0, 1, 2))(x, w, b)
+        return jax.grad(lambda *a: jaxtrelu.thresholded_linear(*a).sum(), argnums=(0, 1, 2))(
+            x, w, b
+        )
 
     operands = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((64, 128), (128, 256), (256,))]
     exported = export.export(jax.jit(linear), platforms=PLATFORMS)(*operands)
@@ -106,5 +108,9 @@ def test_cuda_linear_kernels(dtype, sizes):
     operands = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     gradient = jax.jit(jax.grad(named, argnums=(0, 1, 2)))
     module = export.export(gradient, platforms=("cuda",))(*operands).mlir_module()
-    for kernel in ("thresholded_linear_gpu", "thresholded_linear_dx_gpu", "thresholded_linear_dw_gpu"):
+    for kernel in (
+        "thresholded_linear_gpu",
+        "thresholded_linear_dx_gpu",
+        "thresholded_linear_dw_gpu",
+    ):
         assert kernel in module

@@ -26,7 +26,9 @@ class Kernels:
     """The three functions of a back end, interpreted, with blocks small enough to have several."""
 
     def __init__(self, name):
-        self.module = importlib.import_module(f"jaxtrelu.kernels.{name.removeprefix('mosaic_')}_linear")
+        self.module = importlib.import_module(
+            f"jaxtrelu.kernels.{name.removeprefix('mosaic_')}_linear"
+        )
         self.options = {"interpret": kernel_back_ends.interpreter(name)}
         self.dtype = {"mosaic_tpu": "float32", "mosaic_gpu": "bfloat16"}[name]
         if name == "mosaic_tpu":
@@ -96,7 +98,11 @@ class TestPublic:
     def test_vmap(self):
         x, w = draw(0, (2, 5, 16), "float32"), draw(1, (2, 16, 40), "float32")
         loss = jax.grad(lambda x, w: jaxtrelu.thresholded_linear(x, w).sum(), argnums=(0, 1))
-        for got, expected in zip(jax.vmap(loss)(x, w), map(jnp.stack, zip(loss(x[0], w[0]), loss(x[1], w[1]))), strict=True):
+        for got, expected in zip(
+            jax.vmap(loss)(x, w),
+            map(jnp.stack, zip(loss(x[0], w[0]), loss(x[1], w[1]), strict=True)),
+            strict=True,
+        ):
             np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 
     def test_shard_map(self):

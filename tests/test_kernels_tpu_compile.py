@@ -1,4 +1,4 @@
-"""The real TPU compiler, from the package libtpu, on a machine without a TPU: what does it accept?"""
+"""What the real TPU compiler, from the package libtpu, accepts; no TPU is needed."""
 
 import importlib.util
 import re
@@ -119,7 +119,7 @@ def test_other_dtypes_take_xla(devices, dtype):
 
 
 def test_why_the_kernel_is_the_default(devices):
-    """XLA's own packing along lanes moves over twice the bytes. Where it stops, the default can go."""
+    """XLA's own packing along lanes moves over twice the bytes, while this holds."""
 
     def forward(x):
         y, pull = jax.vjp(lambda x: jaxtrelu.thresholded_relu(x, 1.0, implementation="xla"), x)

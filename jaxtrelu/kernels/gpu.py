@@ -33,7 +33,7 @@ class Config:
 
 
 def choose_config(words: int) -> Config:
-    """16 kB of float32 per operand and block, so that several blocks per multiprocessor are in flight."""
+    """16 kB of float32 per operand and block, so that a multiprocessor has several in flight."""
     return Config(128 if words % 128 == 0 else WARPGROUP_ROWS)
 
 
@@ -77,7 +77,9 @@ def forward(
     return [
         _from_words(r, x.shape)
         if o == "value"
-        else _trim(lax.bitcast_convert_type(r[: rows * words], jnp.uint32).reshape(rows, words), columns)
+        else _trim(
+            lax.bitcast_convert_type(r[: rows * words], jnp.uint32).reshape(rows, words), columns
+        )
         for o, r in zip(outputs, results, strict=True)
     ]
 
@@ -121,6 +123,7 @@ def pack_bits(bits: jax.Array) -> jax.Array:
 
 
 def unpack(words: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Words (rows,) to int32 zeros and ones (rows, 32)."""
     bit = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=LAYOUT)
     spread = lax.broadcast_in_dim(words, shape, (0,))
     return jnp.bitwise_and(lax.shift_right_logical(spread, bit), jnp.int32(1))
@@ -152,7 +155,9 @@ def _trim(words: jax.Array, columns: int) -> jax.Array:
     return words.at[:, -1].set(last)
 
 
-def _threshold_as_words(threshold, rows: int, columns: int, total: int, config: Config) -> jax.Array:
+def _threshold_as_words(
+    threshold, rows: int, columns: int, total: int, config: Config
+) -> jax.Array:
     """One number per word, or 32; as short as a period of whole blocks allows.
 
     A scalar becomes one block of words, a number per row becomes one per word; a number per column

@@ -1,10 +1,10 @@
 """Mosaic TPU kernels: the elementwise forward pass with its words, and the gate.
 
 A word holds 32 consecutive lanes. XLA packs those through a relayout that reads and writes about
-3.5 times the bytes of the operation itself. Here the matrix unit does it: 128 gates times a constant
-matrix of powers of two give the lower and the upper halves of four words, exactly, since a sum of 16
-distinct powers of two needs no more than 16 bits. Unpacking takes each lane's word by a gather
-within a register. Both hide behind the memory traffic.
+3.5 times the bytes of the operation itself. Here the matrix unit does it: 128 gates times a
+constant matrix of powers of two give the lower and the upper halves of four words, exactly, since a
+sum of 16 distinct powers of two needs no more than 16 bits. Unpacking takes each lane's word by a
+gather within a register. Both hide behind the memory traffic.
 
 In these kernels there is no integer division: lowering it asks for the device at hand, and so fails
 on a machine without a TPU.
@@ -146,9 +146,7 @@ def _lane(rows: int) -> jax.Array:
 def unpack(words: jax.Array, chunk) -> jax.Array:
     """The bits, 0 or 1, of 128 lanes from a register row of int32 words (rows, 128)."""
     lane = _lane(words.shape[0])
-    mine = jnp.take_along_axis(
-        words, (lane >> 5) + chunk * 4, axis=1, mode="promise_in_bounds"
-    )
+    mine = jnp.take_along_axis(words, (lane >> 5) + chunk * 4, axis=1, mode="promise_in_bounds")
     return (mine >> (lane & 31)) & 1
 
 
@@ -171,12 +169,13 @@ def words_add(halves: jax.Array, mask: jax.Array, chunk, kept=None) -> jax.Array
 
 
 def words_end(halves: jax.Array) -> jax.Array:
+    """The halves put together, as uint32 (rows, 128)."""
     lower, upper = (h.astype(jnp.int32) for h in (halves[:, :LANES], halves[:, LANES:]))
     return lax.bitcast_convert_type(lower | (upper << 16), jnp.uint32)
 
 
 def _powers() -> jax.Array:
-    """(128, 256): in column c the powers of two of the half word c mod 4, lower then upper halves."""
+    """(128, 256): in column c the powers of two of word c mod 4, lower then upper half."""
     shape = (LANES, 2 * LANES)
     lane, column = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
     mine = (lane >> 5 == (column & 3)) & ((lane >> 4) & 1 == column >> 7)
@@ -190,7 +189,7 @@ def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _grid(shape: tuple[int, int], config: Config) -> tuple[int, int]:
+def _grid(shape: tuple[int, ...], config: Config) -> tuple[int, int]:
     return pl.cdiv(shape[0], config.rows), pl.cdiv(shape[1], config.columns)
 
 

@@ -1,11 +1,12 @@
 """Mosaic TPU kernels of the fused linear layer: x @ w + b, threshold and words in one pass.
 
-The pre-activation stays in VMEM, in float32. Backwards the gate is applied to blocks of the cotangent
-on their way into the two matrix products, and their columns are summed for the bias.
+The pre-activation stays in VMEM, in float32. Backwards the gate is applied to blocks of the
+cotangent on their way into the two products, and their columns are summed for the bias.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ CHUNKS = tpu.COLUMNS // LANES  # of 128 columns, whose words fill one register
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Blocks of the product's rows, columns and contracted axis; powers of two from 128 columns on."""
+    """Blocks of the product's rows, columns and contracted axis: powers of two."""
 
     rows: int = 512
     columns: int = 1024
@@ -66,11 +67,9 @@ def forward(
     def kernel(x_ref, w_ref, b_ref, threshold_ref, *refs):
         *out_refs, sum_ref = refs
         column, step = pl.program_id(1), pl.program_id(2)
-        refs_by_name = dict(zip(outputs, out_refs, strict=True))
+        by_name = dict(zip(outputs, out_refs, strict=True))
 
-        @pl.when(step == 0)
-        def _():
-            sum_ref[...] = jnp.zeros_like(sum_ref)
+        pl.when(step == 0)(lambda: _clear(sum_ref))
 
         sum_ref[...] += jnp.dot(x_ref[...], w_ref[...], preferred_element_type=jnp.float32)
 
@@ -81,25 +80,20 @@ def forward(
             for chunk in range(chunks):
                 lanes = pl.ds(chunk * LANES, LANES)
                 z = sum_ref[:, lanes] + b_ref[:, lanes].astype(jnp.float32)
-                threshold = threshold_ref[:, lanes] if threshold_ref.shape[1] > 1 else threshold_ref[...]
-                if "value" in refs_by_name:
-                    value = variants.value(z, threshold, spec)
-                    refs_by_name["value"][:, lanes] = value.astype(x.dtype)
-                if "gate" in refs_by_name:
+                threshold = (
+                    threshold_ref[:, lanes] if threshold_ref.shape[1] > 1 else threshold_ref[...]
+                )
+                if "value" in by_name:
+                    by_name["value"][:, lanes] = variants.value(z, threshold, spec).astype(x.dtype)
+                if "gate" in by_name:
                     mask = variants.gate(z, threshold, spec)
-                    kept = columns - column * config.columns - chunk * LANES
-                    kept = kept if columns % LANES else None
+                    left = columns - column * config.columns - chunk * LANES
+                    kept = left if columns % LANES else None
                     halves = tpu.words_add(halves, mask, first + chunk, kept)
-            if "gate" in refs_by_name:
-                words_ref = refs_by_name["gate"]
-
-                @pl.when(first == 0)
-                def _():
-                    words_ref[...] = tpu.words_end(halves)
-
-                @pl.when(first != 0)
-                def _():
-                    words_ref[...] |= tpu.words_end(halves)
+            if "gate" in by_name:
+                words_ref = by_name["gate"]
+                pl.when(first == 0)(lambda: _clear(words_ref))
+                words_ref[...] |= tpu.words_end(halves)
 
     by_row, by_column = threshold.shape[0] > 1, threshold.shape[1] > 1
     shift = per_register.bit_length() - 1
@@ -146,9 +140,7 @@ def input_gradient(
     def kernel(ct_ref, words_ref, w_ref, out_ref, sum_ref):
         step = pl.program_id(2)
 
-        @pl.when(step == 0)
-        def _():
-            sum_ref[...] = jnp.zeros_like(sum_ref)
+        pl.when(step == 0)(lambda: _clear(sum_ref))
 
         gated = _gated(ct_ref, words_ref, (step & (per_register - 1)) * chunks, chunks)
         sum_ref[...] += lax.dot_general(
@@ -180,7 +172,7 @@ def input_gradient(
 def weight_gradient(
     x: jax.Array, ct: jax.Array, words: jax.Array, *, config: Config | None = None, interpret=False
 ) -> tuple[jax.Array, jax.Array]:
-    """dw (depth, columns) = x.T @ gate(ct, words) in ct's dtype, and the columns' sums in float32."""
+    """dw (depth, columns) = x.T @ gate(ct, words), and columns' sums (1, columns) in float32."""
     (rows, depth), columns = x.shape, ct.shape[1]
     config = config or choose_config(depth, columns, rows)
     x, ct, words = (pad_axis(a, 0, config.depth) for a in (x, ct, words))
@@ -191,13 +183,9 @@ def weight_gradient(
     def kernel(x_ref, ct_ref, words_ref, out_ref, total_ref, sum_ref):
         column, step = pl.program_id(0), pl.program_id(2)
 
-        @pl.when(step == 0)
-        def _():
-            sum_ref[...] = jnp.zeros_like(sum_ref)
+        pl.when(step == 0)(lambda: _clear(sum_ref))
 
-        @pl.when((step == 0) & (pl.program_id(1) == 0))
-        def _():
-            total_ref[...] = jnp.zeros_like(total_ref)
+        pl.when((step == 0) & (pl.program_id(1) == 0))(lambda: _clear(total_ref))
 
         gated = _gated(ct_ref, words_ref, (column & (per_register - 1)) * chunks, chunks)
 
@@ -235,6 +223,10 @@ def weight_gradient(
     return dw, totals
 
 
+def _clear(ref) -> None:
+    ref[...] = jnp.zeros_like(ref)
+
+
 def _gated(ct_ref, words_ref, first, chunks: int) -> jax.Array:
     """A block of the cotangent with closed entries 0; its words start at chunk `first`."""
     words = lax.bitcast_convert_type(words_ref[...], jnp.int32)
@@ -249,5 +241,5 @@ def _power_above(size: int, least: int) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
-def _params(*semantics: str) -> pltpu.CompilerParams:
+def _params(*semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=semantics)

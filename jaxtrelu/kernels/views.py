@@ -1,7 +1,7 @@
 """How arrays of any shape become the two-dimensional views that the kernels work on.
 
-A view has the packed axis last: the axes that a `Packing` merges become the columns, all axes before
-them the rows. A threshold becomes a two-dimensional array whose axes are 1 or full.
+A view has the packed axis last: the axes that a `Packing` merges become the columns, all axes
+before them the rows. A threshold becomes a two-dimensional array whose axes are 1 or full.
 """
 
 import math
@@ -37,10 +37,12 @@ def threshold_as_rows(threshold: jax.Array, shape: tuple[int, ...], packing: Pac
 
 
 def words_as_rows(words: jax.Array) -> jax.Array:
+    """Words as (rows, words per row)."""
     return words.reshape(math.prod(words.shape[:-1]), words.shape[-1])
 
 
 def words_shape(shape: tuple[int, ...], packing: Packing) -> tuple[int, ...]:
+    """The shape of the words of an array."""
     split = len(shape) - packing.axes
     return (*shape[:split], words_for(math.prod(shape[split:])))
 
