@@ -1,0 +1,184 @@
+#!/usr/bin/env python
+"""The sparse two-layer product against dense ones: forward, gradient, step with Adam, finding.
+
+suites:
+  product    y, the gradient of a reconstruction loss, and a whole training step with Adam
+  find       the open entries of a mask: words and select against nonzero and top_k
+  sweep      the gradient's time against m at fixed L0, and against L0 at fixed m (the crossover)
+
+ratio is the time relative to dense JAX in the same turn (find: to vmapped jnp.nonzero), so below 1
+is faster; "dense encode" is the first product alone, the limit of what can be skipped. Huge pages
+for all or for none:
+  GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/sparse_mlp.py
+"""
+
+import functools
+import statistics
+import sys
+
+import _peers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _harness import Case, run
+
+from jaxtrelu import bits, sparse_mlp
+
+BATCH, WIDTH = 1024, 768
+
+
+def weights(m, l0, seed=0):
+    rng = np.random.default_rng(seed)
+    w_in, w_out = rng.standard_normal((2, m, WIDTH), np.float32)
+    threshold = statistics.NormalDist().inv_cdf(1 - l0 / m)
+    return {
+        "w_in": jnp.asarray(w_in / WIDTH**0.5),
+        "b_in": jnp.zeros(m),
+        "threshold": jnp.full(m, threshold, jnp.float32),
+        "w_out": jnp.asarray(w_out / m**0.5),
+        "b_out": jnp.zeros(WIDTH),
+    }
+
+
+def inputs(seed=1):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal((BATCH, WIDTH), np.float32))
+
+
+def dense(x, w_in, b_in, threshold, w_out, b_out):
+    z = x @ w_in.T + b_in
+    return jnp.where(z > threshold, z, 0) @ w_out + b_out
+
+
+def sparse(x, *, capacity=128, **params):
+    return sparse_mlp(x, **params, capacity=capacity)[0]
+
+
+def loss(function, params, x):
+    return jnp.mean((function(x, **params) - x) ** 2)
+
+
+def gradient_of(function, params, x):
+    gradient = jax.jit(jax.grad(functools.partial(loss, function)))
+    return lambda: gradient(params, x)
+
+
+class Training:
+    """A training step with Adam that feeds itself, its state donated."""
+
+    def __init__(self, function, params, x):
+        adam = optax.adam(1e-4)
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(params, state, x):
+            value, grads = jax.value_and_grad(functools.partial(loss, function))(params, x)
+            updates, state = adam.update(grads, state)
+            return optax.apply_updates(params, updates), state, value
+
+        self.step, self.x = step, x
+        self.state = (jax.tree.map(jnp.copy, params), adam.init(params))
+
+    def __call__(self):
+        *self.state, value = self.step(*self.state, self.x)
+        return value
+
+
+def torch_product(params, x, mode):
+    torch = _peers.optional("torch")
+    if torch is None:
+        return {}
+    torch.set_num_threads(_peers.THREADS)
+    x = torch.from_numpy(np.array(x))
+    params = {k: torch.from_numpy(np.array(v)).requires_grad_(k != "threshold")
+              for k, v in params.items()}  # fmt: skip
+    trained = [p for p in params.values() if p.requires_grad]
+    adam = torch.optim.Adam(trained, 1e-4, foreach=True)
+
+    def forward():
+        z = torch.nn.functional.linear(x, params["w_in"], params["b_in"])
+        a = torch.where(z > params["threshold"], z, 0)
+        return torch.addmm(params["b_out"], a, params["w_out"])
+
+    def inference():
+        with torch.inference_mode():
+            return forward()
+
+    def backward():
+        adam.zero_grad(set_to_none=True)
+        ((forward() - x) ** 2).mean().backward()
+
+    def step():
+        backward()
+        adam.step()
+
+    return {"PyTorch": {"forward": inference, "gradient": backward, "Adam step": step}[mode]}
+
+
+def product(args):
+    x = inputs()
+    for m in args.features:
+        params = weights(m, args.l0)
+        # The dense encode and, at least, the operands and results that have to move.
+        limit = f"{2 * BATCH * WIDTH * m / 1e9:.3g} Gflop + {8 * m * WIDTH / 1e6:.3g} MB"
+        encode = jax.jit(lambda x, w: x @ w.T)
+        for mode in ("forward", "gradient", "Adam step"):
+            peers = {}
+            for name, function in (("dense JAX", dense), ("jaxtrelu", sparse)):
+                if mode == "forward":
+                    peers[name] = functools.partial(jax.jit(function), x, **params)
+                elif mode == "gradient":
+                    peers[name] = gradient_of(function, params, x)
+                else:
+                    peers[name] = Training(function, params, x)
+            if not args.no_torch:
+                peers |= torch_product(params, x, mode)
+            case = functools.partial(
+                Case, f"m={m}, L0={args.l0}", baseline="dense JAX", reference="dense JAX"
+            )
+            # PyTorch's gradients stay in its own tensors: compared are JAX's.
+            yield case(mode, peers, limit=limit, compare=mode == "gradient" and args.no_torch)
+            del peers
+        yield case(
+            "limit", {"dense JAX": gradient_of(dense, params, x),
+                      "dense encode": functools.partial(encode, x, params["w_in"])},
+            compare=False,
+        )  # fmt: skip
+
+
+def find(args):
+    for m in args.features:
+        z = jax.random.normal(jax.random.key(0), (BATCH, m))
+        theta = statistics.NormalDist().inv_cdf(1 - args.l0 / m)
+        size = 2 * args.l0
+        nonzero = jax.jit(lambda z: jax.vmap(lambda r: jnp.nonzero(r, size=size)[0])(z > theta))
+        select = jax.jit(lambda z: bits.compact(bits.pack(z > theta), size)[0])
+        top = jax.jit(lambda z: jax.lax.top_k(z, size)[1])
+        peers = {"vmapped jnp.nonzero": nonzero, "jaxtrelu.bits": select, "lax.top_k": top}
+        yield Case(
+            f"{BATCH}x{m}", "find", {n: functools.partial(f, z) for n, f in peers.items()},
+            "vmapped jnp.nonzero", "vmapped jnp.nonzero", 4 * z.size, compare=False,
+        )  # fmt: skip
+
+
+def sweep(args):
+    x = inputs()
+    points = [(m, args.l0) for m in (2048, 8192, 16384, 32768)]
+    points += [(16384, l0) for l0 in (16, 256, 512, 1024)]
+    for m, l0 in points:
+        params = weights(m, l0)
+        ours = functools.partial(sparse, capacity=2 * l0)
+        peers = {
+            "dense JAX": gradient_of(dense, params, x),
+            "jaxtrelu": gradient_of(ours, params, x),
+        }
+        yield Case(f"m={m}, L0={l0}", "gradient", peers, "dense JAX", "dense JAX")
+
+
+def add_arguments(parser):
+    parser.add_argument("--features", type=int, nargs="+", default=[16384], help="m")
+    parser.add_argument("--l0", type=int, default=64, help="mean open features (default: 64)")
+    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+
+
+if __name__ == "__main__":
+    sys.exit(run(__doc__, {"product": product, "find": find, "sweep": sweep}, add_arguments))

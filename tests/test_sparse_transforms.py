@@ -1,0 +1,91 @@
+"""The sparse products under JAX's transformations."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jaxtrelu
+from jaxtrelu.sparse import compact_mlp, gated_mlp, sparse_mlp
+
+
+def _normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+X, W_IN, B_IN, W_OUT = _normal(16, 6), _normal(40, 6, seed=1), _normal(40), _normal(40, 6, seed=2)
+THETA = jnp.float32(1.0)
+JUMP = jaxtrelu.Rectangle(0.5)
+
+
+def jump(x, w_in, theta, w_out):
+    y, activity = sparse_mlp(x, w_in, B_IN, theta, w_out, surrogate=JUMP, capacity=40)
+    return y + activity.l0[..., None]
+
+
+def gated(x, w_in, theta, w_out):
+    return gated_mlp(x, w_in, w_in, w_out, theta, capacity=40)
+
+
+def compact(x, w_in, theta, w_out):
+    return compact_mlp(x, w_in, B_IN, theta, w_out, capacity=40)
+
+
+def dense(name, x, w_in, theta, w_out):
+    if name == "gated":
+        z = x @ w_in.T
+        return (jaxtrelu.thresholded_relu(z, theta, variant="hard") * z) @ w_out
+    z = x @ w_in.T + B_IN
+    if name == "compact":
+        return jaxtrelu.thresholded_relu(z, theta) @ w_out
+    l0 = jaxtrelu.step(z, theta, surrogate=JUMP).sum(-1)
+    return jaxtrelu.jump_relu(z, theta, surrogate=JUMP) @ w_out + l0[..., None]
+
+
+PRODUCTS = {"jump": jump, "gated": gated, "compact": compact}
+ARGS = (X, W_IN, THETA, W_OUT)
+
+
+def gradients(function, *args):
+    return jax.grad(lambda *args: jnp.sum(jnp.sin(function(*args))), range(4))(*args)
+
+
+def close(ours, theirs):
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_vmap_grad(name):
+    x = X.reshape(2, 8, 6)
+    over = partial(jax.vmap, in_axes=(0, None, None, None))
+    ours = jax.jit(over(partial(gradients, PRODUCTS[name])))(x, *ARGS[1:])
+    close(ours, over(partial(gradients, partial(dense, name)))(x, *ARGS[1:]))
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_scan_grad(name):
+    def stack(layer, x, *rest):
+        return jax.lax.scan(lambda h, _: (h + 0.1 * layer(h, *rest), None), x, length=3)[0]
+
+    ours = jax.jit(partial(gradients, partial(stack, PRODUCTS[name])))(*ARGS)
+    close(ours, gradients(partial(stack, partial(dense, name)), *ARGS))
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_checkpoint_grad(name):
+    ours = jax.jit(partial(gradients, jax.checkpoint(PRODUCTS[name])))(*ARGS)
+    close(ours, gradients(partial(dense, name), *ARGS))
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_shard_map_grad(name):
+    """Over the batch, with varying axes checked: replicated weights get summed gradients."""
+    mesh = jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2])
+    specs = (P("batch"), P(), P(), P())
+    sharded = jax.shard_map(PRODUCTS[name], mesh=mesh, in_specs=specs, out_specs=P("batch"))
+    ours = jax.jit(partial(gradients, sharded))(*ARGS)
+    close(ours, gradients(partial(dense, name), *ARGS))
