@@ -1,47 +1,65 @@
 """jaxtrelu: the thresholded ReLU for JAX, a primitive with its own gradient."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxtrelu.functions import (
-    antiderivative,
-    derivative,
-    jump_relu,
-    shifted_relu,
-    step,
-    thresholded_relu,
-)
-from jaxtrelu.linear import thresholded_linear
+from jaxtrelu.calculus import antiderivative, derivative
+from jaxtrelu.functions import jump_relu, shifted_relu, step, thresholded_relu
 from jaxtrelu.primitive import RESIDUAL_NAME
 from jaxtrelu.surrogates import Gaussian, Rectangle, Sigmoid, Surrogate, Triangle
+
+if TYPE_CHECKING:
+    from jaxtrelu import bits as bits
+    from jaxtrelu import linen as linen
+    from jaxtrelu import nnx as nnx
+    from jaxtrelu import sae as sae
+    from jaxtrelu.linear import thresholded_linear
+    from jaxtrelu.sparse import Activity, gated_mlp, sparse_mlp, thresholded_glu
 
 __version__ = "0.1.0"
 
 __all__ = [
     "RESIDUAL_NAME",
+    "Activity",
     "Gaussian",
     "Rectangle",
     "Sigmoid",
     "Surrogate",
     "Triangle",
     "antiderivative",
+    "bits",
     "derivative",
+    "gated_mlp",
     "jump_relu",
     "shifted_relu",
+    "sparse_mlp",
     "step",
+    "thresholded_glu",
     "thresholded_linear",
     "thresholded_relu",
 ]
 
-#: Imported when first used: they need packages that the core does not.
-_LAZY = ("linen", "nnx", "sae")
+#: Imported when first used: the first four as modules, since some need packages that the core does
+#: not; the others by name, so that `import jaxtrelu` stays quick.
+_MODULES = ("bits", "linen", "nnx", "sae")
+_NAMES = {
+    "Activity": "sparse",
+    "gated_mlp": "sparse",
+    "sparse_mlp": "sparse",
+    "thresholded_glu": "sparse",
+    "thresholded_linear": "linear",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name in _MODULES:
         return importlib.import_module(f"jaxtrelu.{name}")
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"jaxtrelu.{_NAMES[name]}"), name)
+        globals()[name] = value  # found at once from now on
+        return value
     raise AttributeError(f"module 'jaxtrelu' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*globals(), *_MODULES, *_NAMES])

@@ -1,4 +1,4 @@
-"""The public door: operands are checked and made canonical once, and everything behind trusts them."""
+"""The public door: operands are checked and made canonical once; all behind it trusts them."""
 
 import math
 import numbers
@@ -14,7 +14,7 @@ PUBLIC_VARIANTS = tuple(name for name in VARIANTS if name != "step")
 
 
 def canonical(x, threshold, spec: Spec, *, floating: bool = False) -> tuple[jax.Array, jax.Array]:
-    """x as a strongly typed array, and the threshold as an array of 0 or x's number of dimensions."""
+    """Strongly typed x, and the threshold as an array that is 0-d or has x's rank."""
     x = _as_array(x, "x")
     if floating and not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
@@ -31,7 +31,7 @@ def canonical_linear(x, w, b) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, w = _as_array(x, "x"), _as_array(w, "w")
     if not x.ndim or w.ndim != 2 or x.shape[-1] != w.shape[0]:
         raise ValueError(
-            f"`x` should have shape (..., d) and `w` shape (d, n), but the shapes are {x.shape} and "
+            f"`x` should have shape (..., d) and `w` (d, n), but the shapes are {x.shape} and "
             f"{w.shape}."
         )
     b = jnp.zeros(w.shape[1], x.dtype) if b is None else _as_array(b, "b")
@@ -67,7 +67,7 @@ def canonical_spec(
     if ceiling is not None:
         if variant != "shift":
             raise ValueError(
-                f"`ceiling` belongs to variant='shift', min(x - threshold, ceiling), but the variant "
+                "`ceiling` belongs to variant='shift', min(x - threshold, ceiling), but the variant "
                 f"is {variant!r}. Drop it, or pass variant='shift'."
             )
         ceiling = _static_number(ceiling, "ceiling")
@@ -95,7 +95,7 @@ def _surrogate(surrogate, variant: str) -> Surrogate | None:
         return None
     if not isinstance(surrogate, Surrogate):
         raise TypeError(
-            f"`surrogate` should be a jaxtrelu surrogate, such as jaxtrelu.Rectangle(0.05), or None, "
+            "`surrogate` should be a jaxtrelu surrogate, such as jaxtrelu.Rectangle(0.05), or None, "
             f"but is {surrogate!r} ({type(surrogate).__name__})."
         )
     if variant == "clamp":

@@ -7,7 +7,6 @@ reverse mode and every mixture of them, and reverse mode keeps nothing but the w
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import jet
 from jax.interpreters import ad, batching
 
 from jaxtrelu import dispatch
@@ -71,14 +70,6 @@ def _gate_batch(operands, dims, **params):
 
 batching.primitive_batchers[gate_p] = _gate_batch
 
-
-def _gate_jet(primals, series, **params):
-    t, words = primals
-    terms = [gate_p.bind(term, words, **params) for term in series[0]]
-    return gate_p.bind(t, words, **params), terms
-
-
-jet.jet_rules[gate_p] = _gate_jet
 
 dispatch.register(
     gate_p,

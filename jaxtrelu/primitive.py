@@ -1,6 +1,6 @@
 """The primitive: value, gate and window of a thresholded activation, with one JVP rule.
 
-``thresholded(x, threshold)`` computes any of three outputs in one pass over x:
+It computes any of three outputs in one pass over x:
 
 - ``value``: f(x), in x's dtype;
 - ``gate``: one packed bit per element, set where the cotangent passes to x;
@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental import jet
 from jax.interpreters import ad, batching
 
 from jaxtrelu import _compat, dispatch, variants
 from jaxtrelu._compat import Primitive
-from jaxtrelu.packing import Packing, choose_packing
+from jaxtrelu.packing import Packing
 from jaxtrelu.tangents import residual_names, value_tangent
 from jaxtrelu.variants import Spec
 
@@ -30,42 +29,6 @@ OUTPUTS = ("value", "gate", "window")
 #: The name under which a checkpoint policy finds the words:
 #: ``jax.checkpoint_policies.save_only_these_names(jaxtrelu.RESIDUAL_NAME)``.
 RESIDUAL_NAME = "jaxtrelu_gate"
-
-
-def thresholded(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
-    """Binds the primitive for canonical operands: `threshold` is 0-d or has x's rank."""
-    x, threshold = _vary_together(x, threshold)
-    (value,) = thresholded_p.bind(
-        x, threshold, spec=spec, packing=_packing_of(x), outputs=("value",)
-    )
-    return value
-
-
-def _vary_together(*operands: jax.Array) -> list[jax.Array]:
-    """Inside a `shard_map`, marks operands as varying over all the mesh axes that any varies over."""
-    axes = frozenset().union(*map(_compat.varying_axes, operands))
-    return [
-        lax.pcast(o, tuple(missing), to="varying")
-        if (missing := axes - _compat.varying_axes(o))
-        else o
-        for o in operands
-    ]
-
-
-def _packing_of(x: jax.Array) -> Packing:
-    sharding = jax.typeof(x).sharding
-    if all(axis is None for axis in sharding.spec):
-        return choose_packing(x.shape)
-    names = [axis if isinstance(axis, tuple) else (axis,) for axis in sharding.spec]
-    shards = [_product(sharding.mesh.shape[n] for n in axis if n is not None) for axis in names]
-    return choose_packing(x.shape, tuple(shards))
-
-
-def _product(numbers) -> int:
-    product = 1
-    for number in numbers:
-        product *= number
-    return product
 
 
 # impl, lowering and reference
@@ -146,10 +109,7 @@ def _thresholded_batch(operands, dims, **params):
     x, threshold = operands
     x_dim, t_dim = dims
     size = x.shape[x_dim] if x_dim is not None else threshold.shape[t_dim]
-    if x_dim is None:
-        x = jnp.broadcast_to(x, (size, *x.shape))
-    else:
-        x = jnp.moveaxis(x, x_dim, 0)
+    x = jnp.broadcast_to(x, (size, *x.shape)) if x_dim is None else jnp.moveaxis(x, x_dim, 0)
     if t_dim is not None:
         threshold = jnp.moveaxis(threshold, t_dim, 0)
         if threshold.ndim < x.ndim:  # one number per example
@@ -188,36 +148,3 @@ def _thresholded_dead_code(used, eqn):
 
 
 _compat.register_dead_code_rule(thresholded_p, _thresholded_dead_code)
-
-
-# jet
-
-
-def _thresholded_jet(primals, series, *, spec, packing, outputs):
-    """The function is linear on both sides of the threshold: every order goes through the gate."""
-    if spec.surrogate is not None:
-        raise NotImplementedError(
-            "jet of a thresholded activation with a surrogate is not defined: the surrogate is a "
-            "rule for first derivatives, not the derivative of a function. Pass surrogate=None, or "
-            "nest jax.jvp."
-        )
-    x, threshold = primals
-    names = residual_names(spec, True, True)
-    wanted = tuple(o for o in OUTPUTS if o in outputs or o in names)
-    values = thresholded_p.bind(x, threshold, spec=spec, packing=packing, outputs=wanted)
-    found = dict(zip(wanted, values, strict=True))
-    terms = [
-        value_tangent(x, threshold, dx, dt, found, spec, packing)
-        for dx, dt in zip(*series, strict=True)
-    ]
-    return [found[o] for o in outputs], [
-        terms if o == "value" else [jnp.zeros_like(found[o])] * len(terms) for o in outputs
-    ]
-
-
-jet.jet_rules[thresholded_p] = _thresholded_jet
-# `checkpoint_name` on the words has no rule of its own in jet; it is the identity.
-name_p = _compat.checkpoint_name_primitive()
-jet.jet_rules.setdefault(
-    name_p, lambda primals, series, **params: (name_p.bind(*primals, **params), series[0])
-)

@@ -41,6 +41,11 @@ class Surrogate(abc.ABC):
       to_input: if true the estimate also flows to ``x`` (Anthropic's January 2025 update), not only
         to the threshold (Rajamanoharan et al.).
 
+    Example:
+      >>> import jaxtrelu
+      >>> isinstance(jaxtrelu.Rectangle(0.1), jaxtrelu.Surrogate)
+      True
+
     Raises:
       TypeError: `bandwidth` is not a Python or NumPy number.
       ValueError: `bandwidth` is not finite and greater than 0.
@@ -116,6 +121,10 @@ class Triangle(Surrogate):
 
     Its residual is the density inside the window, in the dtype of ``x``, and one bit per element.
 
+    >>> from jaxtrelu import Triangle
+    >>> Triangle(0.5).density(jnp.array([-0.5, 0.25, 0.0])).round(3).tolist()
+    [0.0, 1.0, 2.0]
+
     Source: Esser et al. 2016, arXiv 1603.08270 (with unit mass here).
     """
 
@@ -137,6 +146,10 @@ class Gaussian(Surrogate):
 
     Its residual is the density, in the dtype of ``x``: one number per element.
 
+    >>> from jaxtrelu import Gaussian
+    >>> Gaussian(0.5).density(jnp.array([-1.0, 0.25, 0.0])).round(3).tolist()
+    [0.108, 0.704, 0.798]
+
     Source: Yin et al. 2021, arXiv 2103.12593.
     """
 
@@ -156,6 +169,10 @@ class Sigmoid(Surrogate):
 
     The bandwidth is the logistic's scale. Its residual is the density, in the dtype of ``x``: one
     number per element.
+
+    >>> from jaxtrelu import Sigmoid
+    >>> Sigmoid(0.25).density(jnp.array([-1.0, 0.25, 0.0])).round(3).tolist()
+    [0.071, 0.786, 1.0]
 
     Source: Zenke and Ganguli 2018, arXiv 1705.11146 (the logistic's derivative, with unit mass).
     """

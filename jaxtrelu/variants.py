@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from jaxtrelu.surrogates import Surrogate
 
-
 #: The lowerings that can be asked for by name.
 IMPLEMENTATIONS = ("xla", "mosaic_gpu", "mosaic_tpu")
 
@@ -33,6 +32,7 @@ class Spec:
 
     @property
     def row(self) -> "Variant":
+        """The row of the table that this function is an instance of."""
         return VARIANTS[self.variant]
 
 
@@ -58,7 +58,7 @@ def _fill(threshold: jax.Array, spec: Spec) -> jax.Array:
 
 
 def _unless_nan(value: jax.Array, *operands: jax.Array) -> jax.Array:
-    """`value`, but NaN where an operand is: a select that yields only x would lose a NaN threshold."""
+    """`value`, but NaN where an operand is: a select of x alone would lose a NaN threshold."""
     for operand in operands:
         if jnp.issubdtype(operand.dtype, jnp.inexact):
             value = jnp.where(operand != operand, operand, value)

@@ -29,7 +29,9 @@ def rank(words: ArrayLike, index: ArrayLike) -> jax.Array:
     before = jnp.cumsum(ones, axis=-1) - ones
     place = jnp.clip(index // WORD_BITS, 0, words.shape[-1] - 1)
     word = jnp.take_along_axis(words, place, axis=-1)
-    return jnp.take_along_axis(before, place, axis=-1) + rank_in_word(word, index - place * WORD_BITS)
+    return jnp.take_along_axis(before, place, axis=-1) + rank_in_word(
+        word, index - place * WORD_BITS
+    )
 
 
 def select(words: ArrayLike, k: ArrayLike) -> jax.Array:
@@ -128,7 +130,5 @@ def _select_row(words, ones, upto, k):
     width = words.shape[0]
     place = jnp.searchsorted(upto, k, side="right", method="scan_unrolled").astype(jnp.int32)
     inside = jnp.minimum(place, width - 1)
-    found = inside * WORD_BITS + select_in_word(
-        words[inside], k - (upto[inside] - ones[inside])
-    )
+    found = inside * WORD_BITS + select_in_word(words[inside], k - (upto[inside] - ones[inside]))
     return jnp.where((k >= 0) & (place < width), found, width * WORD_BITS)

@@ -116,8 +116,8 @@ def checked(words: ArrayLike) -> jax.Array:
     words = jnp.asarray(words)
     if words.dtype != jnp.uint32 or words.ndim == 0:
         raise (TypeError if words.dtype != jnp.uint32 else ValueError)(
-            "`words` should be a uint32 array with at least one axis, as jaxtrelu.bits.pack returns "
-            f"it, but is an array of dtype {words.dtype} and shape {words.shape}."
+            "`words` should be a uint32 array with at least one axis, as jaxtrelu.bits.pack "
+            f"returns it, but is an array of dtype {words.dtype} and shape {words.shape}."
         )
     return words
 

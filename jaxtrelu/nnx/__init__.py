@@ -26,4 +26,3 @@ def __getattr__(name: str) -> Any:
     if name in ("SparseAutoencoder", "InputScale"):
         return getattr(importlib.import_module("jaxtrelu.nnx.sparse_autoencoder"), name)
     raise AttributeError(f"module 'jaxtrelu.nnx' has no attribute {name!r}")
-
