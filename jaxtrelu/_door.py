@@ -67,8 +67,8 @@ def canonical_spec(
     if ceiling is not None:
         if variant != "shift":
             raise ValueError(
-                "`ceiling` belongs to variant='shift', min(x - threshold, ceiling), but the variant "
-                f"is {variant!r}. Drop it, or pass variant='shift'."
+                "`ceiling` belongs to variant='shift', min(x - threshold, ceiling), but the "
+                f"variant is {variant!r}. Drop it, or pass variant='shift'."
             )
         ceiling = _static_number(ceiling, "ceiling")
         if not ceiling > 0:
@@ -95,8 +95,8 @@ def _surrogate(surrogate, variant: str) -> Surrogate | None:
         return None
     if not isinstance(surrogate, Surrogate):
         raise TypeError(
-            "`surrogate` should be a jaxtrelu surrogate, such as jaxtrelu.Rectangle(0.05), or None, "
-            f"but is {surrogate!r} ({type(surrogate).__name__})."
+            "`surrogate` should be a jaxtrelu surrogate, such as jaxtrelu.Rectangle(0.05), or "
+            f"None, but is {surrogate!r} ({type(surrogate).__name__})."
         )
     if variant == "clamp":
         raise ValueError(

@@ -100,7 +100,7 @@ def antiderivative(
     x, threshold = x.astype(wide), threshold.astype(wide)
     # Through the activation itself, so that every derivative follows its convention.
     above = thresholded(x, threshold, Spec("shift"))
-    if ceiling is not None:
+    if spec.ceiling is not None:
         capped = thresholded(x, threshold, spec)
         area = 0.5 * capped * capped + spec.ceiling * (above - capped)
     elif variant == "clamp":

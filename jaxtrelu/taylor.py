@@ -15,11 +15,12 @@ def register_rules() -> None:
     """Registers the rules, once."""
     from jax.experimental import jet
 
-    jet.jet_rules[thresholded_p] = _thresholded_jet
-    jet.jet_rules[gate_p] = _gate_jet
+    rules: dict = jet.jet_rules
+    rules[thresholded_p] = _thresholded_jet
+    rules[gate_p] = _gate_jet
     # JAX has no rule for `checkpoint_name`, which the words pass through; it is the identity.
     name_p = _compat.checkpoint_name_primitive()
-    jet.jet_rules.setdefault(
+    rules.setdefault(
         name_p, lambda primals, series, **params: (name_p.bind(*primals, **params), series[0])
     )
 

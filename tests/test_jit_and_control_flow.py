@@ -116,9 +116,9 @@ def test_strict_promotion(strict_promotion):
     for threshold in (0.5, jnp.float32(0.5), jnp.full(SHAPE[-1:], 0.5), jnp.full(SHAPE, 0.5)):
         for variant in ("shift", "hard", "clamp"):
             gradient = jax.grad(
-                lambda x, t, v=variant: jaxtrelu.thresholded_relu(x, t, variant=v)
-                .astype(jnp.float32)
-                .sum(),
+                lambda x, t, v=variant: (
+                    jaxtrelu.thresholded_relu(x, t, variant=v).astype(jnp.float32).sum()
+                ),
                 (0, 1),
             )(x, threshold)
             assert gradient[0].dtype == jnp.bfloat16

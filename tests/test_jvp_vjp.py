@@ -90,9 +90,7 @@ def test_second_derivatives(case):
 def test_jet(case):
     slope = case.expected()[1]
     first, second = case.draw(), case.draw()
-    value, terms = jet(
-        lambda x: case.function(x, case.threshold), (case.x,), ([first, second],)
-    )
+    value, terms = jet(lambda x: case.function(x, case.threshold), (case.x,), ([first, second],))
     close(value, case.expected()[0], case)
     for term, series in zip(terms, (first, second), strict=True):
         close(term, slope * np.asarray(series, np.float64), case)

@@ -74,9 +74,11 @@ def test_the_output_has_the_dtype_of_x(dtype):
                 y = thresholded_relu(x, threshold, **options)
                 assert y.dtype == x.dtype
                 assert y.shape == x.shape
-                gradient = jax.grad(lambda x, t=threshold, o=options: (
-                    thresholded_relu(x, t, **o).astype("float32").sum()
-                ))(x)
+                gradient = jax.grad(
+                    lambda x, t=threshold, o=options: (
+                        thresholded_relu(x, t, **o).astype("float32").sum()
+                    )
+                )(x)
                 assert gradient.dtype == x.dtype
 
 

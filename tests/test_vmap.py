@@ -21,9 +21,9 @@ def test_any_axis_of_any_argument(x_axis, t_axis, variant):
     in_axes = (x_axis, t_axis)
 
     mapped = jax.vmap(case.function, in_axes)(x, thresholds)
-    slopes = jax.vmap(
-        jax.grad(lambda x, t: case.function(x, t).sum(), argnums=(0, 1)), in_axes
-    )(x, thresholds)
+    slopes = jax.vmap(jax.grad(lambda x, t: case.function(x, t).sum(), argnums=(0, 1)), in_axes)(
+        x, thresholds
+    )
     for i in range(4):
         row = x if x_axis is None else jnp.take(x, i, x_axis)
         threshold = thresholds if t_axis is None else thresholds[i]
@@ -43,9 +43,9 @@ def test_rows_one_by_one(case):
 @over_cases(cases=CASES[::2])
 def test_gradient_per_example(case):
     in_axes = (0, 0 if case.kind == "full" else None)
-    gradients = jax.vmap(
-        jax.grad(lambda x, t: case.function(x, t).sum(), argnums=(0, 1)), in_axes
-    )(case.x, case.threshold)
+    gradients = jax.vmap(jax.grad(lambda x, t: case.function(x, t).sum(), argnums=(0, 1)), in_axes)(
+        case.x, case.threshold
+    )
     _, dx, dt = case.expected()
     close(gradients[0], dx, case)
     per_row = {"number": dt.sum(1), "scalar": dt.sum(1)}.get(case.kind, dt)
