@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxtrelu
@@ -69,7 +70,7 @@ def test_vmap_grad(name):
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_scan_grad(name):
     def stack(layer, x, *rest):
-        return jax.lax.scan(lambda h, _: (h + 0.1 * layer(h, *rest), None), x, length=3)[0]
+        return jax.lax.scan(lambda h, _: (h + 0.01 * layer(h, *rest), None), x, length=3)[0]
 
     ours = jax.jit(partial(gradients, partial(stack, PRODUCTS[name])))(*ARGS)
     close(ours, gradients(partial(stack, partial(dense, name)), *ARGS))
@@ -84,7 +85,9 @@ def test_checkpoint_grad(name):
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_shard_map_grad(name):
     """Over the batch, with varying axes checked: replicated weights get summed gradients."""
-    mesh = jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2])
+    mesh = jax.make_mesh(
+        (2,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2]
+    )
     specs = (P("batch"), P(), P(), P())
     sharded = jax.shard_map(PRODUCTS[name], mesh=mesh, in_specs=specs, out_specs=P("batch"))
     ours = jax.jit(partial(gradients, sharded))(*ARGS)
