@@ -68,7 +68,8 @@ class Rows:
         mapped = isinstance(array, np.memmap)
         self._chunk = max(1, _CHUNK_BYTES // row_bytes) if mapped else 1
         chunks = math.ceil(len(array) / self._chunk)
-        fitting = max(1, group_bytes // (row_bytes * self._chunk)) if mapped else chunks
+        # Two at least: one alone could be the short last piece.
+        fitting = max(2, group_bytes // (row_bytes * self._chunk)) if mapped else chunks
         self._group_chunks = min(chunks, fitting)
         self._groups = max(1, chunks // self._group_chunks)
         self._cached: tuple[tuple[int, int], np.ndarray] | None = None
