@@ -79,6 +79,7 @@ class Training:
         self.state = (jax.tree.map(jnp.copy, params), adam.init(params))
 
     def __call__(self):
+        """Takes a step and returns the loss."""
         *self.state, value = self.step(*self.state, self.x)
         return value
 
@@ -145,14 +146,26 @@ def product(args):
         )  # fmt: skip
 
 
+def _nonzero(z, theta, size):
+    return jax.vmap(lambda row: jnp.nonzero(row, size=size)[0])(z > theta)
+
+
+def _select(z, theta, size):
+    return bits.compact(bits.pack(z > theta), size)[0]
+
+
+def _top(z, theta, size):
+    return jax.lax.top_k(z, size)[1]
+
+
 def find(args):
     for m in args.features:
         z = jax.random.normal(jax.random.key(0), (BATCH, m))
         theta = statistics.NormalDist().inv_cdf(1 - args.l0 / m)
         size = 2 * args.l0
-        nonzero = jax.jit(lambda z: jax.vmap(lambda r: jnp.nonzero(r, size=size)[0])(z > theta))
-        select = jax.jit(lambda z: bits.compact(bits.pack(z > theta), size)[0])
-        top = jax.jit(lambda z: jax.lax.top_k(z, size)[1])
+        nonzero, select, top = (
+            jax.jit(functools.partial(f, theta=theta, size=size)) for f in (_nonzero, _select, _top)
+        )
         peers = {"vmapped jnp.nonzero": nonzero, "jaxtrelu.bits": select, "lax.top_k": top}
         yield Case(
             f"{BATCH}x{m}", "find", {n: functools.partial(f, z) for n, f in peers.items()},

@@ -70,7 +70,10 @@ def test_values_of_every_dtype(dtype):
 def test_vmap_and_leading_shapes(lead):
     mask = np.random.default_rng(1).random((*lead, 70)) < 0.3
     words = bits.pack(jnp.asarray(mask))
-    every = lambda w: (bits.count(w), bits.unpack(w, 70), *bits.compact(w, 30)[::2])
+
+    def every(w):
+        return bits.count(w), bits.unpack(w, 70), *bits.compact(w, 30)[::2]
+
     together = jax.jit(every)(words)
     mapped = every
     for _ in lead:
@@ -80,7 +83,7 @@ def test_vmap_and_leading_shapes(lead):
 
 
 def test_errors_say_what_to_pass():
-    with pytest.raises(TypeError, match="uint32 array .* as jaxtrelu.bits.pack returns it"):
+    with pytest.raises(TypeError, match=r"uint32 array .* as jaxtrelu\.bits\.pack returns it"):
         bits.count(jnp.zeros(3))
     with pytest.raises(ValueError, match="at least one axis"):
         bits.pack(True)

@@ -44,9 +44,19 @@ def operands(rows, d=12, h=70, seed=0):
     return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
 
 
-@pytest.mark.parametrize("variant", ["hard", "shift"])
-@pytest.mark.parametrize("rows", [1, 3, 40])
-@pytest.mark.parametrize("threshold, capacity", [(3.0, None), (3.0, 1), (-99.0, 70), (99.0, None)])
+@pytest.mark.parametrize(
+    ("variant", "rows", "threshold", "capacity"),
+    [
+        ("hard", 1, 3.0, None),
+        ("hard", 3, 3.0, None),
+        ("shift", 3, 3.0, 1),
+        ("hard", 40, 3.0, None),
+        ("shift", 40, 3.0, 70),
+        ("shift", 40, 3.0, 1),
+        ("hard", 40, -99.0, 70),
+        ("hard", 40, 99.0, None),
+    ],
+)
 def test_against_dense(variant, rows, threshold, capacity):
     x, *weights = operands(rows)
     threshold = jnp.float32(threshold)
@@ -58,7 +68,7 @@ def test_against_dense(variant, rows, threshold, capacity):
         return dense_mlp(*args, variant)
 
     args = (x, *weights, threshold)
-    close = dict(rtol=1e-4, atol=1e-3)
+    close = {"rtol": 1e-4, "atol": 1e-3}
     np.testing.assert_allclose(jax.jit(ours)(*args), theirs(*args), **close)
     ct = jnp.cos(jnp.arange(rows * 5.0)).reshape(rows, 5)
     gradients = jax.jit(lambda ct, *args: jax.vjp(ours, *args)[1](ct))(ct, *args)

@@ -66,7 +66,9 @@ def compare(case, args, capacity=None):
         rtol=1e-4, atol=1e-3,
     )  # fmt: skip
     ours, theirs = sparse_grad(case, capacity, weight, *args), dense_grad(case, weight, *args)
-    for name, one, other in zip("x w_in b_in threshold w_out b_out".split(), ours, theirs):
+    for name, one, other in zip(
+        ("x", "w_in", "b_in", "threshold", "w_out", "b_out"), ours, theirs, strict=True
+    ):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3, err_msg=name)
 
 
@@ -96,10 +98,10 @@ def test_one_full_row_among_empty_ones():
     compare("hard", args, 32)
 
 
-@pytest.mark.parametrize("capacity, wide", [(64, False), (1, True)])
+@pytest.mark.parametrize(("capacity", "wide"), [(64, False), (1, True)])
 def test_the_record(capacity, wide):
     args = operands(3, 40, 8, 64, 0.7, False)
-    y, activity = jax.jit(partial(sparse_mlp, capacity=capacity))(*args)
+    _, activity = jax.jit(partial(sparse_mlp, capacity=capacity))(*args)
     _, l0, latent = dense_mlp(*args, **CASES["hard"])
     latent = np.asarray(latent)
     assert isinstance(activity, Activity) and bool(activity.wide) is wide
@@ -130,7 +132,10 @@ def test_a_closed_entry_stays_out_of_the_way_of_nan():
     x, w_in, b_in, _, w_out, b_out = operands(0, 3, 4, 33, 0.3, True)
     w_out = w_out.at[5].set(jnp.nan)
     threshold = jnp.full(33, -9.0).at[5].set(9.0)
-    loss = lambda x, w: sparse_mlp(x, w_in, b_in, threshold, w, b_out, capacity=33)[0].sum()
+
+    def loss(x, w):
+        return sparse_mlp(x, w_in, b_in, threshold, w, b_out, capacity=33)[0].sum()
+
     value, grads = jax.value_and_grad(loss, (0, 1))(x, w_out)
     assert jnp.isfinite(value) and all(jnp.isfinite(g).all() for g in grads)
 
@@ -152,7 +157,7 @@ def test_low_precision_is_no_worse_than_dense(capacity):
 
 def test_leading_shapes():
     x, *rest = operands(0, 6, 4, 33, 0.3, True)
-    y, activity = sparse_mlp(x, *rest)
+    y, _ = sparse_mlp(x, *rest)
     shaped, record = sparse_mlp(x.reshape(2, 3, 4), *rest)
     np.testing.assert_array_equal(shaped, y.reshape(2, 3, 5))
     assert record.l0.shape == record.counts.shape == (2, 3)

@@ -85,9 +85,7 @@ def test_checkpoint_grad(name):
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_shard_map_grad(name):
     """Over the batch, with varying axes checked: replicated weights get summed gradients."""
-    mesh = jax.make_mesh(
-        (2,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2]
-    )
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     specs = (P("batch"), P(), P(), P())
     sharded = jax.shard_map(PRODUCTS[name], mesh=mesh, in_specs=specs, out_specs=P("batch"))
     ours = jax.jit(partial(gradients, sharded))(*ARGS)

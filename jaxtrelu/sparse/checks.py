@@ -68,8 +68,9 @@ def per_feature(threshold: ArrayLike, w_in: jax.Array) -> jax.Array:
 def check_shapes(x, w_in, b_in, w_out, b_out, first: str = "w_in") -> None:
     """Refuses weights that are not feature-major, in words that say so."""
     if x.ndim < 1 or w_in.ndim != 2 or x.shape[-1] != w_in.shape[1]:
+        width = x.shape[-1] if x.ndim else "d"
         raise ValueError(
-            f"`{first}` should be feature-major, of shape (m, {x.shape[-1] if x.ndim else 'd'}) for "
+            f"`{first}` should be feature-major, of shape (m, {width}) for "
             f"x of shape {x.shape}, but has {w_in.shape}. Pass {first}.T if it is (d, m)."
         )
     if w_out.ndim != 2 or w_out.shape[0] != w_in.shape[0]:

@@ -51,28 +51,32 @@ def groups_of(words: jax.Array) -> Groups:
     return Groups(words, within + starts[:, None], starts, counts)
 
 
-def listed(groups: Groups, total: jax.Array, size: int) -> List:
-    """The first `total` entries, in a list of `size`; rounds are as many as `total` needs."""
+def nth(groups: Groups, k: jax.Array) -> List:
+    """The k-th entries of the whole matrix, from 0, for an array k; past the last, any."""
     across = groups.words.shape[1]
     upto, words = groups.upto.reshape(-1), groups.words.reshape(-1)
+    place = jnp.searchsorted(upto, k, side="right", method="scan_unrolled")
+    place = jnp.minimum(place.astype(jnp.int32), upto.shape[0] - 1)
+    word = take(words, place)
+    bit = select_in_word(word, k - (take(upto, place) - population(word)))
+    return List(place // across, place % across * WORD_BITS + bit)
+
+
+def listed(groups: Groups, total: jax.Array, size: int) -> List:
+    """The first `total` entries, in a list of `size`; rounds are as many as `total` needs."""
     length = min(_ROUND, size)
     padded = ceil_div(size, length) * length
 
     def found(i, lists):
         k = i * length + jnp.arange(length, dtype=jnp.int32)
-        place = jnp.searchsorted(upto, k, side="right", method="scan_unrolled")
-        place = jnp.minimum(place.astype(jnp.int32), upto.shape[0] - 1)
-        word = take(words, place)
-        bit = select_in_word(word, k - (take(upto, place) - population(word)))
-        there = k < total
-        group = jnp.where(there, place // across, 0)
-        member = jnp.where(there, place % across * WORD_BITS + bit, 0)
-        return tuple(
-            lax.dynamic_update_slice(whole, part, (i * length,))
-            for whole, part in zip(lists, (group, member), strict=True)
+        return List(
+            *(
+                lax.dynamic_update_slice(whole, jnp.where(k < total, part, 0), (i * length,))
+                for whole, part in zip(lists, nth(groups, k), strict=True)
+            )
         )
 
-    start = (jnp.zeros(padded, jnp.int32), jnp.zeros(padded, jnp.int32))
+    start = List(jnp.zeros(padded, jnp.int32), jnp.zeros(padded, jnp.int32))
     group, member = repeat(ceil_div(total, length), found, start)
     return List(group[:size], member[:size])
 
