@@ -34,21 +34,27 @@ def check_spec(spec: Spec) -> None:
         )
 
 
-def floating(name: str, array: ArrayLike | None) -> jax.Array | None:
-    """A floating-point array; None for a bias that is left out."""
-    if array is None and name.startswith("b_"):
-        return None
-    try:
-        array = jnp.asarray(array)
-    except (TypeError, ValueError):
-        array = None
-    if array is None or not jnp.issubdtype(array.dtype, jnp.floating):
-        what = "no array" if array is None else f"of dtype {array.dtype}"
-        raise TypeError(
-            f"`{name}` should be a floating-point array, but is {what}. "
-            f"Pass for example {name}.astype('float32')."
-        )
-    return array
+def floating(name: str, array: ArrayLike) -> jax.Array:
+    """A floating-point array, or an error that says what to pass."""
+    what = "no array"
+    if array is not None:
+        try:
+            found = jnp.asarray(array)
+        except (TypeError, ValueError):
+            found = None
+        if found is not None:
+            if jnp.issubdtype(found.dtype, jnp.floating):
+                return found
+            what = f"of dtype {found.dtype}"
+    raise TypeError(
+        f"`{name}` should be a floating-point array, but is {what}. "
+        f"Pass for example {name}.astype('float32')."
+    )
+
+
+def bias(name: str, array: ArrayLike | None) -> jax.Array | None:
+    """A floating-point array, or None for a bias that is left out."""
+    return None if array is None else floating(name, array)
 
 
 def per_feature(threshold: ArrayLike, w_in: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ from jax.typing import ArrayLike
 
 from jaxtrelu._door import canonical_spec
 from jaxtrelu.sparse.activity import Activity
-from jaxtrelu.sparse.checks import check_shapes, check_spec, floating, list_size, per_feature
+from jaxtrelu.sparse.checks import bias, check_shapes, check_spec, floating, list_size, per_feature
 from jaxtrelu.sparse.gated import FEW_ROWS, GatedOperands, gated, gated_dense
 from jaxtrelu.sparse.latent import Plan
 from jaxtrelu.sparse.loops import alike
@@ -81,8 +81,8 @@ def sparse_mlp(
     """
     spec = canonical_spec(variant, ceiling, 0, surrogate)
     check_spec(spec)
-    arrays = {"x": x, "w_in": w_in, "b_in": b_in, "w_out": w_out, "b_out": b_out}
-    x, w_in, b_in, w_out, b_out = (floating(name, array) for name, array in arrays.items())
+    x, w_in, w_out = floating("x", x), floating("w_in", w_in), floating("w_out", w_out)
+    b_in, b_out = bias("b_in", b_in), bias("b_out", b_out)
     threshold = per_feature(threshold, w_in)
     check_shapes(x, w_in, b_in, w_out, b_out)
     lead, features = x.shape[:-1], w_in.shape[0]
@@ -148,8 +148,8 @@ def gated_mlp(
     """
     spec = canonical_spec(variant)
     check_spec(spec)
-    arrays = {"x": x, "w_gate": w_gate, "w_up": w_up, "w_out": w_out}
-    x, w_gate, w_up, w_out = (floating(name, array) for name, array in arrays.items())
+    x, w_gate = floating("x", x), floating("w_gate", w_gate)
+    w_up, w_out = floating("w_up", w_up), floating("w_out", w_out)
     check_shapes(x, w_gate, None, w_out, None, "w_gate")
     if w_up.shape != w_gate.shape:
         raise ValueError(

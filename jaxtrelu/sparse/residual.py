@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtrelu._door import canonical_spec
 from jaxtrelu.bits.words import population, rank_in_word
 from jaxtrelu.packing import WORD_BITS
-from jaxtrelu.sparse.checks import check_shapes, check_spec, floating, list_size, per_feature
+from jaxtrelu.sparse.checks import bias, check_shapes, check_spec, floating, list_size, per_feature
 from jaxtrelu.sparse.entries import groups_of
 from jaxtrelu.sparse.latent import Plan, biased, encode, find
 from jaxtrelu.sparse.loops import alike, take
@@ -76,7 +76,8 @@ def _backward(plan: Plan, residuals: CompactResiduals, g: jax.Array):
     # Bilinear: the product itself is not needed, and XLA leaves it out.
     pull = jax.vjp(lambda *of: biased(encode(*of[:2]), of[2]), *operands[:3])[1]
     # Together, or XLA may put the weights' gradients off and keep a dense dz of every layer.
-    return (lax.optimization_barrier(Operands(*pull(dz), threshold, w_out)),)
+    x, w_in, b_in = pull(dz)
+    return (lax.optimization_barrier(Operands(x, w_in, b_in, threshold, w_out)),)
 
 
 def _expand(words: jax.Array, kept: jax.Array, width: int) -> jax.Array:
@@ -147,8 +148,8 @@ def compact_mlp(
     """
     spec = canonical_spec(variant, ceiling, 0, surrogate)
     check_spec(spec)
-    arrays = {"x": x, "w_in": w_in, "b_in": b_in, "w_out": w_out, "b_out": b_out}
-    x, w_in, b_in, w_out, b_out = (floating(name, array) for name, array in arrays.items())
+    x, w_in, w_out = floating("x", x), floating("w_in", w_in), floating("w_out", w_out)
+    b_in, b_out = bias("b_in", b_in), bias("b_out", b_out)
     check_shapes(x, w_in, b_in, w_out, b_out)
     rows = x.reshape(-1, x.shape[-1])
     plan = Plan(spec, list_size(capacity, rows.shape[0], w_in.shape[0], _SHARE), 0)
