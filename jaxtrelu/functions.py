@@ -1,12 +1,13 @@
 """The public activations: the thresholded ReLU, its namesakes, and the step."""
 
+import dataclasses
+
 import jax
 from jax.typing import ArrayLike
 
 from jaxtrelu._door import canonical, canonical_spec
 from jaxtrelu.operation import thresholded
 from jaxtrelu.surrogates import Surrogate
-from jaxtrelu.variants import Spec
 
 
 def thresholded_relu(
@@ -79,7 +80,13 @@ def thresholded_relu(
     return thresholded(*canonical(x, threshold, spec), spec)
 
 
-def shifted_relu(x: ArrayLike, threshold: ArrayLike, *, ceiling: float | None = None) -> jax.Array:
+def shifted_relu(
+    x: ArrayLike,
+    threshold: ArrayLike,
+    *,
+    ceiling: float | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
     """Shifted ReLU, ``max(0, x - threshold)``: `thresholded_relu` with ``variant="shift"``.
 
     Convention at the threshold: the gate is closed at ``x == threshold``, and the derivative 0.
@@ -88,12 +95,13 @@ def shifted_relu(x: ArrayLike, threshold: ArrayLike, *, ceiling: float | None = 
       x: array of any shape, floating point or integer.
       threshold: a number or an array that broadcasts against x to x's shape, in x's units.
       ceiling: the largest value, a positive Python number, or None.
+      implementation: as in `thresholded_relu`.
 
     Returns:
       An array of x's shape and dtype.
 
     Raises:
-      TypeError, ValueError: as `thresholded_relu`.
+      TypeError, ValueError, NotImplementedError: as `thresholded_relu`.
 
     Example:
       >>> import jax.numpy as jnp, jaxtrelu
@@ -103,7 +111,7 @@ def shifted_relu(x: ArrayLike, threshold: ArrayLike, *, ceiling: float | None = 
     Source: Mirzadeh et al. 2023, arXiv 2310.04564; with a ceiling Price et al. 2024, arXiv
     2402.16184.
     """
-    return thresholded_relu(x, threshold, ceiling=ceiling)
+    return thresholded_relu(x, threshold, ceiling=ceiling, implementation=implementation)
 
 
 def jump_relu(
@@ -159,7 +167,11 @@ def jump_relu(
 
 
 def step(
-    x: ArrayLike, threshold: ArrayLike = 0.0, *, surrogate: Surrogate | None = None
+    x: ArrayLike,
+    threshold: ArrayLike = 0.0,
+    *,
+    surrogate: Surrogate | None = None,
+    implementation: str | None = None,
 ) -> jax.Array:
     """Heaviside step: 1 where x > threshold, else 0, as a number: summed, the L0 norm.
 
@@ -174,12 +186,13 @@ def step(
       x: floating-point array of any shape.
       threshold: a number or an array that broadcasts against x to x's shape, in x's units.
       surrogate: such as ``jaxtrelu.Rectangle(0.05)``, in x's units, or None.
+      implementation: as in `thresholded_relu`.
 
     Returns:
       An array of x's shape and dtype, of zeros and ones.
 
     Raises:
-      TypeError, ValueError: as `thresholded_relu`.
+      TypeError, ValueError, NotImplementedError: as `thresholded_relu`.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxtrelu
@@ -190,5 +203,6 @@ def step(
 
     Source: Rajamanoharan et al. 2024, arXiv 2407.14435, eq. 12.
     """
-    spec = Spec("step", surrogate=canonical_spec("hard", surrogate=surrogate).surrogate)
+    spec = canonical_spec("hard", surrogate=surrogate, implementation=implementation)
+    spec = dataclasses.replace(spec, variant="step")
     return thresholded(*canonical(x, threshold, spec, floating=True), spec)

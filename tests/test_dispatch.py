@@ -21,6 +21,8 @@ W = jnp.eye(32)
             X, 0.5, surrogate=jaxtrelu.Rectangle(0.1), implementation=name
         ),
         lambda name: jaxtrelu.thresholded_linear(X, W, implementation=name),
+        lambda name: jaxtrelu.shifted_relu(X, 0.5, implementation=name),
+        lambda name: jaxtrelu.step(X, 0.5, implementation=name),
         lambda name: jax.grad(
             lambda x: jaxtrelu.thresholded_relu(x, 0.5, implementation=name).sum()
         )(X),
