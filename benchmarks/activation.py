@@ -55,6 +55,7 @@ class Donated:
         self.step, self.x = jax.jit(function, donate_argnums=0), jnp.array(x)
 
     def __call__(self):
+        """The next result, into the memory of the one before."""
         self.x = self.step(self.x, jnp.float32(0))
         return self.x
 
@@ -83,7 +84,7 @@ def forward(args):
             yield Case(
                 shape, f"{variant}, forward+backward", peers, "jnp.where", "jaxtrelu", 4 * x.nbytes
             )  # fmt: skip
-        # θ = 0, not known to the compiler: the result is a fixed point, so every turn does the same.
+        # θ = 0, unknown to the compiler: the result is a fixed point, so every turn does the same.
         peers = {n: Donated(f, x) for n, f in JAX_PEERS["shift"].items()}
         peers |= _peers.torch_peers("shift", "in place", x, ct, 0.0)
         peers |= _peers.numpy_in_place(x, 0.0) | _peers.memcpy(x)

@@ -1,7 +1,7 @@
 """One table of cases for all tests of transformations: variant x dtype x kind of threshold.
 
-The expected values and slopes come from the float64 oracle, at inputs in quarters, so that no rounding
-decides a gate: elements lie at the threshold exactly, or well away from it.
+The expected values and slopes come from the float64 oracle, at inputs in quarters, so that no
+rounding decides a gate: elements lie at the threshold exactly, or well away from it.
 """
 
 import dataclasses

@@ -59,7 +59,7 @@ def test_the_first_forward_packs_no_words():
     assert any("gate" in outputs for outputs in found[2:])
 
 
-@pytest.mark.parametrize("policy, words", [("gates", 2), ("nothing", 0)])
+@pytest.mark.parametrize(("policy", "words"), [("gates", 2), ("nothing", 0)])
 def test_a_policy_keeps_the_words_by_name(policy, words):
     x = w = jnp.ones((32, 32))
     _, pullback = jax.vjp(_two_layers(POLICIES[policy]), x, w)

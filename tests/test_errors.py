@@ -89,13 +89,13 @@ VALUE_ERRORS = {
 }
 
 
-@pytest.mark.parametrize("call, words", TYPE_ERRORS.values(), ids=TYPE_ERRORS)
+@pytest.mark.parametrize(("call", "words"), TYPE_ERRORS.values(), ids=TYPE_ERRORS)
 def test_type_errors(call, words):
     with pytest.raises(TypeError, match=words):
         call()
 
 
-@pytest.mark.parametrize("call, words", VALUE_ERRORS.values(), ids=VALUE_ERRORS)
+@pytest.mark.parametrize(("call", "words"), VALUE_ERRORS.values(), ids=VALUE_ERRORS)
 def test_value_errors(call, words):
     with pytest.raises(ValueError, match=words):
         call()

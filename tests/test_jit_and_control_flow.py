@@ -60,7 +60,7 @@ def test_while_and_cond(case):
 
     @jax.jit
     def twice_or_not(x, flag):
-        count, once = lax.while_loop(
+        _count, once = lax.while_loop(
             lambda state: state[0] < 1,
             lambda state: (state[0] + 1, case.function(state[1], case.threshold)),
             (0, x),

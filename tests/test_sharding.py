@@ -53,7 +53,7 @@ def test_shard_map_with_varying_axes_checked(options, kind):
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(
-    "shape, spec",
+    ("shape", "spec"),
     [
         ((16, 64), P("a", None)),
         ((16, 256), P("a", "b")),
@@ -85,7 +85,7 @@ def _collectives(function, *operands) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "shape, spec",
+    ("shape", "spec"),
     [((64, 256), P("a", None)), ((64, 256), P(None, "a")), ((64, 100), P("a", None))],
     ids=str,
 )

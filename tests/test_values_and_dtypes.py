@@ -42,7 +42,7 @@ def test_nan_reaches_the_step():
 
 
 @pytest.mark.parametrize(
-    "options, expected",
+    ("options", "expected"),
     [
         ({}, [0, 0, INF]),
         ({"ceiling": 2.0}, [0, 0, 2]),

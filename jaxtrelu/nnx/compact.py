@@ -64,12 +64,12 @@ class CompactMLP(nnx.Module):
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Applies the block to x (..., in_features); returns (..., out_features), in x's dtype."""
-        stored = isinstance(self.threshold, nnx.Variable)
+        threshold = self.threshold
         return compact_mlp(
             x,
             self.w_in[...],
             self.b_in[...],
-            self.threshold[...] if stored else self.threshold,
+            threshold[...] if isinstance(threshold, nnx.Variable) else threshold,
             self.w_out[...],
             self.b_out[...],
             variant=self.variant,
