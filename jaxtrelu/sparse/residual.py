@@ -140,8 +140,9 @@ def compact_mlp(
         unbounded support.
 
     Example:
-      >>> import jax.numpy as jnp, jaxtrelu
-      >>> jaxtrelu.compact_mlp(jnp.array([1.0, 3.0]), jnp.eye(2), None, 2.0, jnp.eye(2)).tolist()
+      >>> import jax.numpy as jnp
+      >>> from jaxtrelu.sparse import compact_mlp
+      >>> compact_mlp(jnp.array([1.0, 3.0]), jnp.eye(2), None, 2.0, jnp.eye(2)).tolist()
       [0.0, 1.0]
 
     Source: sparse residuals after Gist (Jain et al., ISCA 2018), made exact.
