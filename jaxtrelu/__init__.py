@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from jaxtrelu import nnx as nnx
     from jaxtrelu import sae as sae
     from jaxtrelu.linear import thresholded_linear
-    from jaxtrelu.sparse import Activity, gated_mlp, sparse_mlp, thresholded_glu
+    from jaxtrelu.sparse import (
+        Activity,
+        compact_mlp,
+        entry_sum,
+        gated_mlp,
+        sparse_mlp,
+        thresholded_glu,
+    )
 
 __version__ = "0.1.0"
 
@@ -28,7 +35,9 @@ __all__ = [
     "Triangle",
     "antiderivative",
     "bits",
+    "compact_mlp",
     "derivative",
+    "entry_sum",
     "gated_mlp",
     "jump_relu",
     "shifted_relu",
@@ -44,6 +53,8 @@ __all__ = [
 _MODULES = ("bits", "linen", "nnx", "sae")
 _NAMES = {
     "Activity": "sparse",
+    "compact_mlp": "sparse",
+    "entry_sum": "sparse",
     "gated_mlp": "sparse",
     "sparse_mlp": "sparse",
     "thresholded_glu": "sparse",

@@ -1,11 +1,12 @@
-"""Flax Linen layers: `ThresholdedReLU` and `JumpReLU`."""
+"""Flax Linen layers: `ThresholdedReLU`, `JumpReLU` and `CompactMLP`."""
 
 from jaxtrelu._layer_core import flax_is_missing
 
 try:
+    from jaxtrelu.linen.compact import CompactMLP
     from jaxtrelu.linen.jump_relu import JumpReLU
     from jaxtrelu.linen.thresholded_relu import ThresholdedReLU
 except ImportError as error:
     raise flax_is_missing(error, __name__) from error
 
-__all__ = ["JumpReLU", "ThresholdedReLU"]
+__all__ = ["CompactMLP", "JumpReLU", "ThresholdedReLU"]

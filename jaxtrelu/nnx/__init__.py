@@ -6,12 +6,14 @@ from typing import Any
 from jaxtrelu._layer_core import flax_is_missing
 
 try:
+    from jaxtrelu.nnx.compact import CompactMLP
     from jaxtrelu.nnx.jump_relu import JumpReLU
     from jaxtrelu.nnx.thresholded_relu import FixedThreshold, Threshold, ThresholdedReLU
 except ImportError as error:
     raise flax_is_missing(error, __name__) from error
 
 __all__ = [
+    "CompactMLP",
     "FixedThreshold",
     "InputScale",
     "JumpReLU",
