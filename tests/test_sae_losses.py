@@ -46,7 +46,6 @@ def test_loss_is_what_the_recipe_says(recipe):
     assert float(value) == pytest.approx(total, rel=1e-4)
     assert float(terms.l0) == pytest.approx(l0, rel=1e-6)
     assert float(terms.reconstruction) == pytest.approx(reconstruction, rel=1e-4)
-    np.testing.assert_allclose(terms.open_share, (pi > w["threshold"]).mean(0), atol=1e-6)
 
 
 @pytest.mark.parametrize("capacity", [1, 40])

@@ -33,8 +33,6 @@ class Terms(NamedTuple):
     """Σ max(θ − π, 0) ‖d‖, before its coefficient multiplies it; 0 where the recipe has none."""
     l0: Array
     """Number of open features."""
-    open_share: Array
-    """(m,): the share of the batch for which each feature is open."""
 
 
 def pre_activations(weights: Weights, x: Array) -> Array:
@@ -138,7 +136,7 @@ def loss(
     penalty = passed.l0 if recipe.penalty == "l0" else passed.tanh
     total = reconstruction + coefficient * penalty
     total += recipe.pre_activation_penalty * passed.pull
-    terms = Terms(reconstruction, penalty, passed.pull, passed.l0, passed.open_share)
+    terms = Terms(reconstruction, penalty, passed.pull, passed.l0)
     return total, jax.tree.map(jax.lax.stop_gradient, terms)
 
 
@@ -159,7 +157,6 @@ class _Pass(NamedTuple):
     l0: Array
     tanh: Array
     pull: Array
-    open_share: Array
 
 
 def _dense_pass(weights: Weights, x: Array, recipe: Recipe) -> _Pass:
@@ -176,7 +173,6 @@ def _dense_pass(weights: Weights, x: Array, recipe: Recipe) -> _Pass:
         jnp.mean(jnp.sum(gates, axis=-1, dtype=jnp.float32)),
         tanh,
         pull,
-        jnp.mean(gates, axis=0, dtype=jnp.float32),
     )
 
 
@@ -198,6 +194,4 @@ def _sparse_pass(weights: Weights, x: Array, recipe: Recipe, capacity: int | Non
         capacity=capacity,
     )
     zero = jnp.zeros((), jnp.float32)
-    l0 = jnp.mean(activity.l0, dtype=jnp.float32)
-    share = activity.fired.astype(jnp.float32) / x.shape[0]
-    return _Pass(reconstruction, l0, zero, zero, share)
+    return _Pass(reconstruction, jnp.mean(activity.l0, dtype=jnp.float32), zero, zero)

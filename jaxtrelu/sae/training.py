@@ -30,6 +30,8 @@ from jaxtrelu.sae.weights import (
     input_scale,
 )
 
+#: Share of open features from which on dense products are faster, on a CPU.
+CROSSOVER = 1 / 32
 #: The columns of `Result.history`. Thresholds are given by their quantiles.
 HISTORY = (
     "step", "l0", "reconstruction", "coefficient", "dead_share", "window_share",
@@ -52,8 +54,9 @@ class Settings:
         recipe ramps λ up: features that are closed before they mean anything stay dead.
       seed: of the initial weights. (The rows have one of their own.)
       log_every: steps between two rows of the history.
-      sparse: whether to use `jaxtrelu.sparse_mlp`, where the recipe allows it: the same run to
-        rounding, faster for wide dictionaries.
+      sparse: whether to use `jaxtrelu.sparse_mlp` where it pays: the same run to rounding, in half
+        the time for wide dictionaries. Not where the recipe needs the dense latent, nor where
+        `target_l0` is more than one feature in 32: dense products are faster there.
     """
 
     features: int
@@ -74,6 +77,11 @@ class Settings:
                 f"`target_l0` should be between 0 and the number of features ({self.features}), "
                 f"but is {self.target_l0!r}."
             )
+
+    def visits_entries_only(self) -> bool:
+        """Whether the run skips the zeros."""
+        few = self.target_l0 is None or self.target_l0 <= self.features * CROSSOVER
+        return self.sparse and few and losses.visits_entries_only(self.recipe)
 
     def controller(self) -> L0Controller | None:
         """What steers λ, if anything does."""
@@ -132,9 +140,9 @@ def train_step(
     objective = partial(
         losses.loss,
         recipe=recipe,
-        sparse=settings.sparse and losses.visits_entries_only(recipe),
-        # Where more than one entry in 32 counts, dense products are faster, also in small models.
-        capacity=max(1, settings.features // 32),
+        sparse=settings.visits_entries_only(),
+        # Until L0 has come down, dense products are taken, by a choice made on the device.
+        capacity=max(1, int(settings.features * CROSSOVER)),
     )
     gradient, terms = jax.grad(objective, has_aux=True)(state.weights, x * scale, coefficient)
     gradient = constrained_gradient(gradient, state.weights, recipe)
