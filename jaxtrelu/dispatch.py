@@ -18,12 +18,63 @@ from jaxtrelu._compat import Primitive
 from jaxtrelu.packing import Packing
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-#: What a kernel runs on, and the dtypes it takes.
 KERNEL_PLATFORM = {"mosaic_gpu": "cuda", "mosaic_tpu": "tpu"}
-KERNEL_DTYPES = {
-    "mosaic_gpu": ("float32", "bfloat16", "float16"),
-    "mosaic_tpu": ("float32", "bfloat16"),
-}
+#: The dtypes that kernels take, and those of them whose default on TPU is the kernel.
+ELEMENTWISE_DTYPES = ("float32", "bfloat16", "float16")
+LINEAR_DTYPES = {"mosaic_gpu": ("bfloat16", "float16"), "mosaic_tpu": ("float32", "bfloat16")}
+DEFAULT_DTYPES = ("float32", "bfloat16")
+
+
+def elementwise_refuses(name: str, avals) -> str | None:
+    """What the elementwise kernels do not take, in words; None if they take it."""
+    if refusal := _dtype_refusal(avals, ELEMENTWISE_DTYPES):
+        return refusal
+    return _capability_refusal("copies by TMA") if name == "mosaic_gpu" else None
+
+
+def linear_refuses(name: str, avals) -> str | None:
+    """The same for the fused linear kernels."""
+    if not all(math.prod(a.shape) for a in avals):
+        return f"an operand has no elements: the shapes are {[a.shape for a in avals]}"
+    if name == "mosaic_gpu":
+        if avals[0].dtype.name == "float32":
+            return "the matrix unit would round float32 to TF32; its dtypes are bfloat16, float16"
+        if len(avals) > 3 and avals[-1].dtype.name != "uint32" and avals[-1].shape[0] > 1:
+            return (
+                f"its threshold is one number per column, and this one has shape {avals[-1].shape}"
+            )
+    # The matrix unit takes the product's operands; bias and threshold are added in float32.
+    if refusal := _dtype_refusal(avals[:2], LINEAR_DTYPES[name]):
+        return refusal
+    if refusal := _dtype_refusal(avals[2:], ELEMENTWISE_DTYPES):
+        return refusal
+    return _capability_refusal("multiplies by wgmma", below=10) if name == "mosaic_gpu" else None
+
+
+def _dtype_refusal(avals, taken: tuple[str, ...]) -> str | None:
+    for aval in avals:
+        if jnp.issubdtype(aval.dtype, jnp.floating) and aval.dtype.name not in taken:
+            return f"dtype {aval.dtype.name} is none of {', '.join(taken)}"
+    if avals and not any(jnp.issubdtype(a.dtype, jnp.floating) for a in avals):
+        return f"integers are none of {', '.join(taken)}"
+    return None
+
+
+def _capability_refusal(why: str, below: int | None = None) -> str | None:
+    """Whether the GPU that Mosaic compiles for is none of compute capability 9.0 up to `below`.
+
+    On a machine without one, as for an export, that is not known, and Mosaic takes 9.0.
+    """
+    from jax.extend import backend
+
+    found = getattr(backend.get_default_device(), "compute_capability", None)
+    if found is None or not str(found).replace(".", "").isdigit():
+        return None
+    capability = tuple(map(int, str(found).split(".")))
+    if capability >= (9, 0) and (below is None or capability[0] < below):
+        return None
+    needed = "9.0 or more" if below is None else f"9.0 to {below - 1}.x"
+    return f"it {why}, for which compute capability {needed} is needed, and this GPU has {found}"
 
 
 def register(
@@ -32,7 +83,7 @@ def register(
     kernel: Callable,
     implementation_of: Callable,
     static: tuple[str, ...],
-    refuses: Callable = lambda name, avals: None,
+    refuses: Callable = elementwise_refuses,
 ) -> None:
     """Registers `xla` and ``kernel(name, *operands, **params)`` as the lowerings of a primitive.
 
@@ -79,23 +130,25 @@ def _evaluate(primitive: Primitive, xla: Callable, implementation_of, static) ->
 
 
 def _choose(asked: str | None, platform: str, ctx, params, refuses: Callable) -> str:
-    if asked == "xla":
+    if asked == "xla" or (asked is None and platform != "tpu"):
         return "xla"
-    shape, packing = ctx.avals_in[0].shape, params["packing"]
-    dtypes = [a.dtype for a in ctx.avals_in if jnp.issubdtype(a.dtype, jnp.floating)]
+    name = asked or "mosaic_tpu"
+    refusal = _refusal(name, platform, ctx) or refuses(name, ctx.avals_in)
     if asked is None:
-        wins = platform == "tpu" and params.get("outputs") != ("value",) and _fills(ctx.avals_in)
-        if not wins or refuses("mosaic_tpu", ctx.avals_in):
-            return "xla"
-        refusal = _refusal("mosaic_tpu", platform, shape, dtypes, packing, ctx)
-        return "xla" if refusal else "mosaic_tpu"
-    refusal = _refusal(asked, platform, shape, dtypes, packing, ctx)
-    if refusal := refusal or refuses(asked, ctx.avals_in):
+        return "xla" if refusal or not _wins(ctx.avals_in, **params) else name
+    if refusal:
         raise NotImplementedError(
             f"implementation={asked!r} cannot compute this call: {refusal}. "
             "Pass implementation=None to have one chosen."
         )
-    return asked
+    return name
+
+
+def _wins(avals, *, packing: Packing, outputs=None, **params) -> bool:
+    """Whether the kernel is the default on TPU: where it packs or unpacks words along the lanes."""
+    plain = packing.axes > 0 and packing.behind == 0 and outputs != ("value",)
+    floating = [a for a in avals if jnp.issubdtype(a.dtype, jnp.floating)]
+    return plain and _fills(avals) and all(a.dtype.name in DEFAULT_DTYPES for a in floating)
 
 
 def _fills(avals) -> bool:
@@ -106,23 +159,19 @@ def _fills(avals) -> bool:
     return max(shapes, key=math.prod)[-1] >= 128
 
 
-def _refusal(name, platform: str, shape, dtypes, packing: Packing, ctx) -> str | None:
-    """Why a kernel cannot take a call, in words; None if it can."""
+def _refusal(name: str, platform: str, ctx) -> str | None:
+    """Why no kernel of that back end can stand in this program, in words; None if one can."""
     if platform != KERNEL_PLATFORM[name]:
         return f"it runs on {KERNEL_PLATFORM[name]}, and this program is lowered for {platform}"
-    for dtype in dtypes:
-        if dtype.name not in KERNEL_DTYPES[name]:
-            return f"dtype {dtype.name} is none of {', '.join(KERNEL_DTYPES[name])}"
-    if not dtypes:
-        return f"integers are none of {', '.join(KERNEL_DTYPES[name])}"
+    for aval in ctx.avals_in:
+        if not all(isinstance(size, int) for size in aval.shape):
+            return f"the shape {aval.shape} is symbolic, and a kernel's grid needs numbers"
     if not _compat.lowers_for_one_device(ctx):
         return (
             "a kernel cannot be partitioned automatically over several devices; "
             "wrap the call in a jax.shard_map over all mesh axes"
         )
-    from jaxtrelu.kernels.views import unsupported_view
-
-    return unsupported_view(shape, packing)
+    return None
 
 
 def _back_end(name: str):
@@ -137,17 +186,15 @@ def _back_end(name: str):
 
 def thresholded_kernel(name: str, x, threshold, *, spec, packing: Packing, outputs) -> list:
     """The kernel form of the forward primitive: any shape, through a two-dimensional view."""
-    from jaxtrelu.kernels import views
+    from jaxtrelu.kernels.views import View
 
-    results = _back_end(name).forward(
-        views.as_rows(x, packing),
-        views.threshold_as_rows(threshold, x.shape, packing),
-        spec,
-        outputs,
-    )
-    words = views.words_shape(x.shape, packing)
+    view = View(x.shape, packing)
+    if view.empty:
+        return [x if o == "value" else view.no_words for o in outputs]
+    results = _back_end(name).forward(view.rows(x), view.threshold(threshold), spec, outputs)
     return [
-        r.reshape(x.shape if o == "value" else words) for o, r in zip(outputs, results, strict=True)
+        view.value(r) if o == "value" else view.words(r)
+        for o, r in zip(outputs, results, strict=True)
     ]
 
 
@@ -155,11 +202,12 @@ def gate_kernel(
     name: str, t, words, *, packing: Packing, invert: bool, implementation
 ) -> jax.Array:
     """The kernel form of the gate primitive."""
-    from jaxtrelu.kernels import views
+    from jaxtrelu.kernels.views import View
 
-    rows = views.as_rows(t, packing)
-    packed = views.words_as_rows(words)
-    return _back_end(name).gate(rows, packed, invert=invert).reshape(t.shape)
+    view = View(t.shape, packing)
+    if view.empty:
+        return t
+    return view.value(_back_end(name).gate(view.rows(t), view.packed(words), invert=invert))
 
 
 def _linear_back_end(name: str):
@@ -182,15 +230,3 @@ def linear_gradient_kernel(name: str, x, w, ct, words, *, packing, implementatio
     back_end = _linear_back_end(name)
     dw, total = back_end.weight_gradient(x, ct, words)
     return [back_end.input_gradient(ct, words, w), dw, total]
-
-
-def linear_refuses(name: str, avals) -> str | None:
-    """What the fused linear kernels do not take beyond the elementwise ones."""
-    if name == "mosaic_gpu":
-        if avals[0].dtype.name == "float32":
-            return "the matrix unit would round float32 to TF32; its dtypes are bfloat16, float16"
-        if len(avals) > 3 and avals[-1].dtype.name != "uint32" and avals[-1].shape[0] > 1:
-            return (
-                f"its threshold is one number per column, and this one has shape {avals[-1].shape}"
-            )
-    return None

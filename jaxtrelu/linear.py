@@ -148,7 +148,7 @@ _linear.defvjp(_forward, _backward)
 
 
 def _accumulator(dtype):
-    return jnp.promote_types(dtype, jnp.float32)
+    return variants.computation_dtype(dtype, jnp.float32)
 
 
 def _linear_xla(x, w, b, threshold, *, spec: Spec, packing: Packing, outputs):
@@ -175,7 +175,7 @@ def _gradient_xla(x, w, ct, words, *, packing: Packing, implementation):
 
 
 def _primitive(name: str, xla: Callable, kernel: Callable, implementation_of, static) -> Primitive:
-    """A primitive whose batching is that of its XLA form, since kernels take two axes."""
+    """A primitive that is batched as its XLA form is, or as a loop over a kernel asked for."""
     primitive = Primitive(name)
     primitive.multiple_results = True
 
@@ -186,20 +186,23 @@ def _primitive(name: str, xla: Callable, kernel: Callable, implementation_of, st
         ]
 
     def batch(operands, dims, **params):
-        if (asked := implementation_of(params)) not in (None, "xla"):
-            raise NotImplementedError(
-                f"implementation={asked!r} cannot compute this call under vmap: the kernel takes "
-                "one matrix product. Give x more leading axes, or pass implementation=None."
-            )
-        batched = jax.vmap(functools.partial(xla, **params), in_axes=tuple(dims))
-        results = batched(*operands)
+        if implementation_of(params) in (None, "xla"):
+            results = jax.vmap(functools.partial(xla, **params), in_axes=tuple(dims))(*operands)
+        else:  # a kernel takes one product, so it runs once per example
+            pairs = list(zip(operands, dims, strict=True))
+            mapped = [jnp.moveaxis(o, d, 0) for o, d in pairs if d is not None]
+
+            def example(mapped):
+                rest = iter(mapped)
+                one = [o if d is None else next(rest) for o, d in pairs]
+                return primitive.bind(*one, **params)
+
+            results = lax.map(example, mapped)
         return results, [0] * len(results)
 
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batch
-    dispatch.register(
-        primitive, xla, kernel, implementation_of, static, refuses=dispatch.linear_refuses
-    )
+    dispatch.register(primitive, xla, kernel, implementation_of, static, dispatch.linear_refuses)
     return primitive
 
 

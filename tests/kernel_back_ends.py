@@ -4,64 +4,69 @@ Interpretation looks for races, and for reads of what was never written, which p
 does not: that memory is NaN. A race is raised where JAX can, else printed, and tests look for that.
 """
 
-import dataclasses
+import functools
 import importlib
 import inspect
-from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import tpu as pltpu
 
-from jaxtrelu import variants
-from jaxtrelu.packing import pack_last, unpack_last
+from jaxtrelu import dispatch
+from jaxtrelu.gate import gate_p
+from jaxtrelu.linear import linear_gradient_p, linear_p
+from jaxtrelu.primitive import thresholded_p
 
-
-@dataclasses.dataclass(frozen=True)
-class BackEnd:
-    """`forward(x, threshold, spec, outputs)` and `gate(t, words, invert=)` on matrices."""
-
-    forward: Callable
-    gate: Callable
-
-
-def _xla_forward(x, threshold, spec, outputs):
-    return [
-        variants.value(x, threshold, spec)
-        if o == "value"
-        else pack_last(getattr(variants, o)(x, threshold, spec))
-        for o in outputs
-    ]
-
-
-def _xla_gate(t, words, invert=False):
-    return jnp.where(unpack_last(words, t.shape[1]) != invert, t, jnp.zeros_like(t))
+IMPLEMENTATIONS = ("xla", "mosaic_tpu", "mosaic_gpu")
 
 
 def interpreter(name):
-    options = {"detect_races": True, "uninitialized_memory": "nan"}
     if name == "mosaic_tpu":
-        from jax.experimental.pallas import tpu as pltpu
-
         params = pltpu.InterpretParams
-    else:
-        from jax.experimental.pallas import mosaic_gpu as plgpu
-
-        if not hasattr(plgpu, "InterpretGPUParams"):
-            pytest.skip(f"JAX {jax.__version__} has no public interpreter for Mosaic GPU")
+    elif hasattr(plgpu, "InterpretGPUParams"):
         params = plgpu.InterpretGPUParams
+    else:
+        pytest.skip(
+            f"JAX {jax.__version__} has no public interpreter for Mosaic GPU: its values are "
+            "tested at the new end of the versions only"
+        )
+    options = {"detect_races": True, "uninitialized_memory": "nan"}
     if "on_race" in inspect.signature(params).parameters:
         options["on_race"] = "raise"
     return params(**options)
 
 
-def back_end(name) -> BackEnd:
+class Interpreted:
+    """A back end's functions of arrays, interpreted; `config` for those that are given one."""
+
+    def __init__(self, module: str, interpret, config=None):
+        self.module = importlib.import_module(f"jaxtrelu.kernels.{module}")
+        self.options = {"interpret": interpret}
+        if config is not None:
+            self.options["config"] = self.module.Config(**config)
+
+    def __getattr__(self, function):
+        return functools.partial(getattr(self.module, function), **self.options)
+
+
+def on_this_machine(name, monkeypatch, linear_config=None):
+    """Lets ``implementation=name`` run here, step by step, with the kernels interpreted.
+
+    The door, the rules of the primitives, the views and the padding are as in use. Only what a
+    lowering rule does is left out, since interpretation has effects that the primitives have not.
+    """
     if name == "xla":
-        return BackEnd(_xla_forward, _xla_gate)
-    module = importlib.import_module(f"jaxtrelu.kernels.{name.removeprefix('mosaic_')}")
-    interpret = interpreter(name)
-
-    def bound(function):
-        return lambda *operands, **options: function(*operands, interpret=interpret, **options)
-
-    return BackEnd(bound(module.forward), bound(module.gate))
+        return
+    interpret, short = interpreter(name), name.removeprefix("mosaic_")
+    elementwise = Interpreted(short, interpret)
+    linear = Interpreted(f"{short}_linear", interpret, linear_config)
+    monkeypatch.setattr(dispatch, "_back_end", lambda _: elementwise)
+    monkeypatch.setattr(dispatch, "_linear_back_end", lambda _: linear)
+    for primitive, kernel in (
+        (thresholded_p, dispatch.thresholded_kernel),
+        (gate_p, dispatch.gate_kernel),
+        (linear_p, dispatch.linear_kernel),
+        (linear_gradient_p, dispatch.linear_gradient_kernel),
+    ):
+        monkeypatch.setattr(primitive, "impl", functools.partial(kernel, name))

@@ -1,6 +1,7 @@
-"""Every implementation of the fused linear layer, in interpretation, against float64 products."""
+"""Every implementation of the fused linear layer, through its public function, on the CPU.
 
-import importlib
+Kernels are interpreted; expected values are float64 products and the float64 oracle.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,22 @@ import oracle
 import pytest
 
 import jaxtrelu
-from jaxtrelu.packing import pack_last
-from jaxtrelu.variants import Spec
 
-SHAPES = [(20, 48, 64), (40, 130, 300)]  # rows, depth, columns
+SMALL_BLOCKS = {"rows": 16, "columns": 128, "depth": 128}  # so that there are several
+DTYPES = {
+    "xla": ("float32", "bfloat16", "float16"),
+    "mosaic_tpu": ("float32", "bfloat16"),
+    "mosaic_gpu": ("bfloat16", "float16"),
+}
+CASES = [  # shape of x, columns, shape of the threshold, bias, options
+    ((20, 48), 64, (), False, {"variant": "shift"}),
+    ((40, 130), 300, (300,), True, {"variant": "shift", "ceiling": 1.5}),
+    ((3, 5, 16), 40, (), True, {"variant": "hard", "fill": -2}),
+    ((1, 70), 1, (1,), True, {"variant": "clamp"}),
+    ((7,), 33, (33,), False, {"variant": "clamp"}),
+    ((3, 5, 16), 40, (3, 1, 1), True, {"variant": "shift"}),
+    ((3, 5, 16), 160, (3, 5, 160), True, {"variant": "clamp"}),
+]
 
 
 def draw(seed, shape, dtype):
@@ -22,55 +35,49 @@ def draw(seed, shape, dtype):
     return jnp.asarray(eighths, dtype)
 
 
-class Kernels:
-    """The three functions of a back end, interpreted, with blocks small enough to have several."""
-
-    def __init__(self, name):
-        self.module = importlib.import_module(
-            f"jaxtrelu.kernels.{name.removeprefix('mosaic_')}_linear"
-        )
-        self.options = {"interpret": kernel_back_ends.interpreter(name)}
-        self.dtype = {"mosaic_tpu": "float32", "mosaic_gpu": "bfloat16"}[name]
-        if name == "mosaic_tpu":
-            self.options["config"] = self.module.Config(rows=16, columns=128, depth=128)
-
-    def __getattr__(self, function):
-        return lambda *operands: getattr(self.module, function)(*operands, **self.options)
-
-
-@pytest.fixture(params=["mosaic_tpu", "mosaic_gpu"])
-def kernels(request, capfd):
-    yield Kernels(request.param)
+@pytest.fixture(params=[(n, d) for n in DTYPES for d in DTYPES[n]], ids="-".join)
+def back_end(request, monkeypatch, capfd):
+    """The name of an implementation, and a dtype that it takes."""
+    name, dtype = request.param
+    blocks = SMALL_BLOCKS if name == "mosaic_tpu" else None
+    kernel_back_ends.on_this_machine(name, monkeypatch, blocks)
+    yield name, dtype
     assert "RACE" not in capfd.readouterr().out.upper()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 class TestLinear:
-    def test_forward(self, kernels, shape):
-        rows, depth, columns = shape
-        x, w = draw(0, (rows, depth), kernels.dtype), draw(1, (depth, columns), kernels.dtype)
-        b, threshold = draw(2, (1, columns), kernels.dtype), draw(3, (1, columns), "float32")
-        spec = Spec("shift", ceiling=1.5)
-        y, words = kernels.forward(x, w, b, threshold, spec, ("value", "gate"))
-        z = oracle.wide(x) @ oracle.wide(w) + oracle.wide(b)
-        expected = oracle.value(z, threshold, ceiling=1.5)
-        np.testing.assert_allclose(oracle.wide(y), expected, rtol=oracle.RTOL[kernels.dtype])
-        opened = jnp.asarray(oracle.opened(z, threshold, 1.5))
-        np.testing.assert_array_equal(words, pack_last(opened))
+    @pytest.mark.parametrize(("shape", "columns", "threshold_shape", "bias", "options"), CASES)
+    def test_value_and_gradients(self, back_end, shape, columns, threshold_shape, bias, options):
+        name, dtype = back_end
+        if name == "mosaic_gpu" and len(threshold_shape) > 1:
+            pytest.skip("one threshold per column there; the refusal is in test_dispatch.py")
+        x, w = draw(0, shape, dtype), draw(1, (shape[-1], columns), dtype)
+        b = draw(2, (columns,), dtype) if bias else None
+        threshold = draw(3, threshold_shape, "float32")
+        operands = (x, w, threshold) if b is None else (x, w, threshold, b)
 
-    def test_gradients(self, kernels, shape):
-        rows, depth, columns = shape
-        x, w = draw(0, (rows, depth), kernels.dtype), draw(1, (depth, columns), kernels.dtype)
-        mask = np.random.default_rng(4).random((rows, columns)) < 0.4
-        ct = jnp.where(mask, draw(5, (rows, columns), kernels.dtype), jnp.nan).astype(kernels.dtype)
-        words = pack_last(jnp.asarray(mask))
-        gated = np.where(mask, oracle.wide(ct), 0)
-        tolerance = {"rtol": oracle.RTOL[kernels.dtype], "atol": 1e-6}
-        dx = kernels.input_gradient(ct, words, w)
-        np.testing.assert_allclose(oracle.wide(dx), gated @ oracle.wide(w).T, **tolerance)
-        dw, total = kernels.weight_gradient(x, ct, words)
-        np.testing.assert_allclose(oracle.wide(dw), oracle.wide(x).T @ gated, **tolerance)
-        np.testing.assert_allclose(total, gated.sum(0, keepdims=True), rtol=1e-6, atol=1e-6)
+        def layer(x, w, t, b=None):
+            return jaxtrelu.thresholded_linear(x, w, b, t, implementation=name, **options)
+
+        y, pull = jax.vjp(layer, *operands)
+        flat = oracle.wide(x).reshape(-1, shape[-1])
+        z = (flat @ oracle.wide(w) + (0 if b is None else oracle.wide(b))).reshape(y.shape)
+        tolerance = {"rtol": oracle.RTOL[dtype], "atol": 1e-6}
+        np.testing.assert_allclose(
+            oracle.wide(y), oracle.value(z, threshold, **options), **tolerance
+        )
+        ct = draw(5, y.shape, dtype)
+        opened = oracle.opened(z, threshold, options.get("ceiling"))
+        if options["variant"] != "clamp":  # there the threshold's cotangent passes where closed
+            ct = jnp.where(opened, ct, jnp.asarray(jnp.nan, dtype))
+        dx, dw, dt, *db = map(oracle.wide, pull(ct))
+        dz, expected_dt = oracle.cotangents(z, threshold, ct, **options)
+        rows = dz.reshape(-1, columns)
+        np.testing.assert_allclose(dx, (rows @ oracle.wide(w).T).reshape(shape), **tolerance)
+        np.testing.assert_allclose(dw, flat.T @ rows, **tolerance)
+        np.testing.assert_allclose(dt, expected_dt, rtol=1e-5, atol=1e-6)
+        if b is not None:
+            np.testing.assert_allclose(db[0], rows.sum(0), **tolerance)
 
 
 class TestPublic:
@@ -95,15 +102,16 @@ class TestPublic:
             assert g.shape == e.shape
             np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-4)
 
-    def test_vmap(self):
+    @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
+    def test_vmap(self, axes):
         x, w = draw(0, (2, 5, 16), "float32"), draw(1, (2, 16, 40), "float32")
+        x, w = (o if a == 0 else o[0] for o, a in zip((x, w), axes, strict=True))
         loss = jax.grad(lambda x, w: jaxtrelu.thresholded_linear(x, w).sum(), argnums=(0, 1))
-        for got, expected in zip(
-            jax.vmap(loss)(x, w),
-            map(jnp.stack, zip(loss(x[0], w[0]), loss(x[1], w[1]), strict=True)),
-            strict=True,
-        ):
-            np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+        got = jax.vmap(loss, in_axes=axes)(x, w)
+        for i in range(2):
+            one = (o if a is None else o[i] for o, a in zip((x, w), axes, strict=True))
+            for g, e in zip(got, loss(*one), strict=True):
+                np.testing.assert_allclose(g[i], e, rtol=1e-6, atol=1e-6)
 
     def test_shard_map(self):
         mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -117,6 +125,16 @@ class TestPublic:
         )
         expected = jax.grad(lambda w: jaxtrelu.thresholded_linear(x, w).sum())(w)
         np.testing.assert_allclose(local(x, w), expected, rtol=1e-5)
+
+    def test_float8(self):
+        x, w = draw(0, (3, 16), "float8_e5m2"), draw(1, (16, 40), "float8_e5m2")
+        y, pull = jax.vjp(lambda x, w: jaxtrelu.thresholded_linear(x, w, threshold=0.25), x, w)
+        z = oracle.wide(x) @ oracle.wide(w)
+        expected = oracle.rounded(oracle.value(z, 0.25), "float8_e5m2")
+        np.testing.assert_array_equal(oracle.wide(y), expected)
+        dx, _ = pull(jnp.ones_like(y))
+        gated = oracle.opened(z, 0.25) @ oracle.wide(w).T
+        np.testing.assert_array_equal(oracle.wide(dx), oracle.rounded(gated, "float8_e5m2"))
 
     def test_keeps_one_bit_per_output(self):
         x, w = draw(0, (64, 8), "float32"), draw(1, (8, 4096), "float32")

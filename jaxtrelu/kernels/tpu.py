@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxtrelu import variants
+from jaxtrelu.kernels import half
 from jaxtrelu.kernels.views import LANES, like
 from jaxtrelu.packing import WORD_BITS, words_for
 from jaxtrelu.variants import Spec
@@ -66,12 +67,12 @@ def forward(
         words = {o: words_start(config.rows) for o in outputs if o != "value"}
         for chunk in range(config.columns // LANES):
             lanes = pl.ds(chunk * LANES, LANES)
-            x = x_ref[:, lanes].astype(jnp.float32)
+            x = _wide(x_ref[:, lanes])
             theta = threshold_ref[:, lanes] if threshold_ref.shape[1] > 1 else threshold_ref[...]
-            theta = theta.astype(jnp.float32)
+            theta = _wide(theta)
             for output, ref in zip(outputs, out_refs, strict=True):
                 if output == "value":
-                    ref[:, lanes] = variants.value(x, theta, spec).astype(ref.dtype)
+                    ref[:, lanes] = _narrow(variants.value(x, theta, spec), ref.dtype)
                     continue
                 mask = getattr(variants, output)(x, theta, spec)
                 kept = last - chunk * LANES if columns % config.columns else None
@@ -80,9 +81,10 @@ def forward(
             if output != "value":
                 ref[...] = words_end(words[output])
 
-    value = like(x, x.shape, x.dtype)
+    stored = half.bits_of(x)
+    value = like(x, x.shape, stored.dtype)
     packed = like(x, (rows, words_for(columns)), jnp.uint32)
-    return pl.pallas_call(
+    results = pl.pallas_call(
         kernel,
         grid=_grid(x.shape, config),
         in_specs=[_block(config), _threshold_block(threshold.shape, config)],
@@ -91,7 +93,11 @@ def forward(
         compiler_params=_parallel(),
         interpret=interpret,
         name="thresholded_relu_tpu",
-    )(x, threshold)
+    )(stored, half.bits_of(threshold))
+    return [
+        half.from_bits(r, x.dtype) if o == "value" else r
+        for o, r in zip(outputs, results, strict=True)
+    ]
 
 
 def gate(
@@ -104,25 +110,40 @@ def gate(
 ) -> jax.Array:
     """t (rows, columns) where the bit is set (`invert`: clear), else 0."""
     config = config or choose_config(*t.shape)
+    stored = half.bits_of(t)
 
     def kernel(t_ref, words_ref, out_ref):
         words = lax.bitcast_convert_type(words_ref[...], jnp.int32)
         for chunk in range(config.columns // LANES):
             lanes = pl.ds(chunk * LANES, LANES)
             t = t_ref[:, lanes]
+            if t.dtype == jnp.int16:  # bits of float16; a mask of 32-bit lanes selects among those
+                t = t.astype(jnp.int32)
             closed = jnp.int32(1 if invert else 0)
-            out_ref[:, lanes] = jnp.where(unpack(words, chunk) == closed, jnp.zeros_like(t), t)
+            kept = jnp.where(unpack(words, chunk) == closed, jnp.zeros_like(t), t)
+            out_ref[:, lanes] = kept.astype(out_ref.dtype)
 
-    return pl.pallas_call(
+    gated = pl.pallas_call(
         kernel,
         grid=_grid(t.shape, config),
         in_specs=[_block(config), _words_block(config)],
         out_specs=_block(config),
-        out_shape=like(t, t.shape, t.dtype),
+        out_shape=like(t, t.shape, stored.dtype),
         compiler_params=_parallel(),
         interpret=interpret,
         name="thresholded_gate_tpu",
-    )(t, words)
+    )(stored, words)
+    return half.from_bits(gated, t.dtype)
+
+
+def _wide(block: jax.Array) -> jax.Array:
+    """A block in float32; one of int16 holds the bits of float16."""
+    return half.decode(block) if block.dtype == jnp.int16 else block.astype(jnp.float32)
+
+
+def _narrow(value: jax.Array, dtype) -> jax.Array:
+    """The inverse of `_wide`, rounded."""
+    return half.encode(value) if dtype == jnp.int16 else value.astype(dtype)
 
 
 def _rounded(spec: Spec, dtype) -> Spec:

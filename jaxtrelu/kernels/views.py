@@ -1,63 +1,94 @@
 """How arrays of any shape become the two-dimensional views that the kernels work on.
 
-A view has the packed axis last: the axes that a `Packing` merges become the columns, all axes
-before them the rows. A threshold becomes a two-dimensional array whose axes are 1 or full.
+A view has the packed axis last: the axes that a `Packing` merges become the columns, all others the
+rows. A threshold becomes a two-dimensional array whose axes are 1 or full. Where the primitive
+keeps a mask and no words, as for a 0-d array, the view is of the array as it lies.
 """
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 
-from jaxtrelu.packing import WORD_BITS, Packing, words_for
+from jaxtrelu.packing import WORD_BITS, Packing, pack_last, unpack_last, words_for
 
 LANES = 128  # of a TPU register, and the number of words in one
 
 
-def as_rows(x: jax.Array, packing: Packing) -> jax.Array:
-    """x as (rows, columns), the packed axes merged into the columns."""
-    split = x.ndim - packing.axes
-    return x.reshape(math.prod(x.shape[:split]), math.prod(x.shape[split:]))
+@dataclasses.dataclass(frozen=True)
+class View:
+    """An array of that shape, with its gate packed like that, as (rows, columns)."""
 
+    shape: tuple[int, ...]
+    packing: Packing
 
-def threshold_as_rows(threshold: jax.Array, shape: tuple[int, ...], packing: Packing) -> jax.Array:
-    """The threshold (0-d, or of x's rank) as (1 or rows, 1 or columns)."""
-    if threshold.ndim == 0:
-        return threshold.reshape(1, 1)
-    split = len(shape) - packing.axes
-    wanted = [
-        (1,) * len(part) if math.prod(given) == 1 else part
-        for given, part in (
-            (threshold.shape[:split], shape[:split]),
-            (threshold.shape[split:], shape[split:]),
-        )
-    ]
-    spread = jnp.broadcast_to(threshold, (*wanted[0], *wanted[1]))
-    return spread.reshape(math.prod(wanted[0]), math.prod(wanted[1]))
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not math.prod(self.shape)
 
+    def rows(self, x: jax.Array) -> jax.Array:
+        """The array as (rows, columns)."""
+        leading, packed = self._parts
+        return self._packed_last(x).reshape(math.prod(leading), math.prod(packed))
 
-def words_as_rows(words: jax.Array) -> jax.Array:
-    """Words as (rows, words per row)."""
-    return words.reshape(math.prod(words.shape[:-1]), words.shape[-1])
+    def threshold(self, threshold: jax.Array) -> jax.Array:
+        """The threshold (0-d, or of the array's rank) as (1 or rows, 1 or columns)."""
+        if threshold.ndim == 0:
+            return threshold.reshape(1, 1)
+        leading, packed = self._parts
+        given = self._packed_last(threshold).shape
+        split = len(leading)
+        wanted = [
+            (1,) * len(part) if math.prod(has) == 1 else part
+            for has, part in ((given[:split], leading), (given[split:], packed))
+        ]
+        spread = jnp.broadcast_to(self._packed_last(threshold), (*wanted[0], *wanted[1]))
+        return spread.reshape(math.prod(wanted[0]), math.prod(wanted[1]))
 
+    def packed(self, words: jax.Array) -> jax.Array:
+        """The gate as the primitive keeps it, as words (rows, words per row)."""
+        if self.packing.axes == 0:
+            return pack_last(self.rows(words))
+        return words.reshape(math.prod(words.shape[:-1]), words.shape[-1])
 
-def words_shape(shape: tuple[int, ...], packing: Packing) -> tuple[int, ...]:
-    """The shape of the words of an array."""
-    split = len(shape) - packing.axes
-    return (*shape[:split], words_for(math.prod(shape[split:])))
+    def value(self, rows: jax.Array) -> jax.Array:
+        """The inverse of `rows`."""
+        leading, packed = self._parts
+        value = rows.reshape(*leading, *packed)
+        if behind := self.packing.behind:
+            lead = len(self.shape) - self.packing.axes - behind
+            value = jnp.moveaxis(value, range(lead, lead + behind), range(-behind, 0))
+        return value.reshape(self.shape)
 
+    def words(self, words: jax.Array) -> jax.Array:
+        """The inverse of `packed`."""
+        leading, packed = self._parts
+        if self.packing.axes == 0:
+            return unpack_last(words, math.prod(packed)).reshape(self.shape)
+        return words.reshape(*leading, words_for(math.prod(packed)))
 
-def unsupported_view(shape: tuple, packing: Packing) -> str | None:
-    """Why a shape has no such view, in words; None if it has one."""
-    if not all(isinstance(size, int) for size in shape):
-        return f"the shape {shape} is symbolic, and a kernel's grid needs numbers"
-    if packing.axes == 0:
-        return f"x of shape {shape} keeps a mask, not packed words"
-    if packing.behind:
-        return f"the words are packed along axis {-packing.behind - 1}, not along the last axes"
-    if not math.prod(shape):
-        return f"x of shape {shape} has no elements"
-    return None
+    @property
+    def no_words(self) -> jax.Array:
+        """The gate of an empty array."""
+        return self.packing.pack(jnp.zeros(self.shape, bool))
+
+    @property
+    def _parts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shape of the rows and that of the columns, before they are merged."""
+        if self.packing.axes == 0:
+            return self.shape[:-1], self.shape[-1:]
+        behind = self.packing.behind
+        lead = len(self.shape) - self.packing.axes - behind
+        end = len(self.shape) - behind
+        return (*self.shape[:lead], *self.shape[end:]), self.shape[lead:end]
+
+    def _packed_last(self, x: jax.Array) -> jax.Array:
+        if not (behind := self.packing.behind):
+            return x
+        lead = x.ndim - self.packing.axes - behind
+        return jnp.moveaxis(x, range(-behind, 0), range(lead, lead + behind))
 
 
 def like(x: jax.Array, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
