@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, close, over_cases
+from cases import close, over_cases
 
 import jaxtrelu
 from jaxtrelu import RESIDUAL_NAME, thresholded_relu
@@ -17,7 +17,7 @@ POLICIES = {
 }
 
 
-@over_cases(cases=CASES[::2])
+@over_cases
 def test_gradient_through_checkpoint(case):
     value, slope, _ = case.expected()
     for policy in POLICIES.values():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, Case, close, over_cases
+from cases import Case, close, over_cases
 from jax.experimental.jet import jet
 
 import jaxtrelu
@@ -65,9 +65,7 @@ def test_adjointness(case):
 
 @over_cases
 def test_jacobians(case):
-    x = case.x[0, :9]
-    threshold = case.threshold[..., 0, :9] if case.kind == "full" else case.threshold
-    threshold = threshold[:9] if case.kind == "channel" else threshold
+    x, threshold = case.first(9)
     slope = case.expected(x, threshold)[1]
     for jacobian in (jax.jacfwd, jax.jacrev):
         close(jacobian(case.function)(x, threshold), np.diag(slope), case)
@@ -76,17 +74,22 @@ def test_jacobians(case):
 @over_cases
 def test_second_derivatives(case):
     """Of the function itself exactly zero; of its square, the square of its slope."""
-    x = case.x[0, :9]
-    _value, slope, _ = case.expected(x, 0.5)
-    zero = jax.hessian(lambda x: case.function(x, 0.5).sum())(x)
-    np.testing.assert_array_equal(np.asarray(zero, np.float64), 0)
-    square = jax.hessian(lambda x: (case.function(x, 0.5) ** 2).sum())(x)
+    x, threshold = case.first(9)
+    _value, slope, _ = case.expected(x, threshold)
+
+    def total(x, threshold):
+        return case.function(x, threshold).sum()
+
+    zeros = jax.hessian(total, argnums=(0, 1))(x, jnp.asarray(threshold))
+    for block in jax.tree.leaves(zeros):
+        np.testing.assert_array_equal(np.asarray(block, np.float64), 0)
+    square = jax.hessian(lambda x: (case.function(x, threshold) ** 2).sum())(x)
     close(square, np.diag(2 * slope**2), case)
-    over = jax.jacrev(jax.jacfwd(lambda x: (case.function(x, 0.5) ** 2).sum()))(x)
+    over = jax.jacrev(jax.jacfwd(lambda x: (case.function(x, threshold) ** 2).sum()))(x)
     close(over, np.diag(2 * slope**2), case)
 
 
-@over_cases(cases=CASES[::2])
+@over_cases
 def test_jet(case):
     slope = case.expected()[1]
     first, second = case.draw(), case.draw()
@@ -120,7 +123,13 @@ def test_a_closed_gate_gives_exact_zero_for_a_bad_cotangent(variant, bad):
     case = Case(variant, "float32", "scalar")
     x, threshold = jnp.array([-1.0, 0.5, 2.0]), jnp.float32(0.5)
     _, pullback = jax.vjp(case.function, x, threshold)
-    for run in (pullback, jax.jit(pullback)):
+
+    def step_by_step(cotangent):
+        # Under jit XLA makes a select of a product with the mask, and would hide one.
+        with jax.disable_jit():
+            return pullback(cotangent)
+
+    for run in (pullback, jax.jit(pullback), step_by_step):
         dx, _ = run(jnp.full(3, bad))
         np.testing.assert_array_equal(dx, [0, 0, bad])
         assert not np.signbit(dx[:2]).any()
