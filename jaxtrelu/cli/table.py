@@ -1,6 +1,7 @@
 """The table that `compare` prints."""
 
 import math
+from collections.abc import Container
 from typing import Any
 
 from rich import box
@@ -11,15 +12,17 @@ from rich.text import Text
 from jaxtrelu.cli.data import Dataset, stratified_split
 from jaxtrelu.cli.settings import REFERENCE, Settings
 
-# A table of all columns is 96 characters wide; on a narrower terminal the last ones here go first.
-_OPTIONAL = ("rate", "zeros", "dead")
+# Given up one after the other where the terminal is too narrow for the whole table, which has some
+# 95 characters; without them it has less than 80.
+_OPTIONAL = ("rate", "quartiles")
+_GAP = 2  # characters between two columns
 
 
 def show(terminal: Console, found: list[dict[str, Any]], settings: Settings, data: Dataset) -> None:
     """Prints the table, what its columns mean, and what they do and do not show."""
-    cells = [_cells(record) for record in found]
-    columns = [header for header in cells[0] if header not in _dropped(cells, terminal.width)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    cells = _fitting(found, terminal.width)
+    columns = list(cells[0])
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for header in columns:
         justify: JustifyMethod = "left" if header == "activation" else "right"
         table.add_column(header, justify=justify, no_wrap=True)
@@ -33,7 +36,7 @@ def show(terminal: Console, found: list[dict[str, Any]], settings: Settings, dat
     title = f"{data.name}: {rows} rows, {features} features, {data.classes} classes"
     terminal.print(Text(f"\n{title}", style="bold"))
     terminal.print(table)
-    terminal.print(Text(legend(settings), style="dim"))
+    terminal.print(Text(f"\n{legend(settings, columns)}", style="dim"))
     terminal.print(Text(f"\n{caveat(settings, data)}\n"))
 
 
@@ -43,32 +46,33 @@ def _group(record: dict[str, Any]) -> str:
     return variant if dash else ""
 
 
-def _dropped(cells: list[dict[str, str]], width: int) -> tuple[str, ...]:
-    """The optional columns for which there is no room."""
-    widths = {header: max(len(header), *(len(row[header]) for row in cells)) for header in cells[0]}
-    for count in range(len(_OPTIONAL)):
-        kept = [width for header, width in widths.items() if header not in _OPTIONAL[:count]]
-        if sum(kept) + 2 * len(kept) <= width:
-            return _OPTIONAL[:count]
-    return _OPTIONAL
+def _fitting(found: list[dict[str, Any]], width: int) -> list[dict[str, str]]:
+    """The rows, without as many of the optional parts as there is no room for."""
+    for count in range(len(_OPTIONAL) + 1):
+        cells = [_cells(record, without=_OPTIONAL[:count]) for record in found]
+        widths = [max(len(header), *(len(row[header]) for row in cells)) for header in cells[0]]
+        if sum(widths) + _GAP * (len(widths) - 1) <= width:
+            break
+    return cells
 
 
-def _cells(record: dict[str, Any]) -> dict[str, str]:
+def _cells(record: dict[str, Any], without: Container[str] = ()) -> dict[str, str]:
     """Column to content, as printed."""
     accuracy = 100 * record["test_accuracy"]
     against = f"{100 * record['difference']:+.1f}{_plus_minus(record['difference_se'])}"
-    low, high = record["time_ratio_low"], record["time_ratio_high"]
-    return {
+    quartiles = f" ({record['time_ratio_low']:.2f}–{record['time_ratio_high']:.2f})"
+    cells = {
         "activation": record["activation"],
         "accuracy, %": f"{accuracy:.1f}{_plus_minus(record['test_accuracy_se'])}",
         f"vs {REFERENCE}": "" if record["activation"] == REFERENCE else against,
         "zeros": f"{record['zeros']:.0%}",
         "closed": f"{record['closed']:.0%}",
         "dead": f"{record['dead_units']:.1f}",
-        "kept, B": f"{record['kept_bytes']:.2f}",
-        "time per step": f"{record['time_ratio']:.2f} ({low:.2f}–{high:.2f})",
+        "bytes": f"{record['kept_bytes']:.2f}",
+        "time": f"{record['time_ratio']:.2f}{'' if 'quartiles' in without else quartiles}",
         "rate": f"{record['learning_rate']:g}",
     }
+    return {header: cell for header, cell in cells.items() if header not in without}
 
 
 def _plus_minus(error: float) -> str:
@@ -76,19 +80,25 @@ def _plus_minus(error: float) -> str:
     return "" if math.isnan(error) else f" ± {100 * error:.1f}"
 
 
-def legend(settings: Settings) -> str:
-    """What each column is, in full."""
+def legend(settings: Settings, columns: Container[str]) -> str:
+    """What each of these columns is, in full, a line each."""
     units = settings.depth * settings.width
-    return (
-        f"accuracy: on test rows; mean ± standard error over {settings.seeds} seeds; "
-        f"vs {REFERENCE}: difference in points, paired by seed\n"
-        "zeros: hidden values that are exactly 0; closed: hidden units with derivative exactly 0 "
-        "(test rows)\n"
-        f"dead: of {units} hidden units, those closed on every training row\n"
-        "kept: bytes that jax.vjp of the jitted network keeps per hidden unit and row, 4 of them "
-        "for the next layer\n"
-        f"time per step: relative to {REFERENCE}, measured in turns; median (quartiles); "
-        "rate: chosen learning rate"
+    meanings = {
+        "accuracy, %": f"on test rows, mean ± standard error over {settings.seeds} seeds",
+        f"vs {REFERENCE}": "difference in points ± its standard error, paired by seed",
+        "zeros": "hidden values that are exactly 0, on test rows",
+        "closed": "hidden units with derivative exactly 0, on test rows",
+        "dead": f"of {units} hidden units, those closed on every training row",
+        "bytes": "that jax.vjp of the jitted network keeps for the backward pass, per\n"
+        "hidden unit and row; the next layer needs 4 of them",
+        "time": f"of a training step relative to {REFERENCE}'s, in turns: median (quartiles)",
+        "rate": "the learning rate that did best on validation rows",
+    }
+    shown = {name: text for name, text in meanings.items() if name in columns}
+    margin = max(map(len, shown)) + 2
+    return "\n".join(
+        f"{name:<{margin}}" + text.replace("\n", "\n" + " " * margin)
+        for name, text in shown.items()
     )
 
 
