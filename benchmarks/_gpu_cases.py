@@ -1,227 +1,250 @@
-"""What `gpu.py` checks and times."""
+"""What `gpu.py` times: each case is one input and several implementations of the same work on it.
+
+Operands are made by a function, so that a dry run can lower the programs at full size from their
+shapes alone. PyTorch reads the same arrays.
+"""
 
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import jaxtrelu
-from jaxtrelu.packing import pack_last, unpack_last
-from jaxtrelu.variants import Spec
+from jaxtrelu.gate import gate
+from jaxtrelu.packing import Packing, pack_last
 
 THETA = 0.5
-HARD = Spec("hard")
+# XLA calls cuBLASLt, and so its epilogues, only where it is told to, and no Triton product instead.
+CUBLASLT = {"xla_gpu_enable_cublaslt": True, "xla_gpu_enable_triton_gemm": False}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """A function (jitted, or of torch tensors), the operands it takes, the work it has to do."""
+
+    call: Callable
+    takes: tuple[str, ...]
+    work: float  # bytes that have to move, or floating-point operations
+    torch: bool = False
+    whole: bool = False  # whether its peak memory is of interest
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """A peer's work per second is to be at least that share of the best of those named."""
+
+    against: tuple[str, ...]
+    least: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
-    """Peers are functions of no arguments; `work` is what has to be done: bytes, or operations."""
+    """`tolerance` is the largest difference from the reference, as a share of its largest value."""
 
     name: str
-    peers: dict[str, Callable]
-    baseline: str
-    work: float
-    unit: str  # of work per second
+    operands: Callable[[], dict[str, jax.Array]]
+    peers: dict[str, Peer]
+    baselines: tuple[str, ...]
+    reference: str
+    unit: str  # of the peers' work
+    tolerance: float
+    goals: tuple[Goal, ...] = ()
 
 
-def on_gpu() -> bool:
-    return jax.default_backend() == "gpu"
+def cases(sizes: "Sizes", torch) -> Iterator[Case]:
+    """All cases, those that matter most first."""
+    yield from elementwise(sizes.elements, "float32", torch)
+    for rows, depth, columns in sizes.products:
+        yield from linear(rows, depth, columns, torch)
+    for active in sizes.active:
+        yield sparse(*sizes.autoencoder, active)
+    yield from elementwise(sizes.elements, "bfloat16", torch)
 
 
-# correctness
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Full size by default."""
+
+    elements: int = 2**28
+    products: tuple[tuple[int, int, int], ...] = ((8192, 8192, 8192), (8192, 4096, 16384))
+    autoencoder: tuple[int, int, int] = (4096, 2304, 65536)  # tokens, width, features
+    active: tuple[int, ...] = (64, 16, 256)
 
 
-def check(interpret) -> list[str]:
-    """Every kernel against float64 NumPy, on ragged shapes, into memory that was full of NaN."""
-    from jaxtrelu.kernels import gpu, gpu_linear
-
-    rng, failures = np.random.default_rng(0), []
-
-    def compare(name, got, expected, tolerance):
-        difference = float(np.max(np.abs(np.asarray(got, np.float64) - expected)))
-        if not difference <= tolerance:
-            failures.append(f"{name}: differs by {difference:.3g}, more than {tolerance:.3g}")
-
-    for shape, dtype in (((33, 200), "float32"), ((5, 4160), "bfloat16"), ((7, 64), "float16")):
-        poison(4 * 2**20)
-        x = jnp.asarray(rng.integers(-16, 17, shape) / 8, dtype)
-        y, words = gpu.forward(
-            x, jnp.full((1, 1), THETA), HARD, ("value", "gate"), interpret=interpret
-        )
-        wide = np.asarray(x, np.float64)
-        compare(f"forward {dtype}", y, np.where(wide > THETA, wide, 0), 0)
-        compare(f"words {dtype}", unpack_last(words, shape[1]), wide > THETA, 0)
-        compare(
-            f"gate {dtype}",
-            gpu.gate(x, words, interpret=interpret),
-            np.where(wide > THETA, wide, 0),
-            0,
-        )
-    poison(4 * 2**20)
-    x, w, ct = (
-        jnp.asarray(rng.integers(-7, 8, shape) / 8, jnp.bfloat16)
-        for shape in ((70, 130), (130, 300), (70, 300))
-    )
-    b = jnp.asarray(rng.integers(-7, 8, (1, 300)) / 8, jnp.bfloat16)
-    x64, w64, ct64, b64 = (np.asarray(a, np.float64) for a in (x, w, ct, b))
-    z = x64 @ w64 + b64
-    y, words = gpu_linear.forward(
-        x, w, b, jnp.full((1, 1), THETA), HARD, ("value", "gate"), interpret=interpret
-    )
-    compare("linear", y, np.where(z > THETA, z, 0), 2**-8 * np.abs(z).max())
-    compare("linear words", unpack_last(words, 300), z > THETA, 0)
-    words = pack_last(jnp.asarray(z > THETA))
-    gated = np.where(z > THETA, ct64, 0)
-    dx = gpu_linear.input_gradient(ct, words, w, interpret=interpret)
-    compare("linear dx", dx, gated @ w64.T, 2**-8 * np.abs(gated @ w64.T).max())
-    dw, total = gpu_linear.weight_gradient(x, ct, words, interpret=interpret)
-    compare("linear dw", dw, x64.T @ gated, 2**-8 * np.abs(x64.T @ gated).max())
-    compare("linear db", total, gated.sum(0, keepdims=True), 1e-4)
-    return failures
-
-
-def poison(size: int) -> None:
-    """Leaves NaN in memory that the allocator hands out next: what is not written shows."""
-    jax.block_until_ready(jnp.full(size // 4, jnp.nan)).delete()
-
-
-# cases
+SMALL = Sizes(2**14, ((64, 64, 128),), (16, 32, 256), (8,))
 
 
 def elementwise(size: int, dtype: str, torch) -> list[Case]:
-    shape = (size // 16384 or 1, min(size, 16384))
-    x = jax.random.normal(jax.random.key(0), shape, dtype)
-    words = pack_last(x > THETA)
-    itemsize = x.dtype.itemsize
+    shape = (max(1, size // 16384), min(size, 16384))
+    itemsize = jnp.dtype(dtype).itemsize
+    copied, moved = 2 * itemsize * size, 2 * itemsize * size + size / 8
+
+    def operands():
+        x = jax.random.normal(jax.random.key(0), shape, dtype)
+        return {"x": x, "words": pack_last(x > THETA), "mask": x > THETA}
 
     def forward(name):
         def function(x):
-            y, pull = jax.vjp(
-                lambda x: jaxtrelu.thresholded_relu(x, THETA, variant="hard", implementation=name),
-                x,
-            )
+            def apply(x):
+                return jaxtrelu.thresholded_relu(x, THETA, variant="hard", implementation=name)
+
+            y, pull = jax.vjp(apply, x)
             return y, jax.tree.leaves(pull)
 
-        return functools.partial(jax.jit(function), x)
+        return Peer(jax.jit(function), ("x",), moved, whole=True)
 
     def backward(name):
-        from jaxtrelu.gate import gate
-        from jaxtrelu.packing import Packing
+        def function(ct, words):
+            return gate(ct, words, Packing(), implementation=name)
 
-        function = jax.jit(lambda t, w: gate(t, w, Packing(), implementation=name))
-        return functools.partial(function, x, words)
+        return Peer(jax.jit(function), ("x", "words"), moved)
 
-    copy = functools.partial(jax.jit(lambda x: -x), x)
-    first = {
-        "copy": copy,
-        "xla": forward("xla"),
-        "where": functools.partial(jax.jit(lambda x: jnp.where(x > THETA, x, 0)), x),
-    }
-    second = {"copy": copy, "xla": backward("xla")}
-    if on_gpu():
-        first["mosaic_gpu"], second["mosaic_gpu"] = forward("mosaic_gpu"), backward("mosaic_gpu")
+    copy = Peer(jax.jit(jnp.negative), ("x",), copied)
+    where = Peer(jax.jit(lambda x: jnp.where(x > THETA, x, 0)), ("x",), copied, whole=True)
+    first = {"copy": copy, "where, no words": where}
+    second = {"copy": copy}
+    for name in ("xla", "mosaic_gpu"):
+        first[name], second[name] = forward(name), backward(name)
     if torch is not None:
-        t = torch.randn(shape, dtype=getattr(torch, dtype), device="cuda")
         threshold = torch.nn.functional.threshold
-        pull = torch.ops.aten.threshold_backward
-        first["torch (no mask)"] = lambda: threshold(t, THETA, 0.0)
-        compiled = torch.compile(lambda t: (threshold(t, THETA, 0.0), t > THETA))
-        first["torch.compile, bool mask"] = lambda: compiled(t)
-        second["torch (reads x)"] = lambda: pull(t, t, THETA)
-    moved = size * (2 * itemsize + 1 / 8)
-    label = f"{size} {dtype}"
+
+        def masked(t):
+            return threshold(t, THETA, 0.0), t > THETA
+
+        def gated(t, mask):
+            return torch.where(mask, t, 0.0)
+
+        with_mask = copied + size  # a byte per element for the mask
+        pull = functools.partial(torch.ops.aten.threshold_backward, threshold=THETA)
+        alone = functools.partial(threshold, threshold=THETA, value=0.0)
+        first["torch, no mask"] = Peer(alone, ("x",), copied, torch=True)
+        first["torch, mask"] = Peer(masked, ("x",), with_mask, torch=True)
+        first["torch.compile, mask"] = Peer(_compiled(torch, masked), ("x",), with_mask, torch=True)
+        second["torch, reads x"] = Peer(
+            lambda t: pull(t, t), ("x",), copied + itemsize * size, torch=True
+        )
+        takes = ("x", "mask")
+        second["torch.compile, mask"] = Peer(_compiled(torch, gated), takes, with_mask, torch=True)
+    of_copy = (Goal(("copy",), 0.9),)
+    label = f"2^{size.bit_length() - 1} {dtype}"
+    shared = (("copy",), "xla", "bytes", 0.0, of_copy)
     return [
-        Case(f"forward + words, {label}", first, "copy", moved, "bytes"),
-        Case(f"gate, {label}", second, "copy", moved, "bytes"),
+        Case(f"forward + words {label}", operands, first, *shared),
+        Case(f"gate {label}", operands, second, *shared),
     ]
 
 
 def linear(rows: int, depth: int, columns: int, torch) -> list[Case]:
-    keys = jax.random.split(jax.random.key(1), 4)
-    shapes = ((rows, depth), (depth, columns), (columns,), (rows, columns))
-    x, w, b, ct = (jax.random.normal(k, s, jnp.bfloat16) for k, s in zip(keys, shapes, strict=True))
-    w = w / depth**0.5
+    shapes = {"x": (rows, depth), "w": (depth, columns), "b": (columns,), "ct": (rows, columns)}
+    flops = 2.0 * rows * depth * columns
+
+    def operands():
+        keys = jax.random.split(jax.random.key(1), len(shapes))
+        made = {
+            name: jax.random.normal(key, shape, jnp.bfloat16)
+            for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+        }
+        return made | {"w": made["w"] / jnp.bfloat16(depth**0.5)}
+
+    def layer(name):
+        return functools.partial(jaxtrelu.thresholded_linear, threshold=THETA, implementation=name)
 
     def forward(name):
         def function(x, w, b):
-            y, pull = jax.vjp(
-                lambda b: jaxtrelu.thresholded_linear(x, w, b, THETA, implementation=name), b
-            )
-            return y, jax.tree.leaves(pull)[-1]
+            y, pull = jax.vjp(lambda b: layer(name)(x, w, b), b)
+            return y, [a for a in jax.tree.leaves(pull) if a.dtype == jnp.uint32]
 
-        return functools.partial(jax.jit(function), x, w, b)
+        return Peer(jax.jit(function), ("x", "w", "b"), flops)
 
-    def both(name):
+    def gradients(name):
         def function(x, w, b, ct):
-            def apply(*operands):
-                return jaxtrelu.thresholded_linear(*operands, THETA, implementation=name)
+            y, pull = jax.vjp(layer(name), x, w, b)
+            return y, pull(ct)
 
-            return jax.vjp(apply, x, w, b)[1](ct)
+        return Peer(jax.jit(function), ("x", "w", "b", "ct"), 3 * flops, whole=True)
 
-        return functools.partial(jax.jit(function), x, w, b, ct)
+    def folded(x, w, b):
+        """max(x @ w + b, 0), which cuBLASLt's epilogue computes, the threshold inside the bias."""
+        return jnp.maximum(x @ w + (b - jnp.bfloat16(THETA)), 0)
+
+    def three(x, w, ct):
+        return x @ w, ct @ w.T, x.T @ ct
+
+    def peer(function, takes, work, **options):
+        return Peer(jax.jit(function, compiler_options=options or None), tuple(takes), work)
 
     first = {
-        "product": functools.partial(jax.jit(jnp.matmul), x, w),
-        "xla": forward("xla"),
-        # cuBLASLt's epilogue knows max(x @ w + b, 0): the threshold goes into the bias.
-        "bias + relu": functools.partial(
-            jax.jit(lambda x, w, b: jnp.maximum(x @ w + (b - jnp.bfloat16(THETA)), 0)), x, w, b
-        ),
+        "product": peer(jnp.matmul, "xw", flops),
+        "product, cuBLASLt": peer(jnp.matmul, "xw", flops, **CUBLASLT),
+        "bias + relu": peer(folded, "xwb", flops),
+        "bias + relu, cuBLASLt": peer(folded, "xwb", flops, **CUBLASLT),
     }
+    products = ("x", "w", "ct")
     second = {
-        "three products": functools.partial(
-            jax.jit(lambda x, w, b, ct: (x @ w, ct @ w.T, x.T @ ct)), x, w, b, ct
-        ),
-        "xla": both("xla"),
+        "three products": peer(three, products, 3 * flops),
+        "three products, cuBLASLt": peer(three, products, 3 * flops, **CUBLASLT),
     }
-    if on_gpu():
-        first["mosaic_gpu"], second["mosaic_gpu"] = forward("mosaic_gpu"), both("mosaic_gpu")
+    for name in ("xla", "mosaic_gpu"):
+        first[name], second[name] = forward(name), gradients(name)
+        first[f"{name}, no words"] = peer(layer(name), "xwb", flops)
     if torch is not None:
-        tx, tw, tb = (torch.randn(s, dtype=torch.bfloat16, device="cuda") for s in shapes[:3])
 
         def eager(x, w, b):
             return torch.relu(torch.addmm(b, x, w) - THETA)
 
-        compiled = torch.compile(eager, mode="max-autotune-no-cudagraphs")
-        first["torch"], first["torch.compile"] = (
-            (lambda: eager(tx, tw, tb)),
-            (lambda: compiled(tx, tw, tb)),
-        )
-    flops = 2.0 * rows * depth * columns
-    label = f"{rows}x{depth}x{columns} bfloat16"
+        compiled = _compiled(torch, eager, mode="max-autotune-no-cudagraphs")
+        for name, function in (("torch", eager), ("torch.compile", compiled)):
+            first[name] = Peer(function, ("x", "w", "b"), flops, torch=True)
+    baselines = ("product", "product, cuBLASLt")
+    goals = (Goal(baselines, 1 / 1.02), Goal(("torch.compile",), 1.0))
+    label = f"{rows}x{depth}x{columns}"
+    # Rounding may open or close a gate, which moves a gradient by one term of its sum.
     return [
-        Case(f"act(x@W+b) + words, {label}", first, "product", flops, "flop"),
-        Case(f"with gradients, {label}", second, "three products", 3 * flops, "flop"),
+        Case(f"linear {label}", operands, first, baselines, "xla", "flop", 2**-6, goals),
+        Case(f"linear gradients {label}", operands, second, tuple(second)[:2], "xla", "flop", 0.25),
     ]
 
 
-def sparse(tokens: int, width: int, features: int, active: int) -> list[Case]:
-    """The autoencoder's step in plain JAX, sparse against dense: the baseline for later kernels."""
-    from jaxtrelu.sparse import sparse_mlp
-
-    keys = jax.random.split(jax.random.key(2), 3)
-    x = jax.random.normal(keys[0], (tokens, width))
-    w_in = jax.random.normal(keys[1], (features, width)) / width**0.5  # rows are features
-    w_out = jax.random.normal(keys[2], (features, width)) / width**0.5
+def sparse(tokens: int, width: int, features: int, active: int) -> Case:
+    """The autoencoder's gradients in plain JAX, sparse against dense: what kernels have to beat."""
     theta = statistics.NormalDist().inv_cdf(1 - active / features)
 
-    def dense_loss(x, w_in, w_out):
-        return (jaxtrelu.thresholded_relu(x @ w_in.T, theta, variant="hard") @ w_out).sum()
+    def operands():
+        keys = jax.random.split(jax.random.key(2), 3)
+        x = jax.random.normal(keys[0], (tokens, width))
+        w_in, w_out = (jax.random.normal(k, (features, width)) / width**0.5 for k in keys[1:])
+        return {"x": x, "w_in": w_in, "w_out": w_out}  # rows of the weights are features
 
-    def sparse_loss(x, w_in, w_out):
-        return sparse_mlp(x, w_in, None, theta, w_out)[0].sum()
+    def dense_y(x, w_in, w_out):
+        return jaxtrelu.thresholded_relu(x @ w_in.T, theta, variant="hard") @ w_out
 
-    peers = {
-        name: functools.partial(jax.jit(jax.grad(loss, argnums=(1, 2))), x, w_in, w_out)
-        for name, loss in (("dense", dense_loss), ("sparse", sparse_loss))
-    }
-    flops = 2.0 * tokens * width * features
-    return [
-        Case(
-            f"sparse step, {tokens}x{width}x{features}, L0 {active}", peers, "dense", flops, "flop"
+    def sparse_y(x, w_in, w_out):
+        return jaxtrelu.sparse_mlp(x, w_in, None, theta, w_out)[0]
+
+    def peer(function):
+        def loss(x, w_in, w_out):
+            return jnp.mean((function(x, w_in, w_out) - x) ** 2)
+
+        return Peer(
+            jax.jit(jax.value_and_grad(loss, argnums=(1, 2))),
+            ("x", "w_in", "w_out"),
+            2.0 * tokens * width * features,  # of the first product, which stays dense
+            whole=True,
         )
-    ]
+
+    peers = {"dense": peer(dense_y), "sparse": peer(sparse_y)}
+    name = f"sparse {tokens}x{width}x{features} L0 {active}"
+    return Case(name, operands, peers, ("dense",), "dense", "flop", 0.25)
+
+
+def _compiled(torch, function: Callable, **options) -> Callable:
+    """torch.compile, when it is first called: what it raises is then a row of that peer."""
+
+    @functools.cache
+    def once() -> Callable:
+        return torch.compile(function, **options)
+
+    return lambda *tensors: once()(*tensors)

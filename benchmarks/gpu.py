@@ -1,181 +1,155 @@
-"""The kernels on an NVIDIA GPU: correctness first, then device time against peers in one process.
+#!/usr/bin/env python
+"""The kernels on an NVIDIA GPU: correctness first, then their time against peers in one process.
 
-    python benchmarks/gpu.py --output gpu.json    # needs compute capability 9.0, under 8 minutes
-    python benchmarks/gpu.py --dry-run            # on a CPU: small cases, kernels interpreted
+    python benchmarks/gpu.py --output gpu.json    # needs compute capability 9.0
+    python benchmarks/gpu.py --dry-run            # on a CPU: small sizes, kernels interpreted
 
-Peers: XLA's lowering of the same function, PyTorch eager and torch.compile (if it is installed),
-and for the elementwise cases the bandwidth of a device copy, for the linear ones the product alone,
-each measured in the same run. PyTorch allocates next to JAX, so JAX's preallocation is turned off.
+Peers: XLA's lowering of the same function, PyTorch eager and torch.compile (where it is installed);
+the limit: a device copy, or the product alone. A run ends within eight minutes: it has a budget,
+leaves out what does not fit and says so, and stops itself should a compiler not come back.
+
+columns: ms by the clock that all peers share, its spread between quartiles, ms of the device alone,
+work per second, that relative to the best copy or product, the largest difference from the
+reference relative to its largest value, peak memory beside the operands (as the allocator saw it;
+~ as XLA plans it).
 """
 
 import argparse
 import dataclasses
 import json
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+import threading
 
+# PyTorch allocates next to JAX, and peaks are read.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
-from _gpu_cases import Case, check, elementwise, linear, on_gpu, sparse
+from _gpu_cases import SMALL, Sizes, cases
+from _gpu_check import check
+from _gpu_memory import peak_in_new_process, peak_of
+from _gpu_report import Report
+from _gpu_timing import PEER_LIMIT, Budget, Row, measure, reason
+from jax import export
 from rich.console import Console
-from rich.table import Table
+
+from jaxtrelu.cli.errors import UserError
+from jaxtrelu.cli.files import check_file
+
+SECONDS = 420.0  # in which work may be started
+STOP = 470.0  # after which the process stops itself
 
 
-@dataclasses.dataclass
-class Row:
-    """One peer of a case, measured; numbers are None where it was not."""
-
-    case: str
-    peer: str
-    milliseconds: float | None
-    spread: float | None
-    relative: float | None  # of the baseline's time
-    rate: float | None  # in the case's unit, per second
-    unit: str
-    peak_bytes_so_far: int | None
-    note: str = ""
-
-
-# timing
-
-
-def seconds_of(peer: Callable, torch) -> list[float]:
-    """Device time per call. PyTorch by CUDA events; JAX by calls queued behind each other.
-
-    The queue is at least 20 ms long, next to which starting it and waiting for it do not count.
-    """
-    result = peer()
-    if torch is not None and not jax.tree.leaves(result)[0].__class__.__module__.startswith("jax"):
-        torch.cuda.synchronize()
-        times = []
-        for _ in range(10):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            peer()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(start.elapsed_time(end) / 1e3)
-        return times
-    jax.block_until_ready(result)
-    del result
-    once = _queued(peer, 1)
-    count = max(2, min(50, int(0.02 / once)))
-    return [_queued(peer, count) for _ in range(5)]
-
-
-def _queued(peer: Callable, count: int) -> float:
-    start = time.perf_counter()
-    for _ in range(count):
-        result = peer()
-    jax.block_until_ready(result)
-    return (time.perf_counter() - start) / count
-
-
-def run(case: Case, torch, *, measured: bool) -> list[Row]:
-    times, rows, notes = {}, [], {}
-    for name, peer in case.peers.items():
+def run(report: Report, console: Console, sizes: Sizes, torch) -> None:
+    """Correctness, then every case, then peaks in what time is left."""
+    report.checks = check(None)
+    report.show_checks(console)
+    for case in cases(sizes, torch):
         try:
-            times[name] = seconds_of(peer, torch)
-        except Exception as error:  # a peer that fails is a row, not the end of the run
-            notes[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-    base = statistics.median(times[case.baseline]) if case.baseline in times else None
-    for name in case.peers:
-        if name in notes or not measured:
-            note = notes.get(name, "not measured")
-            rows.append(Row(case.name, name, None, None, None, None, case.unit, None, note))
-            continue
-        median = statistics.median(times[name])
-        stats = jax.devices()[0].memory_stats() or {}
-        rows.append(
-            Row(
-                case.name, name, median * 1e3, (max(times[name]) - min(times[name])) / median,
-                median / base if base else None, case.work / median, case.unit,
-                stats.get("peak_bytes_in_use"),
-            )
-        )  # fmt: skip
-    return rows
+            rows = measure(case, torch, report.budget)
+        except Exception as error:  # its operands could not be made, or no time was left
+            rows = [Row(case.name, name, case.unit, note=reason(error)) for name in case.peers]
+        report.add(case, rows)
+    arguments = () if sizes == Sizes() else ("--small",)
+    for case in cases(sizes, None):
+        for name in (name for name, peer in case.peers.items() if peer.whole):
+            row = next(r for r in report.rows if (r.case, r.peer) == (case.name, name))
+            try:
+                with report.budget.limited(PEER_LIMIT):
+                    row.peak_bytes = peak_in_new_process(__file__, case, name, arguments)
+            except Exception as error:
+                row.note = ", ".join(filter(None, (row.note, f"peak: {reason(error)}")))
 
 
-def report(rows: list[Row]) -> Table:
-    table = Table("case", "peer", "ms", "spread", "of baseline", "per second", box=None)
-    for row in rows:
-        cells = [row.note or "not measured", "", "", ""]
-        if row.milliseconds is not None:
-            scale, prefix = (1e12, "T") if row.unit == "flop" else (1e9, "G")
-            rate = f"{row.rate / scale:.4g} {prefix}{row.unit}"
-            cells = [
-                f"{row.milliseconds:.3f}",
-                f"{row.spread:.0%}",
-                f"{row.relative or 0:.3f}",
-                rate,
-            ]
-        table.add_row(row.case, row.peer, *cells)
-    return table
+def dry_run(report: Report, console: Console) -> None:
+    """What can be shown without a GPU. Times are taken, to try the clocks, and thrown away."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    if hasattr(plgpu, "InterpretGPUParams"):
+        report.checks = check(
+            plgpu.InterpretGPUParams(detect_races=True, uninitialized_memory="nan")
+        )
+        report.show_checks(console)
+    else:
+        console.print(
+            f"NOT CHECKED: JAX {jax.__version__} cannot interpret Mosaic GPU kernels, 0.12 can"
+        )
+    console.print(f"lowered for cuda at full size: {_lowered(report)} programs")
+    for case in cases(SMALL, None):
+        kept = {n: p for n, p in case.peers.items() if not n.startswith("mosaic_gpu")}
+        rows = measure(dataclasses.replace(case, peers=kept), None, report.budget)
+        for i, row in enumerate(rows):
+            note = row.note if row.milliseconds is None else ""
+            rows[i] = Row(row.case, row.peer, row.unit, difference=row.difference, note=note)
+        rows += [
+            Row(case.name, name, case.unit, note="not measured: on a GPU only")
+            for name in case.peers
+            if name not in kept
+        ]
+        report.add(case, rows)
 
 
-def planned(args, torch):
-    """The cases, made one after the other: two at full size do not fit beside each other."""
-    if args.dry_run:
-        yield from elementwise(2**14, "float32", None)
-        yield from linear(64, 64, 128, None)
-        yield from sparse(16, 32, 256, 8)
-        return
-    for dtype in ("float32", "bfloat16"):
-        yield from elementwise(2**28, dtype, torch)
-    for sizes in ((8192, 8192, 8192), (8192, 4096, 16384)):
-        yield from linear(*sizes, torch)
-    for active in (16, 64, 256):
-        yield from sparse(4096, 2304, 65536, active)
+def _lowered(report: Report) -> int:
+    count = 0
+    for case in cases(Sizes(), None):
+        shapes = jax.eval_shape(case.operands)
+        for name, peer in case.peers.items():
+            try:
+                export.export(peer.call, platforms=("cuda",))(*(shapes[o] for o in peer.takes))
+                count += 1
+            except Exception as error:
+                report.failures.append(f"{case.name}, {name}: not lowered: {reason(error)}")
+    return count
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dry-run", action="store_true", help="small cases on a CPU, interpreted")
-    parser.add_argument("--output", type=Path, help="a JSON file for the full numbers")
-    args = parser.parse_args()
-    if not args.dry_run and not on_gpu():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dry-run", action="store_true", help="small sizes on a CPU, interpreted")
+    parser.add_argument("--small", action="store_true", help="small sizes on a GPU")
+    parser.add_argument("--output", type=check_file, help="a JSON file for the full numbers")
+    parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)  # in a process of its own
+    try:
+        args = parser.parse_args()
+    except UserError as error:
+        parser.error(str(error))
+    if not args.dry_run and jax.default_backend() != "gpu":
         parser.error("JAX sees no GPU. Install jaxtrelu[cuda], or pass --dry-run.")
-    interpret, torch, started = None, None, time.perf_counter()
+    sizes = SMALL if args.small else Sizes()
+    if args.peak_of:
+        found = {case.name: case for case in cases(sizes, None)}
+        print(json.dumps(peak_of(found[args.peak_of[0]], args.peak_of[1])))
+        return 0
+    report, console = Report(args.output, Budget(SECONDS)), Console(width=180, highlight=False)
+    watchdog = threading.Timer(STOP, _stop, (report, console))
+    watchdog.daemon = True
+    watchdog.start()
     if args.dry_run:
-        from jax.experimental.pallas import mosaic_gpu as plgpu
-
-        if not hasattr(plgpu, "InterpretGPUParams"):
-            parser.error(f"JAX {jax.__version__} cannot interpret Mosaic GPU kernels: use 0.12.")
-        interpret = plgpu.InterpretGPUParams(detect_races=True, uninitialized_memory="nan")
+        dry_run(report, console)
     else:
-        try:
-            import torch
-        except ImportError:
-            torch = None
-        if torch is not None and not torch.cuda.is_available():
-            torch = None
-    console = Console()
-    failures = check(interpret)
-    console.print("correct" if not failures else "\n".join(failures))
-    rows = []
-    for case in planned(args, torch):
-        rows += run(case, torch, measured=not args.dry_run)
-    console.print(report(rows))
-    if args.output:
-        device = jax.devices()[0]
-        document = {
-            "device": device.device_kind,
-            "jax": jax.__version__,
-            "torch": getattr(torch, "__version__", None),
-            "measured": not args.dry_run,
-            "seconds": time.perf_counter() - started,
-            "failures": failures,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-        whole = args.output.with_suffix(".part")
-        whole.write_text(json.dumps(document, indent=1))
-        os.replace(whole, args.output)
-    return 1 if failures else 0
+        run(report, console, sizes, _torch())
+    watchdog.cancel()
+    report.show(console)
+    report.write(finished=True)
+    return 1 if report.checks.failures or report.failures else 0
+
+
+def _stop(report: Report, console: Console) -> None:
+    report.show(console)
+    report.write(finished=False)
+    console.print(f"STOPPED after {STOP:.0f} s: what is missing above was left out")
+    sys.stdout.flush()
+    os._exit(3)
+
+
+def _torch():
+    """PyTorch, if it is here and sees the GPU."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch if torch.cuda.is_available() else None
 
 
 if __name__ == "__main__":
