@@ -106,6 +106,7 @@ def test_antiderivatives_of_peers_are_zero_at_zero(name):
         (["--output", "plot.bmp"], "should end in .png, .svg, .pdf, but is plot.bmp"),
         (["--output", "plot"], "should end in .png"),
         (["--output", "."], "a file name is needed"),
+        (["--output", ""], "a file name is needed"),
         (["--output", "/proc/plot.png"], "cannot write to /proc"),
     ],
 )

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     path = None
     if args.output is not None or not args.show:
-        path = files.check_file(args.output or "thresholded_relu.png")
+        path = files.check_file("thresholded_relu.png" if args.output is None else args.output)
         if path.suffix.lower()[1:] not in _KINDS:
             kinds = ", ".join(f".{kind}" for kind in _KINDS)
             raise UserError(f"--output should end in {kinds}, but is {path}.")
