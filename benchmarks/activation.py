@@ -9,7 +9,8 @@ suites:
   import     seconds that `import jaxtrelu` adds to `import jax`
 
 ratio is the time relative to jnp.where in the same turn (in place: to a memcpy on all threads;
-network: to jax.nn.relu), so below 1 is faster: 0.8 of a memcpy's time is 1.25 of its speed. Huge pages for all or for none:
+network: to jax.nn.relu), so below 1 is faster: 0.8 of a memcpy's time is 1.25 of its
+speed. Huge pages for all or for none:
   GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/activation.py
 """
 
