@@ -153,6 +153,8 @@ def test_unwritable_places(tmp_path):
     for bad in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(errors.UserError, match="cannot write"):
             files.check_folder(bad)
+    with pytest.raises(errors.UserError, match="the name of a folder is needed"):
+        files.check_folder("")
     with pytest.raises(errors.UserError, match="it is a folder"):
         files.check_file(tmp_path)
     with pytest.raises(errors.UserError, match="cannot write"):

@@ -15,6 +15,8 @@ def check_folder(folder: str | os.PathLike) -> Path:
         UserError: if it is not a folder, or if it (or, where it does not exist yet, its nearest
             existing parent) refuses a file.
     """
+    if not os.fspath(folder):
+        raise UserError("cannot write to '': the name of a folder is needed.")
     path = Path(folder).expanduser()
     try:
         nearest = path
