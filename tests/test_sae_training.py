@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxtrelu import sae
@@ -97,6 +98,24 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         sae.train(rows(), settings(), checkpoint_folder=tmp_path / "file")
+
+
+def test_a_checkpoint_that_cannot_be_written_says_so_and_loses_nothing(tmp_path, monkeypatch):
+    part = {"checkpoint_folder": tmp_path / "run", "checkpoint_every": 20}
+    save = ocp.CheckpointManager.save
+
+    def full(self, step, **arguments):
+        if step == 40:
+            raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']")
+        return save(self, step, **arguments)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(OSError, match=r"checkpoint of step 40 cannot .* left on device\. Earlier"):
+        sae.train(rows(), settings(), **part)
+    monkeypatch.undo()
+    resumed = sae.train(rows(), settings(), **part)
+    assert resumed.resumed_from == 20
+    assert_same(sae.train(rows(), settings()), resumed)
 
 
 def test_settings_refuse():

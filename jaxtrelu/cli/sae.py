@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtrelu.cli.errors import UserError
@@ -19,43 +18,65 @@ HUGE_PAGES = True
 _RECIPES = ("short_run", "gemma_scope", "anthropic_2025")
 
 
+_DESCRIPTION = """\
+Trains a sparse autoencoder with JumpReLU and learned thresholds, steering the sparsity coefficient
+so that the mean number of open features reaches --l0. Killed at any moment, the same command goes
+on from its last checkpoint and reaches the same result, bit for bit."""
+
+_EPILOG = """\
+Writes sae.npz (weights, and the scale of the inputs), sae.json, history.csv and two figures (PNG
+and SVG) into the output folder, and keeps two checkpoints there.
+
+  jaxtrelu sae
+  jaxtrelu sae --features 4096 --l0 16 --output results/wide
+  jaxtrelu sae activations.npy --recipe gemma_scope --features 16384 --l0 64 --steps 50000"""
+
+
 def add_parser(subparsers: Any) -> None:
     """Adds the command to the parser."""
     parser = subparsers.add_parser(
         "sae",
         help="train a sparse autoencoder whose thresholds learn",
-        description=(
-            "Trains a sparse autoencoder with JumpReLU and learned thresholds, steering the "
-            "sparsity coefficient so that the mean number of open features reaches --l0. Killed at "
-            "any moment, the same command goes on from its last checkpoint and reaches the same "
-            "result."
-        ),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "data",
         nargs="?",
         default="patches",
+        metavar="DATA",
         help="'patches' (12 x 12 pixels of the photographs in scikit-learn, whitened), or a .npy "
-        "file with one example per row, which may be larger than memory",
+        "file with one example per row, which may be larger than memory (default: patches)",
     )
-    add("--features", type=int, default=256, help="features of the dictionary")
-    add("--l0", type=float, default=10.0, help="mean number of open features to reach")
-    add("--steps", type=int, default=2500, help="optimiser steps")
-    add("--recipe", choices=_RECIPES, default="short_run", help="loss, optimiser and start")
-    add("--batch-size", type=int, help="examples in a step (default: the recipe's)")
-    add("--learning-rate", type=float, help="of Adam (default: the recipe's)")
-    add("--bandwidth", type=float, help="of the surrogate, in scaled units (default: the recipe's)")
-    add("--seed", type=int, default=0, help="of the weights and of the order of the examples")
-    add("--dense", action="store_true", help="multiply the zeros, too, instead of skipping them")
-    add("--checkpoint-every", type=int, default=500, help="steps between two checkpoints")
-    add(
-        "--output",
-        type=Path,
-        default=Path("results/sae"),
-        help="folder for results and checkpoints",
+
+    def add(flag: str, metavar: str, kind: Any, default: Any, text: str) -> None:
+        shown = "the recipe's" if default is None else default
+        text = f"{text} (default: {shown})"
+        parser.add_argument(flag, metavar=metavar, type=kind, default=default, help=text)
+
+    add("--features", "N", int, 256, "features of the dictionary")
+    add("--l0", "X", float, 10.0, "mean number of open features to reach")
+    add("--steps", "N", int, 2500, "optimiser steps")
+    parser.add_argument(
+        "--recipe",
+        choices=_RECIPES,
+        default="short_run",
+        help="loss, optimiser and start: one for runs of a few thousand steps, or one of two "
+        "published ones (default: short_run)",
     )
+    add("--batch-size", "N", int, None, "examples in a step")
+    add("--learning-rate", "X", float, None, "of Adam")
+    add("--bandwidth", "X", float, None, "of the surrogate, in units of the scaled inputs")
+    add("--seed", "N", int, 0, "of the weights and of the order of the examples")
+    parser.add_argument(
+        "--dense",
+        action="store_true",
+        help="multiply the zeros, too; without it they are skipped, where --l0 is at most one "
+        "feature in 32 and the recipe allows it",
+    )
+    add("--checkpoint-every", "N", int, 500, "steps between two checkpoints")
+    add("--output", "DIR", str, "results/sae", "folder for results and checkpoints")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
                 on_step=on_step,
             )
         seconds = time.perf_counter() - started
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError) as error:  # OSError: no such file, or a full disk
         raise UserError(str(error)) from None
     report = _report(rows, settings, result)
     _print_table(report, settings, result, seconds)

@@ -40,14 +40,25 @@ class Checkpoints:
             return manager.restore(newest, args=ocp.args.StandardRestore(template))
 
     def save(self, step: int, state: object) -> None:
-        """Saves `state`, a pytree of arrays, as the checkpoint of `step`; returns when done."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self._saved_identity() is None:
-            part = self.folder / f".run.{os.getpid()}.part"
-            part.write_text(json.dumps(self.identity, indent=1), encoding="utf-8")
-            os.replace(part, self.folder / "run.json")
-        with self._manager() as manager:
-            manager.save(step, args=ocp.args.StandardSave(state))
+        """Saves `state`, a pytree of arrays, as the checkpoint of `step`; returns when done.
+
+        Raises:
+          OSError: it cannot be written. The earlier ones are still there.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._saved_identity() is None:
+                part = self.folder / f".run.{os.getpid()}.part"
+                part.write_text(json.dumps(self.identity, indent=1), encoding="utf-8")
+                os.replace(part, self.folder / "run.json")
+            with self._manager() as manager:
+                manager.save(step, args=ocp.args.StandardSave(state))
+        except (OSError, ValueError, RuntimeError) as error:  # a full disk is a ValueError in orbax
+            reason = str(error).partition(" [")[0]  # what follows is orbax's whole configuration
+            raise OSError(
+                f"the checkpoint of step {step} cannot be written to {self.folder}: {reason}. "
+                "Earlier checkpoints are kept: make room, and run the same again to go on."
+            ) from error
 
     def _manager(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
