@@ -1,5 +1,7 @@
 """The JumpReLU layers of both Flax interfaces, and the sparse autoencoder as a module."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,7 +159,7 @@ def test_autoencoder_trains_as_a_module():
     @nnx.jit
     def update(model, optimizer):
         value, gradient = nnx.value_and_grad(lambda model: model.loss(x, 0.5)[0])(model)
-        optimizer.update(model, gradient)
+        optimizer.update(model, model.constrained_gradient(gradient))
         model.constrain()
         return value
 
@@ -165,6 +167,68 @@ def test_autoencoder_trains_as_a_module():
     assert values[-1] < 0.7 * values[0]
     np.testing.assert_allclose(jnp.linalg.norm(model.decoder[...], axis=1), 1, rtol=1e-5)
     np.testing.assert_array_less(-1e-9, model.threshold[...])
+
+
+@pytest.mark.parametrize("recipe", [sae.short_run(), sae.anthropic_2025()], ids=lambda r: r.name)
+def test_a_flax_loop_is_the_same_run_as_the_plain_step(recipe):
+    """Gradient, projection, Adam and constraint: `sae.train_step` with a λ that follows a ramp."""
+    x = np.asarray(jax.random.normal(jax.random.key(1), (128, 12)), np.float32)
+    model = SparseAutoencoder(80, x, recipe=recipe, rngs=nnx.Rngs(0))
+    scale = float(model.input_scale[...])
+    optimizer = nnx.Optimizer(model, recipe.optimizer(40), wrt=nnx.Param)
+    schedule = recipe.coefficient_schedule(40)
+    settings = sae.Settings(80, 40, recipe)
+    state = sae.initial_state(settings, x * scale)
+    state = state._replace(weights=jax.tree.map(jnp.copy, model.weights))
+
+    @nnx.jit
+    def update(model, optimizer, coefficient):
+        gradient = nnx.grad(lambda model: model.loss(x, coefficient)[0])(model)
+        optimizer.update(model, model.constrained_gradient(gradient))
+        model.constrain()
+
+    for number in range(6):
+        update(model, optimizer, schedule(number))
+        state, _ = sae.train_step(state, x, scale, settings)
+    assert float(jnp.abs(model.threshold[...] - recipe.initial_threshold).max()) > 1e-4
+    for name, value in state.weights._asdict().items():
+        ours = getattr(model, name)[...]
+        np.testing.assert_allclose(ours, value, rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_the_modules_loss_skips_zeros_by_default():
+    recipe = dataclasses.replace(sae.short_run(), initial_threshold=2.2)
+    x = jax.random.normal(jax.random.key(1), (64, 24))
+    model = SparseAutoencoder(512, x, recipe=recipe, rngs=nnx.Rngs(0))
+    found = {}
+    for sparse in (True, False):
+        loss = nnx.value_and_grad(lambda m, s=sparse: m.loss(x, 0.5, sparse=s)[0])
+        found[sparse] = jax.tree.leaves(loss(model))
+        listed = "while" in str(jax.make_jaxpr(lambda x, s=sparse: model.loss(x, 0.5, sparse=s))(x))
+        assert listed == sparse
+    for a, b in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_an_optimizer_of_thresholds_moves_nothing_else_and_a_checkpoint_brings_all_back(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    x = 3 * jax.random.normal(jax.random.key(1), (256, 12))
+    model = SparseAutoencoder(24, x, recipe=sae.short_run(), rngs=nnx.Rngs(0))
+    before = jax.tree.map(jnp.copy, model.weights)
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=Threshold)
+    wrt = nnx.DiffState(0, Threshold)
+    optimizer.update(model, nnx.grad(lambda m: m.loss(x, 5.0)[0], argnums=wrt)(model))
+    moved = [bool((a != b).any()) for a, b in zip(before, model.weights, strict=True)]
+    assert moved == [name == "threshold" for name in sae.Weights._fields]
+
+    graph, state = nnx.split(model)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "model", state)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "model", jax.eval_shape(lambda: state))
+    again = nnx.merge(graph, restored)
+    np.testing.assert_array_equal(again(x), model(x))
+    np.testing.assert_array_equal(again.input_scale[...], model.input_scale[...])
 
 
 def test_autoencoder_names_what_is_wrong():

@@ -12,7 +12,13 @@ from jaxtrelu.functions import jump_relu
 from jaxtrelu.nnx.thresholded_relu import Threshold
 from jaxtrelu.sae import losses
 from jaxtrelu.sae.recipes import Recipe
-from jaxtrelu.sae.weights import Weights, constrained, initial_weights, input_scale
+from jaxtrelu.sae.weights import (
+    Weights,
+    constrained,
+    initial_weights,
+    input_scale,
+    project_out,
+)
 
 
 class InputScale(nnx.Variable):
@@ -38,9 +44,21 @@ class SparseAutoencoder(nnx.Module):
       >>> model = SparseAutoencoder(32, x, recipe=sae.gemma_scope(), rngs=nnx.Rngs(0))
       >>> model.encode(x).shape, model(x).shape
       ((256, 32), (256, 8))
-      >>> loss, terms = model.loss(x, coefficient=1e-3)
       >>> len(jax.tree.leaves(nnx.state(model, Threshold)))
       1
+
+      A step as the recipe has it, with the gradient's part along the decoder's rows taken out and
+      their norms put back:
+
+      >>> @nnx.jit
+      ... def step(model, optimizer, x):
+      ...     of = nnx.value_and_grad(lambda model: model.loss(x, 1e-3), has_aux=True)
+      ...     (loss, terms), gradient = of(model)
+      ...     optimizer.update(model, model.constrained_gradient(gradient))
+      ...     model.constrain()
+      ...     return terms.l0
+      >>> optimizer = nnx.Optimizer(model, model.recipe.optimizer(steps=1000), wrt=nnx.Param)
+      >>> l0 = step(model, optimizer, x)
 
     Source: Rajamanoharan et al. 2024, arXiv 2407.14435; Anthropic's January 2025 circuits update.
     """
@@ -94,9 +112,34 @@ class SparseAutoencoder(nnx.Module):
         """The reconstruction of unscaled inputs (..., d)."""
         return self.decode(self.encode(x))
 
-    def loss(self, x: ArrayLike, coefficient: ArrayLike) -> tuple[jax.Array, losses.Terms]:
-        """The recipe's loss on unscaled inputs (batch, d), in scaled units, and its terms."""
-        return losses.loss(self.weights, self._scaled(x), jnp.asarray(coefficient), self.recipe)
+    def loss(
+        self, x: ArrayLike, coefficient: ArrayLike, *, sparse: bool = True
+    ) -> tuple[jax.Array, losses.Terms]:
+        """The recipe's loss on unscaled inputs (batch, d), in scaled units, and its terms.
+
+        With `sparse`, open entries only are visited where the recipe allows it and more than 32
+        features are left closed for each open one (see `jaxtrelu.sparse_mlp`); the same to
+        rounding.
+        """
+        return losses.loss(
+            self.weights,
+            self._scaled(x),
+            jnp.asarray(coefficient),
+            self.recipe,
+            sparse=sparse and losses.visits_entries_only(self.recipe),
+            capacity=max(1, len(self.threshold[...]) // 32),
+        )
+
+    def constrained_gradient(self, gradient: nnx.State) -> nnx.State:
+        """`gradient` of `nnx.grad` as the recipe's optimiser should see it.
+
+        Where decoder rows are of unit norm, without its part parallel to them.
+        """
+        if not self.recipe.unit_norm_decoder or "decoder" not in gradient:
+            return gradient
+        decoder: Any = gradient["decoder"]
+        tangent = decoder.replace(project_out(decoder[...], self.decoder[...]))
+        return nnx.State({**gradient, "decoder": tangent})
 
     def constrain(self) -> None:
         """Puts the parameters back where the recipe wants them; call it after every update."""
