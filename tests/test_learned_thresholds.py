@@ -73,28 +73,41 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("inputs", SAMPLERS)
-def test_thresholds_learned_from_samples_come_to_the_root_of_lambda(inputs):
+def learned_from_samples(inputs, coefficient, start, penalised):
+    """Thresholds of E (z − f)² + λ H(penalised(z, f) − θ), by descent on fresh samples."""
     surrogate, steps, average = Rectangle(0.05), 260, 100
-    coefficient = jnp.array([0.25, 1.0, 2.25])
 
     def objective(theta, z):
         f = jump_relu(z, theta, surrogate=surrogate)
-        gates = step(z, theta, surrogate=surrogate)
+        gates = step(penalised(z, f), theta, surrogate=surrogate)
         return jnp.sum(jnp.mean((z - f) ** 2 + coefficient * gates, axis=0))
 
     def update(carry, key):
         theta, rate = carry
-        z = SAMPLERS[inputs](key, (32_768, 3))
+        z = SAMPLERS[inputs](key, (32_768, len(start)))
         # Sign descent with a falling step, as Adam's early steps are: no knowledge of p(θ) needed.
         theta = theta - rate * jnp.sign(jax.grad(objective)(theta, z))
         return (theta, jnp.maximum(rate * 0.975, 1e-3)), theta
 
     keys = jax.random.split(jax.random.key(1), steps)
-    start = (jnp.array([1.1, 0.4, 0.7]), jnp.float32(0.04))
-    _, path = jax.jit(lambda s: jax.lax.scan(update, s, keys))(start)
-    learned = np.asarray(path[-average:]).mean(axis=0)
+    first = (jnp.asarray(start), jnp.float32(0.04))
+    _, path = jax.jit(lambda s: jax.lax.scan(update, s, keys))(first)
+    return np.asarray(path[-average:]).mean(axis=0)
+
+
+@pytest.mark.parametrize("inputs", SAMPLERS)
+def test_thresholds_learned_from_samples_come_to_the_root_of_lambda(inputs):
+    coefficient = jnp.array([0.25, 1.0, 2.25])
+    learned = learned_from_samples(inputs, coefficient, [1.1, 0.4, 0.7], lambda z, f: z)
     np.testing.assert_allclose(learned, np.sqrt(coefficient), rtol=0.02)
+
+
+@pytest.mark.parametrize("inputs", SAMPLERS)
+def test_learned_from_samples_through_half_a_window_they_do_not(inputs):
+    """The control again: H(f − θ) comes to √(λ/2) = .3536, for any inputs."""
+    learned = learned_from_samples(inputs, jnp.array([0.25]), [0.8], lambda z, f: f)
+    np.testing.assert_allclose(learned, 0.3536, rtol=0.03)
+    assert abs(learned[0] - 0.5) > 0.02 * 0.5
 
 
 # --- bias ------------------------------------------------------------------------------------
