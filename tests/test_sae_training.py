@@ -118,6 +118,12 @@ def test_a_checkpoint_that_cannot_be_written_says_so_and_loses_nothing(tmp_path,
     assert_same(sae.train(rows(), settings()), resumed)
 
 
+def test_reading_reports_every_row():
+    done = []
+    sae.train(rows(), settings(steps=2), on_read=done.append)
+    assert sum(done) == 8000
+
+
 def test_settings_refuse():
     with pytest.raises(ValueError, match="`target_l0` should be between 0 and the number of feat"):
         settings(target_l0=64.0)
@@ -184,6 +190,8 @@ def test_command_killed_hard_reaches_the_same_result(activations, tmp_path):
         (["--features", "0"], "`features` should be a whole number"),
         (["--l0", "99"], "between 0 and the number of features"),
         (["--bandwidth", "-1"], "`bandwidth` of Rectangle"),
+        (["--threshold", "-1"], "`initial_threshold` of a recipe should be at least 0"),
+        (["--checkpoint-every", "0"], "--checkpoint-every should be at least 1"),
         (["--batch-size", "5000"], "a batch of 5000 examples is more than the 4000 rows"),
         (["--recipe", "other"], "invalid choice: 'other'"),
     ],

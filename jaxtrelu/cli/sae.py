@@ -1,11 +1,10 @@
 """`jaxtrelu sae`: trains a sparse autoencoder on image patches or a user's .npy file."""
 
 import argparse
-import csv
 import dataclasses
-import io
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtrelu.cli.errors import UserError
@@ -68,6 +67,7 @@ def add_parser(subparsers: Any) -> None:
     add("--batch-size", "N", int, None, "examples in a step")
     add("--learning-rate", "X", float, None, "of Adam")
     add("--bandwidth", "X", float, None, "of the surrogate, in units of the scaled inputs")
+    add("--threshold", "X", float, None, "every threshold at the start, in the same units")
     add("--seed", "N", int, 0, "of the weights and of the order of the examples")
     parser.add_argument(
         "--dense",
@@ -82,8 +82,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from jaxtrelu import sae
-    from jaxtrelu.cli import files, sae_figures
-    from jaxtrelu.cli.console import progress
+    from jaxtrelu.cli import files, sae_figures, sae_report
 
     folder = files.check_folder(args.output)
     try:
@@ -99,39 +98,53 @@ def run(args: argparse.Namespace) -> int:
                 f"--checkpoint-every should be at least 1, not {args.checkpoint_every}."
             )
         started = time.perf_counter()
-        with progress(settings.steps, "reading the data") as bar:
-            seen = 0
-
-            def on_step(step: int, entry: dict[str, float] | None) -> None:
-                nonlocal seen
-                label = f"L0 {entry['l0']:.1f}" if entry else None
-                bar.advance(step - seen, label)
-                seen = step
-                if entry and step % (10 * settings.log_every) == 0:
-                    bar.log(_line(entry))
-
-            result = sae.train(
-                rows,
-                settings,
-                checkpoint_folder=folder / "checkpoints",
-                checkpoint_every=args.checkpoint_every,
-                on_step=on_step,
-            )
+        result = _train(rows, settings, folder / "checkpoints", args.checkpoint_every)
         seconds = time.perf_counter() - started
     except (ValueError, TypeError, OSError) as error:  # OSError: no such file, or a full disk
         raise UserError(str(error)) from None
-    report = _report(rows, settings, result)
-    _print_table(report, settings, result, seconds)
+    report = sae_report.report(rows, settings, result)
+    sae_report.print_table(report, settings, result, seconds)
     contents: dict[str, bytes | str] = {
-        "sae.npz": _weights_file(result, settings.recipe),
+        "sae.npz": sae_report.weights_file(result, settings.recipe),
         "sae.json": json.dumps(report, indent=1) + "\n",
-        "history.csv": _history_file(result),
+        "history.csv": sae_report.history_file(result),
         **sae_figures.training(result, settings),
         **sae_figures.dictionary(result, rows, _side(rows, patches)),
     }
     for path in files.write_files(folder, contents):
         print(path)
     return 0
+
+
+def _train(rows: "Rows", settings: "Settings", folder: Path, every: int) -> "Result":
+    """The run, with its progress on stderr."""
+    from jaxtrelu import sae
+    from jaxtrelu.cli.console import progress
+
+    with progress(settings.steps, "reading the data") as bar:
+        seen = read = 0
+
+        def on_read(count: int) -> None:
+            nonlocal read
+            read += count
+            bar.advance(0, f"reading the data: {read / len(rows):.0%}")
+
+        def on_step(step: int, entry: dict[str, float] | None) -> None:
+            nonlocal seen
+            label = f"L0 {entry['l0']:.1f}" if entry else None
+            bar.advance(step - seen, label)
+            seen = step
+            if entry and step % (10 * settings.log_every) == 0:
+                bar.log(_line(entry))
+
+        return sae.train(
+            rows,
+            settings,
+            checkpoint_folder=folder,
+            checkpoint_every=every,
+            on_read=on_read,
+            on_step=on_step,
+        )
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
@@ -143,6 +156,8 @@ def _settings(args: argparse.Namespace) -> "Settings":
         changes["batch_size"] = args.batch_size
     if args.learning_rate is not None:
         changes["learning_rate"] = args.learning_rate
+    if args.threshold is not None:
+        changes["initial_threshold"] = args.threshold
     if args.bandwidth is not None:
         changes["surrogate"] = dataclasses.replace(recipe.surrogate, bandwidth=args.bandwidth)
     return sae.Settings(
@@ -162,78 +177,6 @@ def _line(entry: dict[str, float]) -> str:
         f"{entry['reconstruction']:6.1%}  λ {entry['coefficient']:.3g}  median threshold "
         f"{entry['threshold_50']:.3f}"
     )
-
-
-def _report(rows: "Rows", settings: "Settings", result: "Result") -> dict[str, Any]:
-    """What was run and what came out, as JSON has it."""
-    # A row of the history is one batch: the mean of the last five says where the run came to.
-    last = {name: float(column[-5:].mean()) for name, column in result.history.items()}
-    last["step"] = settings.steps
-    recipe = {name: value for name, value in vars(settings.recipe).items() if name != "surrogate"}
-    return {
-        "data": {"name": rows.name, "rows": len(rows), "dimension": rows.dimension},
-        "features": settings.features,
-        "steps": settings.steps,
-        "target_l0": settings.target_l0,
-        "seed": settings.seed,
-        "sparse": settings.sparse,
-        "input_scale": result.scale,
-        "recipe": {**recipe, "surrogate": repr(settings.recipe.surrogate)},
-        "result": last,
-    }
-
-
-def _print_table(
-    report: dict[str, Any], settings: "Settings", result: "Result", seconds: float
-) -> None:
-    from rich.table import Table
-
-    from jaxtrelu.cli import console
-
-    last = report["result"]
-    data = report["data"]
-    table = Table(title=f"Sparse autoencoder on {data['name']}", title_justify="left")
-    table.add_column("")
-    table.add_column("value", justify="right")
-    table.add_column("what it is", style="dim")
-    done = settings.steps - result.resumed_from
-    for cells in (
-        ("examples", f"{data['rows']:,} x {data['dimension']}", "rows and their dimension"),
-        ("features", f"{settings.features:,}", "size of the dictionary"),
-        ("L0", f"{last['l0']:.2f}", f"open features per example; wanted {settings.target_l0:g}"),
-        ("λ", f"{last['coefficient']:.3g}", "the coefficient that this took"),
-        ("lost variance", f"{last['reconstruction']:.1%}", "of the inputs, not reconstructed"),
-        ("dead features", f"{last['dead_share']:.1%}", "open for no example of the probe batch"),
-        ("in the window", f"{last['window_share']:.2%}", "entries that teach thresholds"),
-        ("median threshold", f"{last['threshold_50']:.3f}", "in scaled units"),
-        ("time", f"{seconds:.1f} s", f"for {done:,} steps"),
-    ):
-        table.add_row(*cells)
-    console.out().print(table)
-    if result.resumed_from:
-        print(f"resumed from step {result.resumed_from}")
-    print(
-        "One run with one seed: it shows that thresholds and λ find their place, not how this "
-        "compares with other methods."
-    )
-
-
-def _weights_file(result: "Result", recipe: "Recipe") -> bytes:
-    import numpy as np
-
-    stream = io.BytesIO()
-    arrays: dict[str, Any] = {k: np.asarray(v) for k, v in result.weights._asdict().items()}
-    np.savez(stream, input_scale=np.float32(result.scale), recipe=recipe.name, **arrays)
-    return stream.getvalue()
-
-
-def _history_file(result: "Result") -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(result.history)
-    for row in zip(*result.history.values(), strict=True):
-        writer.writerow([f"{value:.7g}" for value in row])
-    return stream.getvalue()
 
 
 def _side(rows: "Rows", patches: "Patches | None") -> int | None:

@@ -162,6 +162,7 @@ def train(
     *,
     checkpoint_folder: str | os.PathLike | None = None,
     checkpoint_every: int = 500,
+    on_read: Callable[[int], None] | None = None,
     on_step: Callable[[int, dict[str, float] | None], None] | None = None,
 ) -> Result:
     """Trains a sparse autoencoder on `rows`.
@@ -171,6 +172,7 @@ def train(
       settings: size, length and recipe.
       checkpoint_folder: where to keep checkpoints, and to look for one to resume from.
       checkpoint_every: steps between two checkpoints.
+      on_read: called while the rows are checked, with the number of rows since the last call.
       on_step: called after every step with the number of steps done, and with a row of the history
         where one was taken (else None).
 
@@ -186,7 +188,7 @@ def train(
         from jaxtrelu.sae.checkpoints import Checkpoints  # orbax takes a second to import
 
         store = Checkpoints(checkpoint_folder, _identity(settings, rows))
-    found = rows.statistics()
+    found = rows.statistics(on_read)
     size = settings.recipe.batch_size
     scale = input_scale(found.mean_norm, found.mean_square_norm, rows.dimension, settings.recipe)
     probe = rows.batch(0, size) * np.float32(scale)
