@@ -122,6 +122,16 @@ def test_planted_world_is_as_described():
         sae.PlantedWorld(features=10, mean_l0=9)
 
 
+@pytest.mark.parametrize("features", [60, 90])
+def test_an_autoencoder_of_the_worlds_seed_does_not_start_at_the_answer(features):
+    """With one key for both, |cosine| would be 1: and was, for every row that both drew."""
+    world = sae.PlantedWorld(features=60, dimension=40, mean_l0=4.0, seed=3)
+    sample = np.zeros((8, 40), np.float32)
+    start = sae.initial_weights(jax.random.key(3), features, sample, sae.gemma_scope()).decoder
+    cosine = np.abs(np.asarray(world.directions) @ np.asarray(start).T)
+    assert cosine.max() < 0.8
+
+
 def test_planted_scores():
     world = sae.PlantedWorld(features=30, dimension=20, mean_l0=3.0)
     _, magnitudes = world.sample(jax.random.key(0), 2000)

@@ -53,8 +53,10 @@ class PlantedWorld:
     @property
     def directions(self) -> Array:
         """(n, d), rows of unit norm, drawn uniformly from the sphere."""
-        shape = (self.features, self.dimension)
-        raw = jax.random.normal(jax.random.key(self.seed), shape, jnp.float32)
+        # Not the bare key: an autoencoder that draws its first weights from the same seed would
+        # start at the answer.
+        key = jax.random.fold_in(jax.random.key(self.seed), 0x706C616E)
+        raw = jax.random.normal(key, (self.features, self.dimension), jnp.float32)
         return raw / jnp.linalg.norm(raw, axis=1, keepdims=True)
 
     @property
