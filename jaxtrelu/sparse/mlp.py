@@ -87,7 +87,7 @@ def _forward(plan: Plan, operands: Operands):
         values=values,
         counts=found.rows.counts,
         l0=bits.count(found.opened).astype(values.dtype),
-        fired=jnp.sum(bits.unpack(found.opened, features), axis=0, dtype=jnp.int32),
+        fired=bits.count(bits.transpose(found.opened, features)),
         wide=wide,
     )
     return (y, activity), Residuals(operands, found.rows, by_row, found.z, wide)
