@@ -12,9 +12,9 @@ the best one-to-one matching.
 
 SAELens has the best of six learning rates on an earlier draw of world 0 (F1 at .0005, .001, .002,
 .004, .008 and .016: .805, .831, .829, .876, .853, .817). What differs beyond the target: it clips
-gradients to norm 1, leaves decoder norms free after a start at `--peer-norm`, subtracts the decoder's
-bias from its inputs, and does not project gradients. (Figures of ours before the world had a key of
-its own are void: weights drawn from the same seed started at the planted directions.)
+gradients to norm 1, leaves decoder norms free after a start at `--peer-norm`, subtracts the bias of
+its decoder from its inputs, and does not project gradients. (Figures of ours before the world had a
+key of its own are void: weights drawn from the same seed started at the planted directions.)
 
 Needs `pip install sae-lens==6.*`.
 """
