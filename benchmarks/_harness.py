@@ -1,9 +1,10 @@
 """Timing shared by the benchmarks: peers in one process, alternating, with ratios and differences.
 
 A benchmark is a list of suites; a suite yields cases; a case is one input with several
-implementations of the same mathematics. All of them are warmed up, then timed in turns, so that a
-change of clock or load meets all of them; what is reported is the median time, and the median and
-quartiles of the time relative to the case's baseline in the same turn.
+implementations of the same mathematics. All of them are warmed up, then timed in turns, each in an
+order of its own, so that a change of clock or load meets all of them and nobody always follows the
+same neighbour; what is reported is the median time, and the median and quartiles of the time
+relative to the case's baseline in the same turn.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import dataclasses
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +28,8 @@ from rich.table import Table
 from jaxtrelu.cli.errors import UserError
 from jaxtrelu.cli.files import check_file, write_file
 
+# Seconds between two peers: PyTorch's threads spin for a while after a call, on the next one's cores.
+_PAUSE = 5e-3
 _PACKAGES = ("jaxtrelu", "jax", "jaxlib", "flax", "numpy", "torch", "onnxruntime")
 
 
@@ -84,7 +88,7 @@ class Timing:
 
 def measure(suite: str, case: Case, *, seconds: float) -> list[Timing]:
     """Times the peers of a case in turns for about `seconds`, at least five turns."""
-    results = {name: _ready(peer()) for name, peer in case.peers.items()}
+    results = {name: jax.block_until_ready(peer()) for name, peer in case.peers.items()}
     differences = {
         name: maximal_difference(result, results[case.reference]) if case.compare else None
         for name, result in results.items()
@@ -92,12 +96,12 @@ def measure(suite: str, case: Case, *, seconds: float) -> list[Timing]:
     del results
     repeats = {name: _repeats(peer) for name, peer in case.peers.items()}
     samples: dict[str, list[float]] = {name: [] for name in case.peers}
-    end = time.perf_counter() + seconds
-    turns = 0
+    end, turns = time.perf_counter() + seconds, 0
+    order, generator = list(case.peers), random.Random(0)
     while turns < 5 or time.perf_counter() < end:
-        # Every other turn backwards: nobody always follows the same neighbour.
-        order = list(case.peers)[:: -1 if turns % 2 else 1]
+        generator.shuffle(order)
         for name in order:
+            time.sleep(_PAUSE)
             samples[name].append(_time(case.peers[name], repeats[name]))
         turns += 1
     timings = []
@@ -113,20 +117,16 @@ def measure(suite: str, case: Case, *, seconds: float) -> list[Timing]:
     return timings
 
 
-def _ready(result):
-    return jax.block_until_ready(result)
-
-
 def _time(peer, repeats: int) -> float:
     """Seconds per call, the mean over a few calls where one is too short for the clock."""
     start = time.perf_counter()
     for _ in range(repeats):
-        _ready(peer())
+        jax.block_until_ready(peer())
     return (time.perf_counter() - start) / repeats
 
 
 def _repeats(peer, *, sample: float = 2e-3) -> int:
-    _ready(peer())
+    jax.block_until_ready(peer())
     return max(1, int(sample / max(_time(peer, 3), 1e-9)))
 
 
