@@ -10,11 +10,12 @@ with its own initialisation, at a fixed λ; ours is then steered by `l0_target_c
 that SAELens reached. Scores are taken on held-out data: F1 and mean correlation (|cosine|) under
 the best one-to-one matching.
 
-SAELens has the best of six learning rates on an earlier draw of world 0 (F1 at .0005, .001, .002,
-.004, .008 and .016: .805, .831, .829, .876, .853, .817). What differs beyond the target: it clips
-gradients to norm 1, leaves decoder norms free after a start at `--peer-norm`, subtracts the bias of
-its decoder from its inputs, and does not project gradients. (Figures of ours before the world had a
-key of its own are void: weights drawn from the same seed started at the planted directions.)
+Both have the settings that suited them best on worlds 10 and 11, which are not among the default
+seeds. SAELens: learning rates of .002, .004 and .008 (mean F1 .825, .858, .863) and a ramp of 1500
+steps (.860). Ours: input scaling, clipping, starts of the controller and ramps, .72 to .91; those
+whose L0 came out over 2 % above its target were left out. What differs beyond the target: SAELens
+leaves decoder norms free after a start at `--peer-norm`, subtracts the bias of its decoder from its
+inputs, and does not project gradients.
 
 Needs `pip install sae-lens==6.*`.
 """
@@ -32,7 +33,9 @@ from jaxtrelu import Rectangle, sae
 from jaxtrelu.cli.files import check_file, write_file
 
 BATCH, FEATURES = 512, 128
-BANDWIDTH, FIRST, RATE, PEER_RATE, COEFFICIENT, WARMUP = 0.1, 0.1, 2e-3, 4e-3, 0.12, 500
+BANDWIDTH, FIRST = 0.1, 0.1
+RATE, COEFFICIENT, WARMUP = 4e-3, 0.05, 300
+PEER_RATE, PEER_COEFFICIENT, PEER_WARMUP = 8e-3, 0.12, 500
 
 
 @dataclasses.dataclass
@@ -59,23 +62,22 @@ def score(world, weights: dict[str, np.ndarray], seed: int) -> Outcome:
 def ours(world, rows: sae.Rows, steps: int, seed: int, target: float) -> Outcome:
     recipe = dataclasses.replace(
         sae.gemma_scope(),
-        surrogate=Rectangle(BANDWIDTH),
-        initial_threshold=FIRST,
         learning_rate=RATE,
         learning_rate_warmup=0,
         adam_b1=0.9,
         batch_size=BATCH,
         coefficient_warmup=WARMUP,
-        input_scaling="unit_mean_square",
+        clip_norm=1.0,
+        # To unit mean square, Adam's steps at this rate would be large against the weights.
+        input_scaling="sqrt_dimension",
     )
     # The peer sees unscaled inputs; lengths are given in units of ours, which the recipe scales.
-    scale = rows.statistics().mean_square_norm ** -0.5
+    scale = rows.dimension**0.5 / rows.statistics().mean_norm
     recipe = dataclasses.replace(
         recipe,
         surrogate=Rectangle(BANDWIDTH * scale),
         initial_threshold=FIRST * scale,
-        # Where the controller starts: near the planted L0 the last per cents ask for a large λ.
-        coefficient=0.4 * scale**2,
+        coefficient=COEFFICIENT * scale**2,  # where the controller starts
     )
     settings = sae.Settings(FEATURES, steps, recipe, target_l0=target, seed=seed)
     result = sae.train(rows, settings)
@@ -98,8 +100,8 @@ def saelens(world, rows: sae.Rows, steps: int, seed: int, norm: float) -> Outcom
         decoder_init_norm=norm,
         jumprelu_init_threshold=FIRST,
         jumprelu_bandwidth=BANDWIDTH,
-        l0_coefficient=COEFFICIENT,
-        l0_warm_up_steps=WARMUP,
+        l0_coefficient=PEER_COEFFICIENT,
+        l0_warm_up_steps=PEER_WARMUP,
     )
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
