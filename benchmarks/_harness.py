@@ -28,7 +28,7 @@ from rich.table import Table
 from jaxtrelu.cli.errors import UserError
 from jaxtrelu.cli.files import check_file, write_file
 
-# Seconds between two peers: PyTorch's threads spin for a while after a call, on the next one's cores.
+# Seconds between two peers: PyTorch's threads spin on after a call, on the cores of the next one.
 _PAUSE = 5e-3
 _PACKAGES = ("jaxtrelu", "jax", "jaxlib", "flax", "numpy", "torch", "onnxruntime")
 
