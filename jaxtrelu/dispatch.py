@@ -29,7 +29,11 @@ def elementwise_refuses(name: str, avals) -> str | None:
     """What the elementwise kernels do not take, in words; None if they take it."""
     if refusal := _dtype_refusal(avals, ELEMENTWISE_DTYPES):
         return refusal
-    return _capability_refusal("copies by TMA") if name == "mosaic_gpu" else None
+    if name != "mosaic_gpu":
+        return None
+    from jaxtrelu.kernels import capability
+
+    return capability.refusal(capability.LEAST, None, f"in JAX {jax.__version__} it needs")
 
 
 def linear_refuses(name: str, avals) -> str | None:
@@ -48,7 +52,11 @@ def linear_refuses(name: str, avals) -> str | None:
         return refusal
     if refusal := _dtype_refusal(avals[2:], ELEMENTWISE_DTYPES):
         return refusal
-    return _capability_refusal("multiplies by wgmma", below=10) if name == "mosaic_gpu" else None
+    if name != "mosaic_gpu":
+        return None
+    from jaxtrelu.kernels import capability
+
+    return capability.refusal((9, 0), 10, "it multiplies by wgmma, which needs")
 
 
 def _dtype_refusal(avals, taken: tuple[str, ...]) -> str | None:
@@ -60,23 +68,6 @@ def _dtype_refusal(avals, taken: tuple[str, ...]) -> str | None:
     return None
 
 
-def _capability_refusal(why: str, below: int | None = None) -> str | None:
-    """Whether the GPU that Mosaic compiles for is none of compute capability 9.0 up to `below`.
-
-    On a machine without one, as for an export, that is not known, and Mosaic takes 9.0.
-    """
-    from jax.extend import backend
-
-    found = getattr(backend.get_default_device(), "compute_capability", None)
-    if found is None or not str(found).replace(".", "").isdigit():
-        return None
-    capability = tuple(map(int, str(found).split(".")))
-    if capability >= (9, 0) and (below is None or capability[0] < below):
-        return None
-    needed = "9.0 or more" if below is None else f"9.0 to {below - 1}.x"
-    return f"it {why}, for which compute capability {needed} is needed, and this GPU has {found}"
-
-
 def register(
     primitive: Primitive,
     xla: Callable,
@@ -84,13 +75,15 @@ def register(
     implementation_of: Callable,
     static: tuple[str, ...],
     refuses: Callable = elementwise_refuses,
+    packed_operand: int = 0,
 ) -> None:
     """Registers `xla` and ``kernel(name, *operands, **params)`` as the lowerings of a primitive.
 
     `implementation_of` finds the implementation that was asked for among the parameters, and
-    ``refuses(name, avals)`` says why a kernel cannot compute a call, or None. Platforms that are
-    not known here take `xla`. Concrete operands are computed by the compiled lowering, but by `xla`
-    step by step where jit is disabled.
+    ``refuses(name, avals)`` says why a kernel cannot compute a call, or None. The operand of number
+    `packed_operand` has the columns along which words are packed. Platforms that are not known here
+    take `xla`. Concrete operands are computed by the compiled lowering, but by `xla` step by step
+    where jit is disabled.
     """
     multiple = primitive.multiple_results
     primitive.def_impl(_evaluate(primitive, xla, implementation_of, static))
@@ -98,7 +91,8 @@ def register(
     for platform in PLATFORMS:
 
         def rule(ctx, *operands, platform=platform, **params):
-            name = _choose(implementation_of(params), platform, ctx, params, refuses)
+            packed = ctx.avals_in[packed_operand].shape
+            name = _choose(implementation_of(params), platform, ctx, params, refuses, packed)
             if name == "xla":
                 function = xla
             else:
@@ -129,13 +123,13 @@ def _evaluate(primitive: Primitive, xla: Callable, implementation_of, static) ->
     return evaluate
 
 
-def _choose(asked: str | None, platform: str, ctx, params, refuses: Callable) -> str:
+def _choose(asked: str | None, platform: str, ctx, params, refuses: Callable, packed: tuple) -> str:
     if asked == "xla" or (asked is None and platform != "tpu"):
         return "xla"
     name = asked or "mosaic_tpu"
     refusal = _refusal(name, platform, ctx) or refuses(name, ctx.avals_in)
     if asked is None:
-        return "xla" if refusal or not _wins(ctx.avals_in, **params) else name
+        return "xla" if refusal or not _wins(ctx.avals_in, packed, **params) else name
     if refusal:
         raise NotImplementedError(
             f"implementation={asked!r} cannot compute this call: {refusal}. "
@@ -144,19 +138,15 @@ def _choose(asked: str | None, platform: str, ctx, params, refuses: Callable) ->
     return name
 
 
-def _wins(avals, *, packing: Packing, outputs=None, **params) -> bool:
-    """Whether the kernel is the default on TPU: where it packs or unpacks words along the lanes."""
-    plain = packing.axes > 0 and packing.behind == 0 and outputs != ("value",)
+def _wins(avals, packed: tuple, *, packing: Packing, outputs=None, **params) -> bool:
+    """Whether the kernel is the default on TPU: where it packs or unpacks words along the lanes.
+
+    The axis is to fill the lanes of a TPU register.
+    """
+    along_lanes = packing.axes > 0 and packing.behind == 0 and len(packed) > 1 and packed[-1] >= 128
     floating = [a for a in avals if jnp.issubdtype(a.dtype, jnp.floating)]
-    return plain and _fills(avals) and all(a.dtype.name in DEFAULT_DTYPES for a in floating)
-
-
-def _fills(avals) -> bool:
-    """Whether the last axis of the largest operand fills the lanes of a TPU register."""
-    shapes = [a.shape for a in avals if len(a.shape) > 1]
-    if not shapes or not all(isinstance(n, int) for shape in shapes for n in shape):
-        return False
-    return max(shapes, key=math.prod)[-1] >= 128
+    wanted = all(a.dtype.name in DEFAULT_DTYPES for a in floating)
+    return along_lanes and wanted and outputs != ("value",)
 
 
 def _refusal(name: str, platform: str, ctx) -> str | None:

@@ -202,7 +202,9 @@ def _primitive(name: str, xla: Callable, kernel: Callable, implementation_of, st
 
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batch
-    dispatch.register(primitive, xla, kernel, implementation_of, static, dispatch.linear_refuses)
+    dispatch.register(
+        primitive, xla, kernel, implementation_of, static, dispatch.linear_refuses, packed_operand=1
+    )
     return primitive
 
 

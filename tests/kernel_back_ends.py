@@ -18,7 +18,8 @@ from jaxtrelu.gate import gate_p
 from jaxtrelu.linear import linear_gradient_p, linear_p
 from jaxtrelu.primitive import thresholded_p
 
-IMPLEMENTATIONS = ("xla", "mosaic_tpu", "mosaic_gpu")
+#: The last is how "mosaic_gpu" runs before compute capability 9.0, without TMA.
+IMPLEMENTATIONS = ("xla", "mosaic_tpu", "mosaic_gpu", "mosaic_gpu direct")
 
 
 def interpreter(name):
@@ -38,29 +39,32 @@ def interpreter(name):
 
 
 class Interpreted:
-    """A back end's functions of arrays, interpreted; `config` for those that are given one."""
+    """A back end's functions of arrays, interpreted, with further options of theirs."""
 
-    def __init__(self, module: str, interpret, config=None):
+    def __init__(self, module: str, **options):
         self.module = importlib.import_module(f"jaxtrelu.kernels.{module}")
-        self.options = {"interpret": interpret}
-        if config is not None:
-            self.options["config"] = self.module.Config(**config)
+        self.options = options
 
     def __getattr__(self, function):
         return functools.partial(getattr(self.module, function), **self.options)
 
 
-def on_this_machine(name, monkeypatch, linear_config=None):
-    """Lets ``implementation=name`` run here, step by step, with the kernels interpreted.
+def on_this_machine(implementation, monkeypatch, linear_config=None) -> str:
+    """Lets an implementation run here, step by step, with kernels interpreted; returns its name.
 
     The door, the rules of the primitives, the views and the padding are as in use. Only what a
     lowering rule does is left out, since interpretation has effects that the primitives have not.
     """
+    name, _, direct = implementation.partition(" ")
     if name == "xla":
-        return
-    interpret, short = interpreter(name), name.removeprefix("mosaic_")
-    elementwise = Interpreted(short, interpret)
-    linear = Interpreted(f"{short}_linear", interpret, linear_config)
+        return name
+    options, short = {"interpret": interpreter(name)}, name.removeprefix("mosaic_")
+    linear = Interpreted(f"{short}_linear", **options)
+    if linear_config is not None:
+        linear.options["config"] = linear.module.Config(**linear_config)
+    if name == "mosaic_gpu":
+        options["direct"] = bool(direct)
+    elementwise = Interpreted(short, **options)
     monkeypatch.setattr(dispatch, "_back_end", lambda _: elementwise)
     monkeypatch.setattr(dispatch, "_linear_back_end", lambda _: linear)
     for primitive, kernel in (
@@ -70,3 +74,4 @@ def on_this_machine(name, monkeypatch, linear_config=None):
         (linear_gradient_p, dispatch.linear_gradient_kernel),
     ):
         monkeypatch.setattr(primitive, "impl", functools.partial(kernel, name))
+    return name

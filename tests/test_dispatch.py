@@ -88,7 +88,12 @@ def test_float64_is_refused_by_name_and_goes_to_xla_by_default():
 
 @pytest.mark.parametrize(
     ("capability", "elementwise", "linear"),
-    [("8.0", False, False), ("8.9", False, False), ("9.0", True, True), ("10.0", True, False)],
+    [
+        ("7.5", False, False),
+        ("8.0", jax.__version_info__ >= (0, 12), False),
+        ("9.0", True, True),
+        ("10.0", True, False),
+    ],
 )
 def test_compute_capability(monkeypatch, capability, elementwise, linear):
     """What the GPU at hand cannot run is refused while lowering, and nothing else is."""
@@ -102,7 +107,9 @@ def test_compute_capability(monkeypatch, capability, elementwise, linear):
         if runs:
             assert "custom_call @" in lowered_for("cuda", call, x).mlir_module()
         else:
-            with pytest.raises(NotImplementedError, match=f"9.0 .*this GPU has {capability}"):
+            with pytest.raises(
+                NotImplementedError, match=f"needs compute capability .*this GPU has {capability}"
+            ):
                 lowered_for("cuda", call, x)
     assert "custom_call" not in lowered_for("cuda", gradient(None), x).mlir_module()
 
@@ -133,6 +140,18 @@ def test_what_takes_xla_on_tpu(shape):
     """Shapes that do not fill the lanes; by name the kernel takes them (test_kernels_*.py)."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     assert "tpu_custom_call" not in lowered_for("tpu", gradient(None), x).mlir_module()
+
+
+@pytest.mark.parametrize(("depth", "columns", "kernels"), [(70, 300, 3), (300, 70, 0)])
+def test_what_the_linear_layer_takes_on_tpu(depth, columns, kernels):
+    """The words run along the columns: these have to fill the lanes, however deep the product."""
+
+    def loss(x, w):
+        return jaxtrelu.thresholded_linear(x, w, None, 0.5).sum()
+
+    operands = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((600, depth), (depth, columns))]
+    text = lowered_for("tpu", jax.grad(loss, argnums=(0, 1)), *operands).mlir_module()
+    assert text.count("@tpu_custom_call") == kernels
 
 
 @pytest.mark.parametrize("name", ["mosaic_tpu", "mosaic_gpu"])

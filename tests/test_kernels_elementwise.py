@@ -54,8 +54,7 @@ def draw(seed, shape, dtype="float32"):
 
 @pytest.fixture(params=kernel_back_ends.IMPLEMENTATIONS)
 def name(request, monkeypatch, capfd):
-    kernel_back_ends.on_this_machine(request.param, monkeypatch)
-    yield request.param
+    yield kernel_back_ends.on_this_machine(request.param, monkeypatch)
     assert "RACE" not in capfd.readouterr().out.upper()
 
 

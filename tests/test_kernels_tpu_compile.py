@@ -1,5 +1,6 @@
 """What the real TPU compiler, from the package libtpu, accepts; no TPU is needed."""
 
+import functools
 import importlib.util
 import re
 
@@ -21,6 +22,8 @@ pytestmark = [
 ]
 GENERATIONS = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 ELEMENTWISE = {"thresholded_relu_tpu", "thresholded_gate_tpu"}
+BY_NAME = {"implementation": "mosaic_tpu"}
+VARIANTS = {"row": {"ceiling": 0.75}, "full": {"variant": "hard", "fill": -2}}
 LINEAR = {"thresholded_linear_tpu", "thresholded_linear_dx_tpu", "thresholded_linear_dw_tpu"}
 
 
@@ -43,8 +46,12 @@ def kernels(program) -> set:
     return set(re.findall(r"thresholded_\w+?_tpu", program.as_text()))
 
 
-def summed(x, threshold):
-    return jaxtrelu.thresholded_relu(x, threshold).astype(jnp.float32).sum()
+def summed(x, threshold, **options):
+    return jaxtrelu.thresholded_relu(x, threshold, **options).astype(jnp.float32).sum()
+
+
+def linear(x, w, b, threshold, **options):
+    return jaxtrelu.thresholded_linear(x, w, b, threshold, **options).astype(jnp.float32).sum()
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -58,21 +65,66 @@ class TestCompiles:
         program = compiled(gradient, devices(generation), (shape, dtype), (threshold, dtype))
         assert kernels(program) == ELEMENTWISE
 
+    def test_float16(self, devices, generation):
+        """By name: a TPU has no float16, and the kernel reads its bits."""
+        gradient = jax.grad(functools.partial(summed, **BY_NAME), argnums=(0, 1))
+        operands = ((70, 300), "float16"), ((300,), "float16")
+        assert kernels(compiled(gradient, devices(generation), *operands)) == ELEMENTWISE
+
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_linear(self, devices, generation, dtype):
-        def loss(x, w, b, threshold):
-            return jaxtrelu.thresholded_linear(x, w, b, threshold).astype(jnp.float32).sum()
-
         operands = ((600, 200), (200, 1100), (1100,), (1100,))
-        gradient = jax.grad(loss, argnums=(0, 1, 2, 3))
+        gradient = jax.grad(linear, argnums=(0, 1, 2, 3))
         program = compiled(gradient, devices(generation), *((s, dtype) for s in operands))
         assert kernels(program) == LINEAR
 
 
-def test_vmap(devices):
-    gradient = jax.vmap(jax.grad(summed, argnums=(0, 1)))
-    program = compiled(gradient, devices("v5e:2x2"), ((4, 32, 512), "float32"), ((4,), "float32"))
+@pytest.mark.parametrize("shape", [(), (1,), (5, 33), (70, 160), (2, 3, 5, 7)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["row", "full"])
+def test_any_shape_by_name(devices, shape, dtype, kind):
+    threshold = (*shape[:-1], 1)[-len(shape) :] if kind == "row" and shape else shape
+    gradient = jax.grad(functools.partial(summed, **VARIANTS[kind], **BY_NAME), argnums=(0, 1))
+    operands = (shape, dtype), (threshold, "float32")
+    assert kernels(compiled(gradient, devices("v5e:2x2"), *operands)) == ELEMENTWISE
+
+
+def test_window(devices):
+    """The words of a surrogate's window, a third output of the forward kernel."""
+
+    def loss(x, threshold):
+        return jaxtrelu.jump_relu(x, threshold, surrogate=jaxtrelu.Rectangle(0.5)).sum()
+
+    operands = ((70, 300), "float32"), ((300,), "float32")
+    program = compiled(jax.grad(loss, argnums=(0, 1)), devices("v5e:2x2"), *operands)
     assert kernels(program) == ELEMENTWISE
+
+
+@pytest.mark.parametrize("threshold", [(), (30, 20, 1), (30, 20, 300)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_linear_thresholds(devices, threshold, dtype):
+    operands = ((30, 20, 70), (70, 300), (300,))
+    gradient = jax.grad(functools.partial(linear, variant="clamp"), argnums=(0, 1, 2, 3))
+    types = [*((s, dtype) for s in operands), (threshold, "float32")]
+    assert kernels(compiled(gradient, devices("v5e:2x2"), *types)) == LINEAR
+
+
+@pytest.mark.parametrize(("dtype", "axes"), [("float32", (0, 0)), ("bfloat16", (1, None))])
+def test_vmap(devices, dtype, axes):
+    gradient = jax.vmap(jax.grad(summed, argnums=(0, 1)), in_axes=axes)
+    threshold = () if axes[1] is None else (4,)
+    operands = ((4, 4, 32, 512), dtype), (threshold, "float32")
+    assert kernels(compiled(gradient, devices("v5e:2x2"), *operands)) == ELEMENTWISE
+
+
+def test_linear_under_vmap(devices):
+    """By name, the kernels run once per example."""
+    gradient = jax.vmap(
+        jax.grad(functools.partial(linear, **BY_NAME), argnums=(0, 1)), (0, 0, None, None)
+    )
+    operands = ((3, 64, 200), (3, 200, 256), (256,), ())
+    program = compiled(gradient, devices("v5e:2x2"), *((s, "bfloat16") for s in operands))
+    assert kernels(program) == LINEAR
 
 
 @pytest.mark.parametrize("check_vma", [True, False])

@@ -14,6 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxtrelu import _compat, variants
 from jaxtrelu.kernels import gpu
+from jaxtrelu.kernels.gpu_blocks import LAYOUT
 from jaxtrelu.kernels.gpu_tiles import (
     PART,
     WARPGROUPS,
@@ -206,7 +207,7 @@ def weight_gradient(
 
 def _load_row(ref) -> jax.Array:
     """Numbers per column, from global memory, as the accumulators hold columns."""
-    return _compat.load_gpu(ref, gpu.LAYOUT.reduce(0), optimized=False)
+    return _compat.load_gpu(ref, LAYOUT.reduce(0), optimized=False)
 
 
 def _pad_gated(ct, words, rows: int, columns: int) -> tuple[jax.Array, jax.Array]:
@@ -221,8 +222,8 @@ def _gate_tile(ct_smem, words_smem, gated_smem) -> None:
     rows, columns = gated_smem.shape
     for word in range(columns // WORD_BITS):
         lanes = pl.ds(word * WORD_BITS, WORD_BITS)
-        ct = _compat.load_gpu(ct_smem.at[:, lanes], gpu.LAYOUT)
-        packed = _compat.load_gpu(words_smem.at[word], gpu.ROW)
+        ct = _compat.load_gpu(ct_smem.at[:, lanes], LAYOUT)
+        packed = _compat.load_gpu(words_smem.at[word], LAYOUT.reduce(1))
         closed = gpu.unpack(packed, (rows, WORD_BITS)) == jnp.int32(0)
         gated_smem[:, lanes] = jnp.where(closed, jnp.zeros_like(ct), ct)
     plgpu.commit_smem()
