@@ -4,6 +4,7 @@
 suites:
   product    y, the gradient of a reconstruction loss, and a whole training step with Adam
   find       the open entries of a mask: words and select against nonzero and top_k
+  rows       a step of gradient descent on a few examples: dense gradients, and touched rows alone
   sweep      the gradient's time against m at fixed L0, and against L0 at fixed m (the crossover)
 
 ratio is the time relative to dense JAX in the same turn (find: to vmapped jnp.nonzero), so below 1
@@ -23,7 +24,7 @@ import numpy as np
 import optax
 from _harness import Case, run
 
-from jaxtrelu import bits, sparse_mlp
+from jaxtrelu import bits, sparse_mlp, sparse_mlp_vjp
 
 BATCH, WIDTH = 1024, 768
 
@@ -173,6 +174,52 @@ def find(args):
         )  # fmt: skip
 
 
+class Descent:
+    """A step of plain gradient descent that feeds itself, its weights donated."""
+
+    def __init__(self, updated, params, x):
+        self.step, self.x = jax.jit(updated, donate_argnums=0), x
+        self.params = jax.tree.map(jnp.copy, params)
+
+    def __call__(self):
+        self.params = self.step(self.params, self.x)
+        return self.params
+
+
+def _descend(function, params, x, rate=1e-3):
+    grads = jax.grad(functools.partial(loss, function))(params, x)
+    return {name: value - rate * grads[name] for name, value in params.items()}
+
+
+def _descend_by_rows(params, x, rate=1e-3):
+    (y, _), pullback = sparse_mlp_vjp(x, **params, capacity=128)
+    found = pullback(2 / y.size * (y - x))
+    updated = {
+        name: params[name].at[found.rows].add(
+            -rate * getattr(found, name), mode="drop", unique_indices=True, indices_are_sorted=True
+        )
+        for name in ("w_in", "b_in", "threshold", "w_out")
+    }
+    return updated | {"b_out": params["b_out"] - rate * found.b_out}
+
+
+def rows(args):
+    for m in args.features:
+        params = weights(m, args.l0)
+        for batch in (8, 64):
+            x = inputs()[:batch]
+            ways = {
+                "dense JAX": functools.partial(_descend, dense),
+                "jaxtrelu": functools.partial(_descend, sparse),
+                "jaxtrelu, rows": _descend_by_rows,
+            }
+            yield Case(
+                f"B={batch}, m={m}, L0={args.l0}", "descent step",
+                {name: Descent(way, params, x) for name, way in ways.items()},
+                "dense JAX", "dense JAX", 4 * m * WIDTH,
+            )  # fmt: skip
+
+
 def sweep(args):
     x = inputs()
     points = [(m, args.l0) for m in (2048, 8192, 16384, 32768)]
@@ -194,4 +241,4 @@ def add_arguments(parser):
 
 
 if __name__ == "__main__":
-    sys.exit(run(__doc__, {"product": product, "find": find, "sweep": sweep}, add_arguments))
+    sys.exit(run(__doc__, {"product": product, "find": find, "rows": rows, "sweep": sweep}, add_arguments))

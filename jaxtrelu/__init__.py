@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from jaxtrelu.linear import thresholded_linear
     from jaxtrelu.sparse import (
         Activity,
+        RowGradients,
         compact_mlp,
         entry_sum,
         gated_mlp,
         sparse_mlp,
+        sparse_mlp_vjp,
         thresholded_glu,
     )
 
@@ -30,6 +32,7 @@ __all__ = [
     "Activity",
     "Gaussian",
     "Rectangle",
+    "RowGradients",
     "Sigmoid",
     "Surrogate",
     "Triangle",
@@ -42,6 +45,7 @@ __all__ = [
     "jump_relu",
     "shifted_relu",
     "sparse_mlp",
+    "sparse_mlp_vjp",
     "step",
     "thresholded_glu",
     "thresholded_linear",
@@ -53,10 +57,12 @@ __all__ = [
 _MODULES = ("bits", "linen", "nnx", "sae")
 _NAMES = {
     "Activity": "sparse",
+    "RowGradients": "sparse",
     "compact_mlp": "sparse",
     "entry_sum": "sparse",
     "gated_mlp": "sparse",
     "sparse_mlp": "sparse",
+    "sparse_mlp_vjp": "sparse",
     "thresholded_glu": "sparse",
     "thresholded_linear": "linear",
 }

@@ -29,9 +29,8 @@ from jaxtrelu.sae.weights import (
     initial_weights,
     input_scale,
 )
+from jaxtrelu.sparse.latent import CROSSOVER
 
-#: Share of open features from which on dense products are faster, on a CPU.
-CROSSOVER = 1 / 32
 #: The columns of `Result.history`. Thresholds are given by their quantiles.
 HISTORY = (
     "step", "l0", "reconstruction", "coefficient", "dead_share", "window_share",

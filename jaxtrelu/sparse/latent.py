@@ -13,6 +13,11 @@ from jaxtrelu.sparse.entries import Groups, List, groups_of, listed
 from jaxtrelu.sparse.loops import take
 from jaxtrelu.variants import Spec
 
+# Share of open entries from which on dense products are faster, on a CPU (see the benchmark).
+CROSSOVER = 1 / 32
+# Entries per feature summed in the first pass over a weight gradient.
+DIRECT = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:

@@ -62,10 +62,11 @@ def decode(plan: Plan, z: jax.Array, threshold: jax.Array, w_out: jax.Array) -> 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def fused(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
     """Returns y (B, d_out) in the accumulator's type, without b_out, and the record of activity."""
-    return _forward(plan, operands)[0]
+    return forward(plan, operands)[0]
 
 
-def _forward(plan: Plan, operands: Operands):
+def forward(plan: Plan, operands: Operands):
+    """Returns what `fused` does, and what the gradient needs."""
     _, w_in, b_in, threshold, w_out = operands
     product = encode(operands.x, w_in)
     found = find(plan, product, b_in, threshold)
@@ -98,7 +99,7 @@ def _backward(plan: Plan, residuals: Residuals, cotangents):
     given = (g, activity.values, activity.l0)
     gradients = lax.cond(
         residuals.wide,
-        partial(_dense_gradients, plan),
+        partial(dense_gradients, plan),
         partial(_sparse_gradients, plan),
         residuals,
         given,
@@ -106,14 +107,30 @@ def _backward(plan: Plan, residuals: Residuals, cotangents):
     return (gradients,)
 
 
-def _dense_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
+def dense_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
+    """The gradients by dense products, for cotangents of y, of the entries' values and of l0."""
     g, _, l0 = given
     return jax.vjp(partial(dense, plan), residuals.operands)[1]((g, l0))[0]
 
 
-def _sparse_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
+class AtEntries(NamedTuple):
+    """Gradients before they are summed, in a list by feature."""
+
+    columns: Groups
+    feature: jax.Array
+    row: jax.Array
+    a: jax.Array
+    """The activations."""
+    dz: jax.Array
+    dthreshold: jax.Array
+    x: jax.Array
+    """The gradient of x, (B, d), summed already."""
+
+
+def at_entries(plan: Plan, residuals: Residuals, given) -> AtEntries:
+    """The gradients at the entries, for cotangents of y, of the entries' values and of l0."""
     g, values, l0 = given
-    x, w_in, b_in, threshold, w_out = residuals.operands
+    x, w_in, _, threshold, w_out = residuals.operands
     rows, by_row, total = residuals.rows, residuals.by_row, residuals.rows.total
     columns = groups_of(bits.transpose(rows.words, w_in.shape[0]))
     by_column = listed(columns, total, plan.size)
@@ -128,18 +145,33 @@ def _sparse_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
     (a, _), pullback = jax.vjp(both, z, at_threshold)
     da = entry_dots(by_column, total, w_out, g, z.dtype) + take(values, from_rows)
     dz, dthreshold = pullback((da, take(l0, row)))
+    dz_by_row = take(dz, position(columns, by_row.member, by_row.group))
+    dx = gather_sum(rows, by_row.member, dz_by_row, w_in, 0).astype(x.dtype)
+    return AtEntries(columns, feature, row, a, dz, dthreshold, dx)
+
+
+def summed(plan: Plan, operands: Operands, found: AtEntries, g, features: Groups) -> Operands:
+    """The gradients summed by feature, for all features or for some of `found.columns`."""
+    x, w_in, b_in, threshold, w_out = operands
 
     def by_feature(values, table):
-        return gather_sum(columns, row, values, table, plan.direct)
+        return gather_sum(features, found.row, values, table, plan.direct)
 
-    dz_by_row = take(dz, position(columns, by_row.member, by_row.group))
+    def scalars(values):
+        return scalar_sum(found.columns, found.feature, values)
+
     return Operands(
-        x=gather_sum(rows, by_row.member, dz_by_row, w_in, 0).astype(x.dtype),
-        w_in=by_feature(dz, x).astype(w_in.dtype),
-        b_in=None if b_in is None else scalar_sum(columns, feature, dz).astype(b_in.dtype),
-        threshold=scalar_sum(columns, feature, dthreshold).astype(threshold.dtype),
-        w_out=by_feature(a, g).astype(w_out.dtype),
+        x=found.x,
+        w_in=by_feature(found.dz, x).astype(w_in.dtype),
+        b_in=None if b_in is None else scalars(found.dz).astype(b_in.dtype),
+        threshold=scalars(found.dthreshold).astype(threshold.dtype),
+        w_out=by_feature(found.a, g).astype(w_out.dtype),
     )
+
+
+def _sparse_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
+    found = at_entries(plan, residuals, given)
+    return summed(plan, residuals.operands, found, given[0], found.columns)
 
 
 def nothing(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
@@ -160,4 +192,4 @@ def nothing(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
     return y, record
 
 
-fused.defvjp(_forward, _backward)
+fused.defvjp(forward, _backward)

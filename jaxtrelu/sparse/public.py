@@ -1,23 +1,20 @@
-"""The public door of the sparse products: operands checked, flattened and given to `fused`."""
+"""The public door of the two-layer product: operands checked, flattened and given to `fused`."""
+
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxtrelu._door import canonical_spec
 from jaxtrelu.sparse.activity import Activity
 from jaxtrelu.sparse.checks import bias, check_shapes, check_spec, floating, list_size, per_feature
-from jaxtrelu.sparse.gated import FEW_ROWS, GatedOperands, gated, gated_dense
-from jaxtrelu.sparse.latent import Plan
+from jaxtrelu.sparse.latent import CROSSOVER, DIRECT, Plan
 from jaxtrelu.sparse.loops import alike
-from jaxtrelu.sparse.mlp import Operands, fused, nothing
+from jaxtrelu.sparse.mlp import Operands, forward, fused, nothing
+from jaxtrelu.sparse.rows import RowGradients, row_gradients
 from jaxtrelu.surrogates import Surrogate
-
-# Share of open entries from which on dense products are faster, on a CPU (see the benchmark).
-CROSSOVER = 1 / 32
-# The same for the gated product of a few rows, in which weights are read and hardly anything else.
-CROSSOVER_FEW_ROWS = 1 / 2
-# Entries per feature summed in the first pass over a weight gradient.
-_DIRECT = 4
+from jaxtrelu.variants import Spec
 
 
 def sparse_mlp(
@@ -80,86 +77,123 @@ def sparse_mlp(
     layers (arXiv 2310.04564).
     """
     spec = canonical_spec(variant, ceiling, 0, surrogate)
+    plan, operands, b_out = _prepared(spec, capacity, x, w_in, b_in, threshold, w_out, b_out)
+    result = (fused if _has_elements(operands) else nothing)(plan, operands)
+    return _finished(result, jnp.shape(x), operands, b_out)
+
+
+def sparse_mlp_vjp(
+    x: ArrayLike,
+    w_in: ArrayLike,
+    b_in: ArrayLike | None,
+    threshold: ArrayLike,
+    w_out: ArrayLike,
+    b_out: ArrayLike | None = None,
+    *,
+    rows: int | None = None,
+    variant: str = "hard",
+    ceiling: float | None = None,
+    surrogate: Surrogate | None = None,
+    capacity: int | None = None,
+) -> tuple[tuple[jax.Array, Activity], Callable[..., RowGradients]]:
+    """`sparse_mlp` and its pullback, with weight gradients as the rows that were touched.
+
+    For optimisers that update touched rows only: with a small batch and many features a dense
+    gradient is mostly zeros, and writing them most of the step. As `jax.vjp`, but not itself
+    differentiable. Works under `jit`.
+
+    Convention at the threshold: as `sparse_mlp`. With a surrogate, features inside its window count
+    as touched.
+
+    Args:
+      x: (..., d), floating point.
+      w_in: (m, d), feature-major.
+      b_in: (m,), or None.
+      threshold: a number or (m,), in the units of the pre-activations.
+      w_out: (m, d_out), feature-major.
+      b_out: (d_out,), or None.
+      rows: R, the length of the lists of rows. Default: as many as the entries' lists hold, at most
+        m, which is enough unless the dense path is taken.
+      variant: ``"hard"`` or ``"shift"``.
+      ceiling: for ``shift``, as in `jaxtrelu.thresholded_relu`.
+      surrogate: of bounded support, such as ``jaxtrelu.Rectangle(0.05)``: JumpReLU.
+      capacity: as in `sparse_mlp`.
+
+    Returns:
+      ``((y, activity), pullback)``. ``pullback(g, values=None, l0=None)`` takes cotangents of y
+      and, where there are penalties, of the record's `values` and `l0`; it returns `RowGradients`.
+
+    Raises:
+      TypeError: an operand is not a floating-point array.
+      ValueError: as `sparse_mlp`, or `rows` is not a whole number of at least 1.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxtrelu
+      >>> w = jnp.eye(3)
+      >>> (y, _), pullback = jaxtrelu.sparse_mlp_vjp(jnp.array([[0.0, 2.0, 0.0]]), w, None, 1.0, w)
+      >>> gradients = pullback(y)
+      >>> w.at[gradients.rows].add(-0.25 * gradients.w_out, mode="drop")[1].tolist()
+      [0.0, 0.0, 0.0]
+
+    Source: as `sparse_mlp`.
+    """
+    spec = canonical_spec(variant, ceiling, 0, surrogate)
+    plan, operands, b_out = _prepared(spec, capacity, x, w_in, b_in, threshold, w_out, b_out)
+    features, width = operands.w_out.shape
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+        raise ValueError(
+            f"`rows` should be a whole number of rows, at least 1, but is {rows!r}. "
+            "Pass None for the default."
+        )
+    if not _has_elements(operands):
+        raise ValueError(
+            "`x` and the weights should have elements here, but have shapes "
+            f"{jnp.shape(x)}, {operands.w_in.shape} and {operands.w_out.shape}. Use sparse_mlp."
+        )
+    size = min(features, plan.size if rows is None else rows)
+    result, residuals = forward(plan, operands)
+    y, activity = _finished(result, jnp.shape(x), operands, b_out)
+
+    def pullback(g, values=None, l0=None):
+        g = jnp.asarray(g).astype(result[0].dtype).reshape(-1, width)
+        values = jnp.zeros_like(activity.values) if values is None else jnp.asarray(values)
+        l0 = jnp.zeros(activity.l0.size) if l0 is None else jnp.ravel(l0)
+        given = (g, values.astype(activity.values.dtype), l0.astype(activity.l0.dtype))
+        sums, touched, complete = row_gradients(plan, residuals, given, size)
+        return RowGradients(
+            sums.x.reshape(jnp.shape(x)),
+            touched,
+            sums.w_in,
+            sums.b_in,
+            sums.threshold,
+            sums.w_out,
+            None if b_out is None else jnp.sum(g, axis=0).astype(b_out.dtype),
+            complete,
+        )
+
+    return (y, activity), pullback
+
+
+def _prepared(spec: Spec, capacity, x, w_in, b_in, threshold, w_out, b_out):
+    """Checks the operands; returns the plan, the operands with x as a matrix, and b_out."""
     check_spec(spec)
     x, w_in, w_out = floating("x", x), floating("w_in", w_in), floating("w_out", w_out)
     b_in, b_out = bias("b_in", b_in), bias("b_out", b_out)
     threshold = per_feature(threshold, w_in)
     check_shapes(x, w_in, b_in, w_out, b_out)
-    lead, features = x.shape[:-1], w_in.shape[0]
     rows = x.reshape(-1, x.shape[-1])
-    plan = Plan(spec, list_size(capacity, rows.shape[0], features, CROSSOVER), _DIRECT)
-    operands = Operands(rows, w_in, b_in, threshold, w_out)
-    operands = alike(operands)
-    if rows.size and w_in.size and w_out.size:
-        y, activity = fused(plan, operands)
-    else:
-        y, activity = nothing(plan, operands)
+    plan = Plan(spec, list_size(capacity, rows.shape[0], w_in.shape[0], CROSSOVER), DIRECT)
+    return plan, alike(Operands(rows, w_in, b_in, threshold, w_out)), b_out
+
+
+def _has_elements(operands: Operands) -> bool:
+    return all(o.size for o in (operands.x, operands.w_in, operands.w_out))
+
+
+def _finished(result, shape: tuple, operands: Operands, b_out) -> tuple[jax.Array, Activity]:
+    """y and the record in the shapes and the dtype that go with x of that shape."""
+    (y, activity), lead = result, shape[:-1]
     if b_out is not None:
         y = y + b_out.astype(y.dtype)
     activity = activity._replace(counts=activity.counts.reshape(lead), l0=activity.l0.reshape(lead))
-    return y.astype(x.dtype).reshape(*lead, w_out.shape[1]), activity
-
-
-def gated_mlp(
-    x: ArrayLike,
-    w_gate: ArrayLike,
-    w_up: ArrayLike,
-    w_out: ArrayLike,
-    threshold: ArrayLike,
-    *,
-    variant: str = "hard",
-    capacity: int | None = None,
-) -> jax.Array:
-    """``(thresholded(x @ w_gate.T) * (x @ w_up.T)) @ w_out``, reading open rows of weights only.
-
-    The first product is dense; of `w_up` and `w_out` only those rows are read whose gate is open:
-    for one row, as in decoding, in rounds of small dense products; for batches, entry by entry. The
-    result is that of the dense function to rounding: where more gates are open than `capacity`
-    allows for, dense products are taken, chosen on the device.
-
-    Convention at the threshold: open where ``x @ w_gate.T > threshold``, strictly; NaN is open.
-
-    Args:
-      x: (..., d), floating point.
-      w_gate: (h, d), feature-major.
-      w_up: (h, d), feature-major.
-      w_out: (h, d_out), feature-major.
-      threshold: a number or (h,), in the units of the gate's pre-activations.
-      variant: ``"hard"`` (FATReLU) or ``"shift"`` (shifted ReLU).
-      capacity: the mean number of open gates per row up to which the sparse path is taken; a hint,
-        not a limit. Default: h / 2 for up to 8 rows, h / 32 for more, about where dense becomes
-        faster on a CPU.
-
-    Returns:
-      y of shape (..., d_out), in x's dtype, summed in float32 at least. Differentiable with respect
-      to all operands.
-
-    Raises:
-      TypeError: an operand is not a floating-point array.
-      ValueError: shapes that do not fit, or ``variant="clamp"`` (it has no zeros).
-
-    Example:
-      >>> import jax.numpy as jnp, jaxtrelu
-      >>> x, w = jnp.array([1.0, 2.0]), jnp.eye(2)
-      >>> jaxtrelu.gated_mlp(x, w, 10 * w, w, 1.0).tolist()
-      [0.0, 40.0]
-
-    Source: Kurtz et al. 2020 (FATReLU); Mirzadeh et al. 2023, arXiv 2310.04564.
-    """
-    spec = canonical_spec(variant)
-    check_spec(spec)
-    x, w_gate = floating("x", x), floating("w_gate", w_gate)
-    w_up, w_out = floating("w_up", w_up), floating("w_out", w_out)
-    check_shapes(x, w_gate, None, w_out, None, "w_gate")
-    if w_up.shape != w_gate.shape:
-        raise ValueError(
-            f"`w_up` should have the shape of `w_gate`, {w_gate.shape}, but has {w_up.shape}."
-        )
-    rows = x.reshape(-1, x.shape[-1])
-    share = CROSSOVER_FEW_ROWS if rows.shape[0] <= FEW_ROWS else CROSSOVER
-    size = list_size(capacity, rows.shape[0], w_gate.shape[0], share)
-    threshold = per_feature(threshold, w_gate)
-    operands = alike(GatedOperands(rows, w_gate, w_up, w_out, threshold))
-    product = gated if rows.size and w_gate.size and w_out.size else gated_dense
-    y = product(Plan(spec, size, _DIRECT), operands)
-    return y.astype(x.dtype).reshape(*x.shape[:-1], w_out.shape[1])
+    return y.astype(operands.x.dtype).reshape(*lead, operands.w_out.shape[1]), activity
