@@ -182,6 +182,7 @@ class Descent:
         self.params = jax.tree.map(jnp.copy, params)
 
     def __call__(self):
+        """Takes a step and returns the weights."""
         self.params = self.step(self.params, self.x)
         return self.params
 
@@ -195,9 +196,7 @@ def _descend_by_rows(params, x, rate=1e-3):
     (y, _), pullback = sparse_mlp_vjp(x, **params, capacity=128)
     found = pullback(2 / y.size * (y - x))
     updated = {
-        name: params[name].at[found.rows].add(
-            -rate * getattr(found, name), mode="drop", unique_indices=True, indices_are_sorted=True
-        )
+        name: params[name].at[found.rows].add(-rate * getattr(found, name), mode="drop")
         for name in ("w_in", "b_in", "threshold", "w_out")
     }
     return updated | {"b_out": params["b_out"] - rate * found.b_out}
@@ -241,4 +240,5 @@ def add_arguments(parser):
 
 
 if __name__ == "__main__":
-    sys.exit(run(__doc__, {"product": product, "find": find, "rows": rows, "sweep": sweep}, add_arguments))
+    suites = {"product": product, "find": find, "rows": rows, "sweep": sweep}
+    sys.exit(run(__doc__, suites, add_arguments))
