@@ -221,8 +221,8 @@ def rows(args):
 
 def sweep(args):
     x = inputs()
-    points = [(m, args.l0) for m in (2048, 8192, 16384, 32768)]
-    points += [(16384, l0) for l0 in (16, 256, 512, 1024)]
+    points = [(m, args.l0) for m in (2048, 8192, 16384, 32768, 65536)]
+    points += [(16384, l0) for l0 in (16, 256, 512, 1024, 2048)]
     for m, l0 in points:
         params = weights(m, l0)
         ours = functools.partial(sparse, capacity=2 * l0)
