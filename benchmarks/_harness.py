@@ -125,7 +125,7 @@ def _time(peer, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _repeats(peer, *, sample: float = 2e-3) -> int:
+def _repeats(peer, *, sample: float = 30e-3) -> int:
     jax.block_until_ready(peer())
     return max(1, int(sample / max(_time(peer, 3), 1e-9)))
 

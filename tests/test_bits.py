@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxtrelu import bits
 
-WIDTHS = [1, 5, 31, 32, 33, 64, 100]
+WIDTHS = [1, 5, 31, 32, 33, 64, 100, 600, 2100]
 MASKS = st.tuples(
     st.integers(0, 2**31), st.sampled_from([0, 1, 3]), st.sampled_from(WIDTHS),
     st.sampled_from([0.0, 0.05, 0.5, 1.0]),
@@ -48,6 +48,16 @@ def test_rank_inverts_select():
     words = bits.pack(jnp.asarray(_mask(7, 4, 200, 0.2)))
     k = jnp.broadcast_to(jnp.arange(20), (4, 20))
     np.testing.assert_array_equal(bits.rank(words, bits.select(words, k)), k)
+
+
+def test_select_takes_any_k_in_any_order():
+    words = bits.pack(jnp.ones((3, 1100), bool))
+    k = jnp.array([[1099, 0, -1, 1100, 513, 512, -(2**31), 2**31 - 1]])
+    past = words.shape[1] * 32
+    np.testing.assert_array_equal(
+        bits.select(words, k), [[1099, 0, past, past, 513, 512, past, past]] * 3
+    )
+    assert bits.select(jnp.zeros((2, 0), jnp.uint32), k[:1]).tolist() == [[0] * 8] * 2
 
 
 def test_counts_are_exact_where_the_lists_are_too_short():

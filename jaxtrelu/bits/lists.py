@@ -1,11 +1,16 @@
 """Rank, select and compaction on packed words."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxtrelu.bits.words import checked, count, population, rank_in_word, select_in_word
 from jaxtrelu.packing import WORD_BITS
+
+# At most so many blocks of words in a row are told apart by comparing, before a search inside one.
+_BLOCKS = 16
 
 
 def rank(words: ArrayLike, index: ArrayLike) -> jax.Array:
@@ -51,13 +56,14 @@ def select(words: ArrayLike, k: ArrayLike) -> jax.Array:
     [0, 2, 32]
     """
     words, k = checked(words), jnp.asarray(k, jnp.int32)
-    ones = population(words)
-    upto = jnp.cumsum(ones, axis=-1)
     lead = jnp.broadcast_shapes(words.shape[:-1], k.shape[:-1])
-    flat = [jnp.broadcast_to(a, (*lead, a.shape[-1])) for a in (words, ones, upto, k)]
-    flat = [a.reshape(-1, a.shape[-1]) for a in flat]
-    found = jax.vmap(_select_row)(*flat)
-    return found.reshape(*lead, k.shape[-1])
+    words, k = (jnp.broadcast_to(a, (*lead, a.shape[-1])) for a in (words, k))
+    width = words.shape[-1]
+    if width == 0:
+        return jnp.zeros_like(k)
+    rows = math.prod(lead)
+    found = _select_rows(words.reshape(rows, width), k.reshape(rows, k.shape[-1]))
+    return found.reshape(k.shape)
 
 
 def compact(
@@ -126,9 +132,35 @@ def expand(indices: ArrayLike, values: ArrayLike, width: int) -> jax.Array:
     return put(rows, indices.reshape(-1, size), values.reshape(-1, size)).reshape(*lead, width)
 
 
-def _select_row(words, ones, upto, k):
-    width = words.shape[0]
-    place = jnp.searchsorted(upto, k, side="right", method="scan_unrolled").astype(jnp.int32)
-    inside = jnp.minimum(place, width - 1)
-    found = inside * WORD_BITS + select_in_word(words[inside], k - (upto[inside] - ones[inside]))
-    return jnp.where((k >= 0) & (place < width), found, width * WORD_BITS)
+def _select_rows(words: jax.Array, k: jax.Array) -> jax.Array:
+    """`select` of words (rows, w) at k (rows, j).
+
+    A few blocks of words are told apart by comparing, a vector operation; inside one the search
+    goes down a tree of counts, a gather per level. Running counts of all words would cost more.
+    """
+    rows, width = words.shape
+    levels = (-(-width // _BLOCKS) - 1).bit_length()
+    blocks = -(-width // 2**levels)
+    words = jnp.pad(words, ((0, 0), (0, blocks * 2**levels - width)))
+    counts = [population(words)]
+    for _ in range(levels):
+        pairs = counts[-1].reshape(rows, counts[-1].shape[1] // 2, 2)
+        counts.append(jnp.sum(pairs, axis=-1, dtype=jnp.int32))
+    upto = jnp.cumsum(counts.pop(), axis=-1)
+
+    first = jnp.arange(rows, dtype=jnp.int32)[:, None] * blocks
+    place, before = jnp.broadcast_to(first, k.shape), jnp.zeros_like(k)
+    for end in jnp.split(upto[:, :-1], blocks - 1, axis=1) if blocks > 1 else ():
+        place = place + (end <= k)
+        before = jnp.where(end <= k, end, before)
+    left = k - before
+    for level in reversed(counts):
+        lower = level.reshape(-1).at[2 * place].get(mode="promise_in_bounds")
+        above = left >= lower
+        left = jnp.where(above, left - lower, left)
+        place = 2 * place + above
+    word = words.reshape(-1).at[place].get(mode="promise_in_bounds")
+    bit = select_in_word(word, left)
+    place = place - first * 2**levels
+    there = (k >= 0) & (k < upto[:, -1:])
+    return jnp.where(there, place * WORD_BITS + bit, width * WORD_BITS)
