@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxtrelu.bits.words import population, rank_in_word, select_in_word
 from jaxtrelu.packing import WORD_BITS
-from jaxtrelu.sparse.loops import ceil_div, repeat, take
+from jaxtrelu.sparse.loops import ceil_div, repeat, take, varying_like
 
 # Entries found per round: enough to keep both cores busy, few enough for a cache.
 _ROUND = 4096
@@ -51,34 +51,50 @@ def groups_of(words: jax.Array) -> Groups:
     return Groups(words, within + starts[:, None], starts, counts)
 
 
-def nth(groups: Groups, k: jax.Array) -> List:
-    """The k-th entries of the whole matrix, from 0, for an array k; past the last, any."""
-    across = groups.words.shape[1]
-    upto, words = groups.upto.reshape(-1), groups.words.reshape(-1)
-    place = jnp.searchsorted(upto, k, side="right", method="scan_unrolled")
-    place = jnp.minimum(place.astype(jnp.int32), upto.shape[0] - 1)
-    word = take(words, place)
-    bit = select_in_word(word, k - (take(upto, place) - population(word)))
-    return List(place // across, place % across * WORD_BITS + bit)
-
-
 def listed(groups: Groups, total: jax.Array, size: int) -> List:
-    """The first `total` entries, in a list of `size`; rounds are as many as `total` needs."""
+    """The first `total` entries, in a list of `size`; rounds are as many as `total` needs.
+
+    A mark where each group starts and a running sum of marks tell an entry's group; what is left to
+    search are the words of that group, and not those of the matrix.
+    """
     length = min(_ROUND, size)
     padded = ceil_div(size, length) * length
+    marks = varying_like(jnp.zeros(padded, jnp.int32), groups.starts)
+    marks = marks.at[groups.starts].add(1, mode="drop")
 
-    def found(i, lists):
+    def found(i, state):
+        before, lists = state
         k = i * length + jnp.arange(length, dtype=jnp.int32)
-        return List(
+        group = before + jnp.cumsum(lax.dynamic_slice(marks, (i * length,), (length,)))
+        part = List(group, _member(groups, group, k))
+        lists = List(
             *(
-                lax.dynamic_update_slice(whole, jnp.where(k < total, part, 0), (i * length,))
-                for whole, part in zip(lists, nth(groups, k), strict=True)
+                lax.dynamic_update_slice(whole, jnp.where(k < total, new, 0), (i * length,))
+                for whole, new in zip(lists, part, strict=True)
             )
         )
+        return group[-1], lists
 
     start = List(jnp.zeros(padded, jnp.int32), jnp.zeros(padded, jnp.int32))
-    group, member = repeat(ceil_div(total, length), found, start)
+    before = jnp.full((), -1, jnp.int32)
+    _, (group, member) = repeat(ceil_div(total, length), found, (before, start))
     return List(group[:size], member[:size])
+
+
+def _member(groups: Groups, group: jax.Array, k: jax.Array) -> jax.Array:
+    """The member of the matrix's k-th entry, which is in `group`; anything where there is none."""
+    across = groups.words.shape[1]
+    upto, first = groups.upto.reshape(-1), group * across
+    place = jnp.zeros_like(k)
+    half = 1 << (across - 1).bit_length()
+    while half > 1:
+        half //= 2
+        middle = jnp.minimum(place + (half - 1), across - 1)
+        place = jnp.where(take(upto, first + middle) <= k, middle + 1, place)
+    at = first + jnp.minimum(place, across - 1)
+    word = take(groups.words.reshape(-1), at)
+    bit = select_in_word(word, k - (take(upto, at) - population(word)))
+    return (at - first) * WORD_BITS + bit
 
 
 def position(groups: Groups, group: jax.Array, member: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtrelu import bits
-from jaxtrelu.sparse.entries import Groups, List, groups_of, listed, nth, position
+from jaxtrelu.sparse.entries import Groups, List, groups_of, listed, position
 from jaxtrelu.sparse.latent import Plan, accumulator, activate, encode, find
 from jaxtrelu.sparse.loops import ceil_div, repeat, take, varying_like
 from jaxtrelu.sparse.products import entry_dots, gather_sum, scalar_sum
@@ -69,14 +69,16 @@ def _few_rows(plan: Plan, operands: GatedOperands, z: jax.Array) -> jax.Array:
     """Decoding: rounds of units that some row opens, each a small dense product over their rows."""
     x, _, w_up, w_out, threshold = operands
     units = z.shape[1]
-    any_open = groups_of(bits.pack(jnp.any(~(z <= threshold), axis=0))[None])
-    number = any_open.total
+    most = plan.size // x.shape[0]
+    listed_units, _, number = bits.compact(
+        bits.pack(jnp.any(~(z <= threshold), axis=0)), ceil_div(most, _ROUND) * _ROUND
+    )
     a = activate(plan, z, threshold)
 
     def more(i, y):
-        k = i * _ROUND + jnp.arange(_ROUND, dtype=jnp.int32)
-        there = k < number
-        unit = jnp.where(there, nth(any_open, k).member, units - 1)
+        unit = lax.dynamic_slice(listed_units, (i * _ROUND,), (_ROUND,))
+        there = unit < units
+        unit = jnp.minimum(unit, units - 1)
         up = jnp.matmul(x, take(w_up, unit).T, preferred_element_type=z.dtype)
         latent = jnp.where(there, a[:, unit] * up, 0).astype(w_out.dtype)
         out = jnp.where(there[:, None], take(w_out, unit), 0)
@@ -87,7 +89,7 @@ def _few_rows(plan: Plan, operands: GatedOperands, z: jax.Array) -> jax.Array:
     def sparse(z):
         return repeat(ceil_div(number, _ROUND), more, start)
 
-    wide = number > plan.size // x.shape[0]
+    wide = number > most
     return lax.cond(wide, partial(_dense_rest, plan, operands), sparse, z)
 
 

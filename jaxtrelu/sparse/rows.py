@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtrelu import bits
-from jaxtrelu.sparse.entries import Groups, groups_of, nth
+from jaxtrelu.sparse.entries import Groups, groups_of
 from jaxtrelu.sparse.latent import Plan
 from jaxtrelu.sparse.mlp import Operands, Residuals, at_entries, dense_gradients, summed
 
@@ -76,10 +76,8 @@ def row_gradients(plan: Plan, residuals: Residuals, given, size: int):
 
 def _touched(columns: Groups, size: int) -> tuple[jax.Array, jax.Array]:
     """The features with an entry, in a list of `size`, and whether they all fit."""
-    touched = groups_of(bits.pack(columns.counts > 0)[None])
-    slots = jnp.arange(size, dtype=jnp.int32)
-    rows = jnp.where(slots < touched.total, nth(touched, slots).member, columns.counts.shape[0])
-    return rows, touched.total <= size
+    rows, _, number = bits.compact(bits.pack(columns.counts > 0), size)
+    return jnp.minimum(rows, columns.counts.shape[0]), number <= size
 
 
 def _at(rows: jax.Array, whole: Any) -> Any:
