@@ -98,7 +98,7 @@ def _member(groups: Groups, group: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def position(groups: Groups, group: jax.Array, member: jax.Array) -> jax.Array:
-    """Where the entries (group, member), which must be set, stand in the list of `groups`."""
+    """Where the entries (group, member) stand in the list of `groups`, or would stand."""
     place = member // WORD_BITS
     flat = group * groups.words.shape[1] + place
     word = take(groups.words.reshape(-1), flat)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtrelu import bits
-from jaxtrelu.sparse.entries import Groups, List, groups_of, listed, position
-from jaxtrelu.sparse.latent import Plan, accumulator, activate, encode, find
+from jaxtrelu.sparse.entries import groups_of, listed, position
+from jaxtrelu.sparse.latent import Entries, Plan, accumulator, activate, encode, find
 from jaxtrelu.sparse.loops import ceil_div, repeat, take, varying_like
 from jaxtrelu.sparse.products import entry_dots, gather_sum, scalar_sum
 
@@ -38,9 +38,7 @@ class GatedResiduals(NamedTuple):
     """What the gradient needs: one bit per element of the gate, and what stands at the entries."""
 
     operands: GatedOperands
-    rows: Groups
-    by_row: List
-    z: jax.Array
+    visited: Entries
     wide: jax.Array
 
 
@@ -96,16 +94,16 @@ def _few_rows(plan: Plan, operands: GatedOperands, z: jax.Array) -> jax.Array:
 def _forward(plan: Plan, operands: GatedOperands):
     x, w_gate, w_up, w_out, threshold = operands
     product = encode(x, w_gate)
-    found = find(plan, product, None, threshold)
-    by_row = found.by_row
+    _, visited, _, wide = find(plan, product, None, threshold)
+    unit = visited.by_row.member
 
     def sparse(product):
-        a = activate(plan, found.z, take(threshold, by_row.member))
-        dots = entry_dots(by_row, found.rows.total, x, w_up, product.dtype)
-        return gather_sum(found.rows, by_row.member, a * dots, w_out, 0)
+        a = activate(plan, visited.z, take(threshold, unit))
+        dots = entry_dots(visited.by_row, visited.total, x, w_up, product.dtype)
+        return gather_sum(visited.groups, unit, a * dots, w_out, 0)
 
-    y = lax.cond(found.wide, partial(_dense_rest, plan, operands), sparse, product)
-    return y, GatedResiduals(operands, found.rows, by_row, found.z, found.wide)
+    y = lax.cond(wide, partial(_dense_rest, plan, operands), sparse, product)
+    return y, GatedResiduals(operands, visited, wide)
 
 
 def _backward(plan: Plan, residuals: GatedResiduals, g: jax.Array):
@@ -118,12 +116,12 @@ def _backward(plan: Plan, residuals: GatedResiduals, g: jax.Array):
 
 def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> GatedOperands:
     x, w_gate, w_up, w_out, threshold = residuals.operands
-    rows, by_row, total = residuals.rows, residuals.by_row, residuals.rows.total
+    rows, by_row, at_rows, total = residuals.visited
     columns = groups_of(bits.transpose(rows.words, w_gate.shape[0]))
     by_column = listed(columns, total, plan.size)
     unit, row = by_column
 
-    z = take(residuals.z, position(rows, row, unit))
+    z = take(at_rows, position(rows, row, unit))
     dtype = z.dtype
     a, pullback = jax.vjp(partial(activate, plan), z, take(threshold, unit))
     up = entry_dots(by_column, total, w_up, x, dtype)
@@ -143,7 +141,7 @@ def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> Ga
         w_gate=by_unit(dz, x).astype(w_gate.dtype),
         w_up=by_unit(dup, x).astype(w_up.dtype),
         w_out=by_unit(a * up, g).astype(w_out.dtype),
-        threshold=scalar_sum(columns, unit, dthreshold).astype(threshold.dtype),
+        threshold=scalar_sum(len(threshold), unit, dthreshold, total).astype(threshold.dtype),
     )
 
 

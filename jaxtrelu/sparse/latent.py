@@ -29,18 +29,33 @@ class Plan:
     direct: int
     """Entries per feature that a weight gradient sums in its first pass."""
 
+    @property
+    def window_is_silent(self) -> bool:
+        """Whether closed entries inside the window matter to the threshold's gradient alone."""
+        surrogate = self.spec.surrogate
+        return surrogate is not None and self.spec.variant == "hard" and not surrogate.to_input
+
+
+class Entries(NamedTuple):
+    """Some entries of a latent (B, m), listed in row order."""
+
+    groups: Groups
+    by_row: List
+    z: jax.Array
+    """The pre-activation of each."""
+    total: jax.Array
+    """How many slots of the lists are used: none, where the lists are too short."""
+
 
 class Found(NamedTuple):
     """The entries of a latent (B, m): open ones, and those inside a surrogate's window."""
 
     opened: jax.Array
     """Words of the open entries alone."""
-    rows: Groups
-    by_row: List
-    there: jax.Array
-    """Which slots of the lists are used."""
-    z: jax.Array
-    """The pre-activation of each entry."""
+    visited: Entries
+    """All entries, or the open ones."""
+    window: Entries | None
+    """Closed entries inside the window, where they are listed apart."""
     wide: jax.Array
     """Whether there are more entries than the lists hold; they are empty then."""
 
@@ -68,24 +83,32 @@ def biased(product: jax.Array, bias: jax.Array | None) -> jax.Array:
     return product if bias is None else product + bias.astype(product.dtype)
 
 
-def find(plan: Plan, product: jax.Array, bias: jax.Array | None, threshold: jax.Array) -> Found:
-    """The entries of ``product + bias``, which is not kept."""
+def find(plan: Plan, product, bias, threshold: jax.Array, *, apart: bool = False) -> Found:
+    """The entries of ``product + bias``, which is not kept; with those of a window apart or not."""
     z = biased(product, bias)
-    support = ~(z <= threshold)
-    opened = pack_last(support)
-    if plan.spec.surrogate is None:
-        rows = groups_of(opened)
-    else:
-        support |= variants.window(z, jnp.broadcast_to(threshold, z.shape), plan.spec)
-        rows = groups_of(pack_last(support))
-    wide = rows.total > plan.size
-    total = jnp.where(wide, 0, rows.total)
-    by_row = listed(rows, total, plan.size)
-    kept = take(product.reshape(-1), by_row.group * product.shape[1] + by_row.member)
+    visited = opened = pack_last(~(z <= threshold))
+    silent = None
+    if plan.spec.surrogate is not None:
+        inside = pack_last(variants.window(z, jnp.broadcast_to(threshold, z.shape), plan.spec))
+        if apart:
+            silent = groups_of(inside & ~opened)
+        else:
+            visited = opened | inside
+    groups = groups_of(visited)
+    number = groups.total if silent is None else groups.total + silent.total
+    wide = number > plan.size
+    window = None if silent is None else entries_of(plan, silent, wide, product, bias)
+    return Found(opened, entries_of(plan, groups, wide, product, bias), window, wide)
+
+
+def entries_of(plan: Plan, groups: Groups, wide: jax.Array, product, bias) -> Entries:
+    """Lists entries with what stands there in ``product + bias``; none, if there are too many."""
+    total = jnp.where(wide, 0, groups.total)
+    by_row = listed(groups, total, plan.size)
+    z = take(product.reshape(-1), by_row.group * product.shape[1] + by_row.member)
     if bias is not None:
-        kept = biased(kept, take(bias, by_row.member))
-    there = jnp.arange(plan.size, dtype=jnp.int32) < total
-    return Found(opened, rows, by_row, there, kept, wide)
+        z = biased(z, take(bias, by_row.member))
+    return Entries(groups, by_row, z, total)
 
 
 def accumulator(dtype) -> jnp.dtype:

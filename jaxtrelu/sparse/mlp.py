@@ -7,7 +7,12 @@ With z = x @ w_in.T + b_in and the open entries E, the rest visits E only:
     dw_out[f] = sum over b of act(z)[b, f] g[b]        dw_in[f] = sum over b of dz[b, f] x[b]
     dx[b] = sum over f of dz[b, f] w_in[f]
 
-Kept for the gradient: the operands, one bit per element of z, and z at the open entries.
+For a threshold that learns, E is what is open or inside the surrogate's window. Closed entries of
+the window have act = dz = 0 unless the estimate flows to z as well; they are listed apart then, and
+dθ alone is computed there.
+
+Kept for the gradient: the operands, one bit per element of z (two with a window), and z at the
+entries.
 """
 
 from functools import partial
@@ -19,8 +24,17 @@ from jax import lax
 
 from jaxtrelu import bits, variants
 from jaxtrelu.sparse.activity import Activity
-from jaxtrelu.sparse.entries import Groups, List, groups_of, listed, position
-from jaxtrelu.sparse.latent import Plan, activate, biased, encode, find, opened
+from jaxtrelu.sparse.entries import Groups, groups_of, listed, position
+from jaxtrelu.sparse.latent import (
+    Entries,
+    Plan,
+    activate,
+    biased,
+    encode,
+    entries_of,
+    find,
+    opened,
+)
 from jaxtrelu.sparse.loops import take
 from jaxtrelu.sparse.products import entry_dots, gather_sum, scalar_sum
 from jaxtrelu.variants import Spec
@@ -40,9 +54,8 @@ class Residuals(NamedTuple):
     """What the gradient needs: one bit per element, and what stands at the entries."""
 
     operands: Operands
-    rows: Groups
-    by_row: List
-    z: jax.Array
+    visited: Entries
+    window: Entries | None
     wide: jax.Array
 
 
@@ -69,29 +82,42 @@ def forward(plan: Plan, operands: Operands):
     """Returns what `fused` does, and what the gradient needs."""
     _, w_in, b_in, threshold, w_out = operands
     product = encode(operands.x, w_in)
-    found = find(plan, product, b_in, threshold)
-    by_row, there, wide = found.by_row, found.there, found.wide
-    values = jnp.where(there, activate(plan, found.z, take(threshold, by_row.member)), 0)
+    found = find(plan, product, b_in, threshold, apart=plan.window_is_silent)
+    visited, wide = found.visited, found.wide
+    values = _values(plan, visited, threshold)
 
     def sparse(product):
-        return gather_sum(found.rows, by_row.member, values, w_out, 0)
+        return gather_sum(visited.groups, visited.by_row.member, values, w_out, 0)
 
     def through_dense(product):
         # The bias is added here again, so that the sum need not be kept as an operand.
         return decode(plan, biased(product, b_in), threshold, w_out)
 
     y = lax.cond(wide, through_dense, sparse, product)
+    every, counts = visited, visited.groups.counts
+    if found.window is not None:
+        # One list of all entries, in row order: dropped by the compiler where nobody reads it.
+        support = groups_of(found.opened | found.window.groups.words)
+        every, counts = entries_of(plan, support, wide, product, b_in), support.counts
+        values = _values(plan, every, threshold)
+    there = jnp.arange(plan.size, dtype=jnp.int32) < every.total
     rows, features = product.shape
     activity = Activity(
-        indices=jnp.where(there, by_row.member, features),
-        rows=jnp.where(there, by_row.group, rows),
+        indices=jnp.where(there, every.by_row.member, features),
+        rows=jnp.where(there, every.by_row.group, rows),
         values=values,
-        counts=found.rows.counts,
+        counts=counts,
         l0=bits.count(found.opened).astype(values.dtype),
         fired=bits.count(bits.transpose(found.opened, features)),
         wide=wide,
     )
-    return (y, activity), Residuals(operands, found.rows, by_row, found.z, wide)
+    return (y, activity), Residuals(operands, visited, found.window, wide)
+
+
+def _values(plan: Plan, entries: Entries, threshold: jax.Array) -> jax.Array:
+    """The activations of entries, 0 past the last one."""
+    there = jnp.arange(plan.size, dtype=jnp.int32) < entries.total
+    return jnp.where(there, activate(plan, entries.z, take(threshold, entries.by_row.member)), 0)
 
 
 def _backward(plan: Plan, residuals: Residuals, cotangents):
@@ -114,7 +140,7 @@ def dense_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
 
 
 class AtEntries(NamedTuple):
-    """Gradients before they are summed, in a list by feature."""
+    """Gradients before weights' are summed, in a list by feature."""
 
     columns: Groups
     feature: jax.Array
@@ -122,7 +148,8 @@ class AtEntries(NamedTuple):
     a: jax.Array
     """The activations."""
     dz: jax.Array
-    dthreshold: jax.Array
+    threshold: jax.Array
+    """The gradient of the threshold, (m,), summed already."""
     x: jax.Array
     """The gradient of x, (B, d), summed already."""
 
@@ -131,40 +158,57 @@ def at_entries(plan: Plan, residuals: Residuals, given) -> AtEntries:
     """The gradients at the entries, for cotangents of y, of the entries' values and of l0."""
     g, values, l0 = given
     x, w_in, _, threshold, w_out = residuals.operands
-    rows, by_row, total = residuals.rows, residuals.by_row, residuals.rows.total
-    columns = groups_of(bits.transpose(rows.words, w_in.shape[0]))
+    rows, by_row, at_rows, total = residuals.visited
+    window, features = residuals.window, w_in.shape[0]
+    columns = groups_of(bits.transpose(rows.words, features))
     by_column = listed(columns, total, plan.size)
     feature, row = by_column
-    from_rows = position(rows, row, feature)
+    dtype = at_rows.dtype
 
-    z, at_threshold = take(residuals.z, from_rows), take(threshold, feature)
+    def pulled_back(z, row, feature, dots):
+        """The activations, dz and dθ at some entries."""
+        # In the record of activity an entry stands after those of both lists that come before it.
+        place = position(rows, row, feature)
+        if window is not None:
+            place = place + position(window.groups, row, feature)
 
-    def both(z, threshold):
-        return activate(plan, z, threshold), opened(plan, z, threshold)
+        def both(z, threshold):
+            return activate(plan, z, threshold), opened(plan, z, threshold)
 
-    (a, _), pullback = jax.vjp(both, z, at_threshold)
-    da = entry_dots(by_column, total, w_out, g, z.dtype) + take(values, from_rows)
-    dz, dthreshold = pullback((da, take(l0, row)))
+        (a, _), pullback = jax.vjp(both, z, take(threshold, feature))
+        return a, *pullback((dots + take(values, place), take(l0, row)))
+
+    z = take(at_rows, position(rows, row, feature))
+    dots = entry_dots(by_column, total, w_out, g, dtype)
+    a, dz, at_threshold = pulled_back(z, row, feature, dots)
+    dthreshold = scalar_sum(features, feature, at_threshold, total)
+    if window is not None:
+        dots = entry_dots(window.by_row, window.total, g, w_out, dtype)
+        _, _, at_threshold = pulled_back(window.z, *window.by_row, dots)
+        inside = window.by_row.member
+        dthreshold = dthreshold + scalar_sum(features, inside, at_threshold, window.total)
+
     dz_by_row = take(dz, position(columns, by_row.member, by_row.group))
     dx = gather_sum(rows, by_row.member, dz_by_row, w_in, 0).astype(x.dtype)
-    return AtEntries(columns, feature, row, a, dz, dthreshold, dx)
+    return AtEntries(columns, feature, row, a, dz, dthreshold.astype(threshold.dtype), dx)
 
 
 def summed(plan: Plan, operands: Operands, found: AtEntries, g, features: Groups) -> Operands:
     """The gradients summed by feature, for all features or for some of `found.columns`."""
-    x, w_in, b_in, threshold, w_out = operands
+    x, w_in, b_in, _, w_out = operands
 
     def by_feature(values, table):
         return gather_sum(features, found.row, values, table, plan.direct)
 
-    def scalars(values):
-        return scalar_sum(found.columns, found.feature, values)
+    def bias():
+        number, total = w_in.shape[0], found.columns.total
+        return scalar_sum(number, found.feature, found.dz, total)
 
     return Operands(
         x=found.x,
         w_in=by_feature(found.dz, x).astype(w_in.dtype),
-        b_in=None if b_in is None else scalars(found.dz).astype(b_in.dtype),
-        threshold=scalars(found.dthreshold).astype(threshold.dtype),
+        b_in=None if b_in is None else bias().astype(b_in.dtype),
+        threshold=found.threshold,
         w_out=by_feature(found.a, g).astype(w_out.dtype),
     )
 

@@ -78,10 +78,10 @@ def gather_sum(
     return repeat(ceil_div(large, block), add_block, out)
 
 
-def scalar_sum(groups: Groups, group: jax.Array, values: jax.Array) -> jax.Array:
-    """``out[g] = sum of values[e] over g's entries e``, (groups,)."""
-    there = jnp.arange(values.shape[0], dtype=jnp.int32) < groups.total
-    zeros = varying_like(jnp.zeros(groups.counts.shape, values.dtype), values, group)
+def scalar_sum(number: int, group: jax.Array, values: jax.Array, total: jax.Array) -> jax.Array:
+    """``out[g] = sum of values[e] over the entries e of g``, (number,), in the first `total`."""
+    there = jnp.arange(values.shape[0], dtype=jnp.int32) < total
+    zeros = varying_like(jnp.zeros(number, values.dtype), values, group)
     return zeros.at[group].add(jnp.where(there, values, 0), mode="promise_in_bounds")
 
 

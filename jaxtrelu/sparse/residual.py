@@ -49,9 +49,9 @@ def _forward(plan: Plan, operands: Operands):
     product = encode(operands.x, operands.w_in)
     z = biased(product, operands.b_in)
     y = decode(plan, z, operands.threshold, operands.w_out)
-    found = find(plan, product, operands.b_in, operands.threshold)
+    _, entries, _, wide = find(plan, product, operands.b_in, operands.threshold)
     # With the output, or finding the entries would be put off to the backward pass.
-    y, words, z, wide = lax.optimization_barrier((y, found.rows.words, found.z, found.wide))
+    y, words, z, wide = lax.optimization_barrier((y, entries.groups.words, entries.z, wide))
     return y, CompactResiduals(operands, words, z, wide)
 
 

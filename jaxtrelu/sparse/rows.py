@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtrelu import bits
-from jaxtrelu.sparse.entries import Groups, groups_of
 from jaxtrelu.sparse.latent import Plan
 from jaxtrelu.sparse.mlp import Operands, Residuals, at_entries, dense_gradients, summed
 
@@ -52,32 +51,34 @@ class RowGradients(NamedTuple):
 def row_gradients(plan: Plan, residuals: Residuals, given, size: int):
     """Returns (gradients as `Operands` of rows, the rows (size,), whether they are all)."""
     features = residuals.operands.w_in.shape[0]
+    touched, complete = _touched(residuals, size)
 
     def sparse(residuals, given):
         found = at_entries(plan, residuals, given)
-        rows, complete = _touched(found.columns, size)
-        at = jnp.minimum(rows, features - 1)
-        counts = jnp.where(rows < features, found.columns.counts[at], 0)
+        at = jnp.minimum(touched, features - 1)
+        counts = jnp.where(touched < features, found.columns.counts[at], 0)
         some = found.columns._replace(starts=found.columns.starts[at], counts=counts)
         sums = summed(plan, residuals.operands, found, given[0], some)
-        b_in, threshold = _at(rows, (sums.b_in, sums.threshold))
-        return sums._replace(b_in=b_in, threshold=threshold), rows, complete
+        b_in, threshold = _at(touched, (sums.b_in, sums.threshold))
+        return sums._replace(b_in=b_in, threshold=threshold)
 
     def dense(residuals, given):
-        columns = groups_of(bits.transpose(residuals.rows.words, features))
-        rows, complete = _touched(columns, size)
         sums = dense_gradients(plan, residuals, given)
-        return Operands(sums.x, *_at(rows, sums[1:])), rows, complete
+        return Operands(sums.x, *_at(touched, sums[1:]))
 
-    sums, rows, complete = lax.cond(residuals.wide, dense, sparse, residuals, given)
+    sums = lax.cond(residuals.wide, dense, sparse, residuals, given)
     some = jax.tree.map(lambda sum: jnp.where(complete, sum, jnp.nan), sums[1:])
-    return Operands(sums.x, *some), rows, complete
+    return Operands(sums.x, *some), touched, complete
 
 
-def _touched(columns: Groups, size: int) -> tuple[jax.Array, jax.Array]:
+def _touched(residuals: Residuals, size: int) -> tuple[jax.Array, jax.Array]:
     """The features with an entry, in a list of `size`, and whether they all fit."""
-    rows, _, number = bits.compact(bits.pack(columns.counts > 0), size)
-    return jnp.minimum(rows, columns.counts.shape[0]), number <= size
+    words, features = residuals.visited.groups.words, residuals.operands.w_in.shape[0]
+    if residuals.window is not None:
+        words = words | residuals.window.groups.words
+    found = bits.count(bits.transpose(words, features)) > 0
+    rows, _, number = bits.compact(bits.pack(found), size)
+    return jnp.minimum(rows, features), number <= size
 
 
 def _at(rows: jax.Array, whole: Any) -> Any:
