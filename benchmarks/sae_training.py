@@ -195,7 +195,7 @@ def add_arguments(parser):
 
 SUITES = {
     "default": {"pixels": 12, "features": 256, "l0": 10, "batch": 512, "steps": 2500},
-    "wide": {"pixels": 12, "features": 4096, "l0": 16, "batch": 1024, "steps": 2000},
+    "wide": {"pixels": 12, "features": 4096, "l0": 16, "batch": 1024, "steps": 4000},
     "wider": {"pixels": 16, "features": 8192, "l0": 32, "batch": 1024, "steps": 600},
     "widest": {"pixels": 28, "features": 16_384, "l0": 64, "batch": 1024, "steps": 150},
 }
