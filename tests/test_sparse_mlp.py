@@ -118,6 +118,29 @@ def test_the_record(capacity, wide):
     assert (np.asarray(activity.values[size:]) == 0).all()
 
 
+@pytest.mark.parametrize("capacity", [64, 4])
+def test_the_record_holds_the_window_in_row_order(capacity):
+    x, w_in, b_in, threshold, w_out, b_out = operands(3, 40, 8, 64, 1.6, False)
+    args = (x, w_in, b_in, threshold, w_out, b_out)
+    jump = CASES["jump"]
+    _, activity = jax.jit(partial(sparse_mlp, **jump, capacity=capacity))(*args)
+    z = np.asarray(x @ w_in.T + b_in)
+    is_open, inside = z > threshold, np.abs(z - threshold) < 0.15
+    assert 0 < is_open.sum() <= 4 * 40 < (is_open | inside).sum()
+    wide = capacity == 4
+    assert bool(activity.wide) is wide  # the window counts: four a row hold the open entries alone
+    np.testing.assert_array_equal(activity.l0, is_open.sum(1))
+    np.testing.assert_array_equal(activity.counts, (is_open | inside).sum(1))
+    rows, features = np.nonzero(is_open | inside)
+    size = 0 if wide else rows.size
+    np.testing.assert_array_equal(activity.rows[:size], rows[:size])
+    np.testing.assert_array_equal(activity.indices[:size], features[:size])
+    values = np.where(is_open, z, 0)[rows, features]
+    np.testing.assert_allclose(activity.values[:size], values[:size], rtol=1e-5)
+    assert (np.asarray(activity.rows[size:]) == 40).all()
+    compare("jump", args, capacity)
+
+
 @pytest.mark.parametrize("capacity", [None, 1])
 def test_nan_everywhere(capacity):
     args = [a * jnp.nan for a in operands(0, 3, 4, 33, 0.3, False)]
