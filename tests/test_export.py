@@ -114,3 +114,33 @@ def test_cuda_linear_kernels(dtype, sizes):
         "thresholded_linear_dw_gpu",
     ):
         assert kernel in module
+
+
+def test_sparse_products_for_all_platforms():
+    rng = np.random.default_rng(0)
+    x, w_in, w_out = (rng.normal(size=(n, 8)).astype(np.float32) for n in (16, 200, 200))
+
+    @jax.jit
+    def gradients(x, w_in, w_out):
+        def loss(x, w_in, threshold, w_out):
+            y, activity = jaxtrelu.sparse_mlp(
+                x, w_in, None, threshold, w_out, surrogate=jaxtrelu.Rectangle(0.3)
+            )
+            gated = jaxtrelu.gated_mlp(x, w_in, w_in, w_out, 4.0)
+            return (y**2).sum() + activity.l0.sum() + gated.sum()
+
+        return jax.grad(loss, range(4))(x, w_in, jnp.full(200, 5.0), w_out)
+
+    exported = export.export(gradients, platforms=PLATFORMS)(x, w_in, w_out)
+    assert exported.platforms == PLATFORMS
+    for one, other in zip(exported.call(x, w_in, w_out), gradients(x, w_in, w_out), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert np.any(other)
+
+
+def test_select_takes_a_symbolic_batch():
+    (batch,) = export.symbolic_shape("batch")
+    words = jax.ShapeDtypeStruct((batch, 40), jnp.uint32)
+    exported = export.export(jax.jit(lambda words: jaxtrelu.bits.compact(words, 7)[0]))(words)
+    concrete = jaxtrelu.bits.pack(np.random.default_rng(0).random((3, 1280)) < 0.01)
+    np.testing.assert_array_equal(exported.call(concrete), jaxtrelu.bits.compact(concrete, 7)[0])
