@@ -5,6 +5,10 @@ implementations of the same mathematics. All of them are warmed up, then timed i
 order of its own, so that a change of clock or load meets all of them and nobody always follows the
 same neighbour; what is reported is the median time, and the median and quartiles of the time
 relative to the case's baseline in the same turn.
+
+In its turn a peer is called for about 30 ms, at least once, and the mean call counts. So a short
+call finds in the caches what fits there of its own arrays, as in a loop, and a long one what the
+peer before it left.
 """
 
 import argparse
@@ -118,7 +122,7 @@ def measure(suite: str, case: Case, *, seconds: float) -> list[Timing]:
 
 
 def _time(peer, repeats: int) -> float:
-    """Seconds per call, the mean over a few calls where one is too short for the clock."""
+    """Seconds per call, the mean over the calls of a sample."""
     start = time.perf_counter()
     for _ in range(repeats):
         jax.block_until_ready(peer())
@@ -126,6 +130,7 @@ def _time(peer, repeats: int) -> float:
 
 
 def _repeats(peer, *, sample: float = 30e-3) -> int:
+    """How many calls make a sample."""
     jax.block_until_ready(peer())
     return max(1, int(sample / max(_time(peer, 3), 1e-9)))
 

@@ -53,9 +53,10 @@ class Settings:
         recipe ramps λ up: features that are closed before they mean anything stay dead.
       seed: of the initial weights. (The rows have one of their own.)
       log_every: steps between two rows of the history.
-      sparse: whether to use `jaxtrelu.sparse_mlp` where it pays: the same run to rounding, in half
-        the time for wide dictionaries. Not where the recipe needs the dense latent, nor where
-        `target_l0` is more than one feature in 32: dense products are faster there.
+      sparse: whether to use `jaxtrelu.sparse_mlp` where it pays: the same run to rounding, in down
+        to half the time for wide dictionaries (docs/sparse.md). Not where the recipe needs the
+        dense latent, nor where `target_l0` is more than one feature in 32, the share for which
+        lists are made.
     """
 
     features: int

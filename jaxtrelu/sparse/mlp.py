@@ -84,7 +84,12 @@ def forward(plan: Plan, operands: Operands):
     product = encode(operands.x, w_in)
     found = find(plan, product, b_in, threshold, apart=plan.window_is_silent)
     visited, wide = found.visited, found.wide
-    values = _values(plan, visited, threshold)
+
+    def activations(entries):
+        a = activate(plan, entries.z, take(threshold, entries.by_row.member))
+        return jnp.where(entries.there, a, 0)
+
+    values = activations(visited)
 
     def sparse(product):
         return gather_sum(visited.groups, visited.by_row.member, values, w_out, 0)
@@ -99,12 +104,11 @@ def forward(plan: Plan, operands: Operands):
         # One list of all entries, in row order: dropped by the compiler where nobody reads it.
         support = groups_of(found.opened | found.window.groups.words)
         every, counts = entries_of(plan, support, wide, product, b_in), support.counts
-        values = _values(plan, every, threshold)
-    there = jnp.arange(plan.size, dtype=jnp.int32) < every.total
+        values = activations(every)
     rows, features = product.shape
     activity = Activity(
-        indices=jnp.where(there, every.by_row.member, features),
-        rows=jnp.where(there, every.by_row.group, rows),
+        indices=jnp.where(every.there, every.by_row.member, features),
+        rows=jnp.where(every.there, every.by_row.group, rows),
         values=values,
         counts=counts,
         l0=bits.count(found.opened).astype(values.dtype),
@@ -112,12 +116,6 @@ def forward(plan: Plan, operands: Operands):
         wide=wide,
     )
     return (y, activity), Residuals(operands, visited, found.window, wide)
-
-
-def _values(plan: Plan, entries: Entries, threshold: jax.Array) -> jax.Array:
-    """The activations of entries, 0 past the last one."""
-    there = jnp.arange(plan.size, dtype=jnp.int32) < entries.total
-    return jnp.where(there, activate(plan, entries.z, take(threshold, entries.by_row.member)), 0)
 
 
 def _backward(plan: Plan, residuals: Residuals, cotangents):
