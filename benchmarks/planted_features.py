@@ -12,10 +12,11 @@ the best one-to-one matching.
 
 Both have the settings that suited them best on worlds 10 and 11, which are not among the default
 seeds. SAELens: learning rates of .002, .004 and .008 (mean F1 .825, .858, .863) and a ramp of 1500
-steps (.860); tried later, and not taken over: .012 (.866) and .016 (.847). Ours: input scaling, clipping, starts of the controller and ramps, .72 to .91; those
-whose L0 came out over 2 % above its target were left out. What differs beyond the target: SAELens
-leaves decoder norms free after a start at `--peer-norm`, subtracts the bias of its decoder from its
-inputs, and does not project gradients.
+steps (.860); tried later, and not taken over: .012 (.866) and .016 (.847). Ours: input scaling,
+clipping, starts of the controller and ramps, .72 to .91; those whose L0 came out over 2 % above its
+target were left out. What differs beyond the target: SAELens leaves decoder norms free after a
+start at `--peer-norm`, subtracts the bias of its decoder from its inputs, and does not project
+gradients.
 
 Needs `pip install sae-lens==6.*`.
 """
