@@ -16,8 +16,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxtrelu.functions import jump_relu, step
-from jaxtrelu.surrogates import Surrogate
+from jaxtrelu._activation import jump_relu, step
+from jaxtrelu._surrogates import Surrogate
 
 PARAMETRISATIONS = ("raw", "softplus")
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrelu.calculus import antiderivative, derivative
-from jaxtrelu.functions import thresholded_relu
+from jaxtrelu._activation import thresholded_relu
+from jaxtrelu._calculus import antiderivative, derivative
 
 QUANTITIES = ("function", "derivative", "antiderivative")
 _LEAKY_SLOPE = 0.01  # jax.nn.leaky_relu's

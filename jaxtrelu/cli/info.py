@@ -60,8 +60,8 @@ def _lowerings() -> list[tuple[str, str]]:
     """What each platform gets, found by lowering for it. That needs no such device."""
     import jax
 
-    from jaxtrelu.dispatch import KERNEL_PLATFORM, PLATFORMS
-    from jaxtrelu.functions import thresholded_relu
+    from jaxtrelu._activation import thresholded_relu
+    from jaxtrelu._primitive.lowering import BACK_ENDS, PLATFORMS
 
     x = jax.ShapeDtypeStruct((1024, 1024), "float32")
     programs = {
@@ -75,7 +75,7 @@ def _lowerings() -> list[tuple[str, str]]:
             lowered = jax.jit(function).trace(x).lower(lowering_platforms=(platform_name,))
             found = [name for target, name in _KERNELS.items() if target in lowered.as_text()]
             words.append(f"{what} by {' and '.join(found) or 'XLA'}")
-        asked = [name for name, where in KERNEL_PLATFORM.items() if where == platform_name]
+        asked = [b.name for b in BACK_ENDS.values() if b.platform == platform_name]
         words += [f"implementation={name!r} on request" for name in asked]
         rows.append((platform_name, ", ".join(words)))
     return rows

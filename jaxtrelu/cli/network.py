@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxtrelu._surrogates import Rectangle
 from jaxtrelu.nnx import ThresholdedReLU
-from jaxtrelu.surrogates import Rectangle
 
 # Where learned thresholds begin: near the ReLU that they generalise, yet not at 0, where the
 # surrogate gradient of `hard`, which is proportional to the threshold, vanishes.

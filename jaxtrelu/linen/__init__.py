@@ -1,11 +1,11 @@
 """Flax Linen layers: `ThresholdedReLU`, `JumpReLU` and `CompactMLP`."""
 
-from jaxtrelu._layer_core import flax_is_missing
+from jaxtrelu._layers import flax_is_missing
 
 try:
-    from jaxtrelu.linen.compact import CompactMLP
-    from jaxtrelu.linen.jump_relu import JumpReLU
-    from jaxtrelu.linen.thresholded_relu import ThresholdedReLU
+    from jaxtrelu.linen._compact import CompactMLP
+    from jaxtrelu.linen._jump_relu import JumpReLU
+    from jaxtrelu.linen._thresholded_relu import ThresholdedReLU
 except ImportError as error:
     raise flax_is_missing(error, __name__) from error
 

@@ -1,0 +1,123 @@
+"""The table of variants: everything in which the functions that share one name differ.
+
+A variant is one row. All else (rules, kernels, checks, calculus, sparse products) reads the columns
+and names no variant. Values are selects, never products: XLA rewrites ``x * (x > threshold)`` into
+a select under jit only, and NaN would then differ between jit and eager (openxla/xla#2438,
+jax#12233).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A row of the table. The functions are elementwise, of operands that have one dtype.
+
+    Args:
+      opened: ``(x, threshold)`` to the value where x > threshold.
+      closed: ``(threshold, fill)`` to the value where x <= threshold.
+      integral: ``(above, x, threshold, fill)`` to the integral from the threshold to x, with
+        ``above = max(0, x - threshold)``, through which its derivatives follow the convention at
+        the threshold. None where nobody asks for it.
+      input_slope: the derivative with respect to x where the gate is open, 0 or 1; it is 0 where
+        closed.
+      threshold_slope: the derivative with respect to the threshold, (where open, where closed).
+      jump: ``(threshold, fill)`` to the height of the jump at the threshold, which a surrogate
+        multiplies its density with; None where the function is continuous.
+      estimable: whether there is anything for a surrogate to estimate.
+      has_zeros: whether closed entries are 0, so that products may skip them.
+      takes_fill: whether the value of closed entries is the caller's choice.
+      takes_ceiling: whether the value may be capped.
+      public: whether the name may be passed as ``variant=``.
+    """
+
+    opened: Callable[[jax.Array, jax.Array], jax.Array]
+    closed: Callable[[jax.Array, int | float], jax.Array]
+    integral: Callable[[jax.Array, jax.Array, jax.Array, int | float], jax.Array] | None
+    input_slope: int
+    threshold_slope: tuple[int, int]
+    jump: Callable[[jax.Array, int | float], jax.Array] | None = None
+    estimable: bool = True
+    has_zeros: bool = True
+    takes_fill: bool = False
+    takes_ceiling: bool = False
+    public: bool = True
+
+
+def _constant(threshold: jax.Array, fill: int | float) -> jax.Array:
+    return jnp.full((), fill, threshold.dtype)
+
+
+def _unless_nan(value: jax.Array, *operands: jax.Array) -> jax.Array:
+    """`value`, but NaN where an operand is: a select of x alone would lose a NaN threshold."""
+    for operand in operands:
+        if jnp.issubdtype(operand.dtype, jnp.inexact):
+            value = jnp.where(operand != operand, operand, value)
+    return value
+
+
+def _shift_integral(above, x, threshold, fill):
+    return 0.5 * above * above
+
+
+def _hard_integral(above, x, threshold, fill):
+    # Both sides are chosen, not multiplied or subtracted away: 0 * inf and inf - inf are NaN.
+    closed = x <= threshold
+    area = 0.5 * above * (above + 2 * jnp.where(closed, jnp.zeros_like(threshold), threshold))
+    if not fill:
+        return area
+    return area + fill * jnp.where(closed, x - threshold, jnp.zeros_like(x))
+
+
+def _clamp_integral(above, x, threshold, fill):
+    way = x - threshold
+    # 0 * inf: at a threshold of 0 nothing lies below, however far down.
+    way = jnp.where((threshold == 0) & jnp.isinf(way), jnp.zeros_like(way), way)
+    return 0.5 * above * above + threshold * way
+
+
+VARIANTS = {
+    # x - threshold where x > threshold, else 0. The difference is NaN where an operand is.
+    "shift": Variant(
+        opened=jnp.subtract,
+        closed=_constant,
+        integral=_shift_integral,
+        input_slope=1,
+        threshold_slope=(-1, 0),
+        takes_ceiling=True,
+    ),
+    # x where x > threshold, else `fill`.
+    "hard": Variant(
+        opened=_unless_nan,
+        closed=_constant,
+        integral=_hard_integral,
+        input_slope=1,
+        threshold_slope=(0, 0),
+        jump=lambda threshold, fill: threshold - _constant(threshold, fill),
+        takes_fill=True,
+    ),
+    # max(x, threshold).
+    "clamp": Variant(
+        opened=_unless_nan,
+        closed=lambda threshold, fill: threshold,
+        integral=_clamp_integral,
+        input_slope=1,
+        threshold_slope=(0, 1),
+        estimable=False,
+        has_zeros=False,
+    ),
+    # 1 where x > threshold, else 0: the gate as a number, `jaxtrelu.step`.
+    "step": Variant(
+        opened=lambda x, threshold: _unless_nan(jnp.ones_like(x), x, threshold),
+        closed=_constant,
+        integral=None,
+        input_slope=0,
+        threshold_slope=(0, 0),
+        jump=lambda threshold, fill: jnp.ones_like(threshold),
+        public=False,
+    ),
+}

@@ -1,0 +1,150 @@
+"""The thresholded ReLU as a Flax NNX module."""
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxtrelu import _layers as core
+from jaxtrelu._surrogates import Surrogate
+
+
+class Threshold(nnx.Param):
+    """A learned threshold. A type of its own, so that a filter can tell it from other parameters.
+
+    Example:
+      >>> from flax import nnx
+      >>> from jaxtrelu.nnx import Threshold, ThresholdedReLU
+      >>> model = nnx.Sequential(
+      ...     nnx.Linear(4, 8, rngs=nnx.Rngs(0)), ThresholdedReLU(0.1, features=8, learned=True))
+      >>> _, thresholds, weights, rest = nnx.split(model, Threshold, nnx.Param, ...)
+      >>> len(jax.tree.leaves(thresholds)), len(jax.tree.leaves(weights))
+      (1, 2)
+    """
+
+
+class FixedThreshold(nnx.Variable):
+    """A threshold that is stored and not learned: no `nnx.Param`, so optimisers do not see it."""
+
+
+class ThresholdedReLU(nnx.Module):
+    """Thresholded ReLU as a layer, with a threshold that is fixed or learned.
+
+    ``shift``: max(0, x - threshold); ``hard``: x where x > threshold, else `fill`; ``clamp``:
+    max(x, threshold). Convention at the threshold: the gate is open where ``x > threshold``,
+    strictly; at equality the value is the closed one and the derivative 0. See
+    `jaxtrelu.thresholded_relu`, which this layer calls.
+
+    The attribute `threshold` is a `Threshold` (an `nnx.Param`) if learned, a Python number if fixed
+    and the same everywhere, and a `FixedThreshold` (an `nnx.Variable` that optimisers do not see)
+    otherwise. A learned threshold of ``shift`` and ``clamp`` receives the true gradient; that of
+    ``hard`` needs a surrogate.
+
+    Args:
+      threshold: in the units of x: a number; an array with one entry per channel; or an initialiser
+        ``(key, shape, dtype) -> array``, which draws its key from ``rngs.params``.
+      features: number of channels, or one number for each axis in `axis`: one threshold per
+        channel. None: as the array `threshold` has, else one threshold for all of x.
+      axis: the axis or axes of x that hold the channels, negative ones counted from the end. None:
+        the last ones.
+      learned: whether the threshold is a parameter.
+      variant: ``"shift"``, ``"hard"`` or ``"clamp"``.
+      ceiling: for ``shift``: the largest value, a positive Python number.
+      fill: for ``hard``: the value where the gate is closed, a Python number.
+      surrogate: such as ``jaxtrelu.Rectangle(0.1)``: what gives the threshold of ``hard`` a
+        gradient. Its bandwidth is in the units of x.
+      dtype: dtype of the activations: x is cast to it (default: x keeps its dtype). The threshold
+        is compared in its own precision, never rounded to it.
+      param_dtype: dtype of a stored threshold (default: float32). A learned one is not narrower.
+      threshold_metadata: optional metadata of the threshold's variable, such as its sharding.
+      rngs: random keys; needed by an initialiser only.
+
+    Raises:
+      TypeError: the threshold is neither number, array nor initialiser.
+      ValueError: a learned threshold that would not learn (``hard`` without a surrogate, or a
+        param_dtype narrower than float32), or arguments that do not go together.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jaxtrelu.nnx import ThresholdedReLU
+      >>> x = jnp.array([[-1.0, 0.5, 3.0]])
+      >>> ThresholdedReLU(0.25)(x).tolist()
+      [[0.0, 0.25, 2.75]]
+      >>> layer = ThresholdedReLU(0.25, features=3, learned=True)
+      >>> nnx.grad(lambda layer: layer(x).sum())(layer).threshold[...].tolist()
+      [0.0, -1.0, -1.0]
+
+    Source: as `jaxtrelu.thresholded_relu`; the conventions are those of `flax.nnx.PReLU`.
+    """
+
+    def __init__(
+        self,
+        threshold: core.ThresholdLike = 1.0,
+        *,
+        features: int | Sequence[int] | None = None,
+        axis: int | Sequence[int] | None = None,
+        learned: bool = False,
+        variant: str = "shift",
+        ceiling: float | None = None,
+        fill: float = 0,
+        surrogate: Surrogate | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        threshold_metadata: Mapping[str, Any] = types.MappingProxyType({}),
+        rngs: nnx.Rngs | None = None,
+    ) -> None:
+        self.spec = core.check_layer(
+            threshold,
+            learned=learned,
+            variant=variant,
+            ceiling=ceiling,
+            fill=fill,
+            surrogate=surrogate,
+            param_dtype=param_dtype,
+        )
+        shape = core.threshold_shape(threshold, features)
+        if axis is not None and not shape:
+            raise ValueError(
+                f"`axis` is {axis!r}, but the layer has one threshold for all of x. Pass "
+                "`features`, the number of channels there, for one threshold per channel."
+            )
+        self.axis = core.channel_axes(axis, shape)
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        number = core.static_number(threshold)
+        if number is not None and not shape and not learned:
+            self.threshold: Any = number
+            return
+        key = _params_key(rngs) if callable(threshold) else None
+        kind = Threshold if learned else FixedThreshold
+        value = core.initialise(threshold, key, shape, param_dtype)
+        self.threshold = kind(value, **threshold_metadata)
+
+    def __call__(self, x: ArrayLike) -> jax.Array:
+        """Applies the activation.
+
+        Args:
+          x: array of any shape that has the layer's channels.
+
+        Returns:
+          An array of x's shape, of x's dtype or the layer's `dtype`.
+
+        Raises:
+          ValueError: x does not have the layer's channels.
+        """
+        stored = isinstance(self.threshold, nnx.Variable)
+        threshold = self.threshold[...] if stored else self.threshold
+        return core.apply(x, threshold, self.spec, axis=self.axis, dtype=self.dtype)
+
+
+def _params_key(rngs: nnx.Rngs | None) -> jax.Array:
+    if rngs is None:
+        raise ValueError(
+            "`threshold` is an initialiser, which needs a random key. Pass rngs=nnx.Rngs(0)."
+        )
+    return rngs.params()
