@@ -357,8 +357,8 @@ def block_operands(
     x, w_in: Mapping[str, Any], w_out, threshold, b_in: Mapping[str, Any], b_out
 ) -> Block:
     """Checks the operands of a two-layer block with feature-major weights, given by name."""
-    x, w_out = _matrix_operand(x, "x"), _matrix_operand(w_out, "w_out")
-    weights = {name: _matrix_operand(w, name) for name, w in w_in.items()}
+    x, w_out = _block_operand(x, "x"), _block_operand(w_out, "w_out")
+    weights = {name: _block_operand(w, name) for name, w in w_in.items()}
     if x.ndim < 1:
         raise ValueError("`x` should have shape (..., d), but is a scalar.")
     (first, head), *others = weights.items()
@@ -396,10 +396,15 @@ def _matrix_operand(array, name: str) -> jax.Array:
             f"`{name}` should be floating point, but has dtype {array.dtype}. "
             f"Pass {name}.astype('float32')."
         )
+    return array
+
+
+def _block_operand(array, name: str) -> jax.Array:
+    array = _matrix_operand(array, name)
     if array.dtype.itemsize < 2:
         raise TypeError(
-            f"`{name}` has dtype {array.dtype}, in which nothing can be multiplied. "
-            f"Pass {name}.astype('bfloat16')."
+            f"`{name}` has dtype {array.dtype}, which has no arithmetic of its own, and its entries "
+            f"are not widened one by one. Pass {name}.astype('bfloat16')."
         )
     return array
 
