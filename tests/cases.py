@@ -2,6 +2,18 @@
 
 The expected values and slopes come from the float64 oracle, at inputs in quarters, so that no
 rounding decides a gate: elements lie at the threshold exactly, or well away from it.
+
+A law of all cases is a generator: it yields a function and its operands, gets back what the
+function returns, and checks it in NumPy:
+
+    @over_cases
+    def test_grad(case):
+        dx = yield jax.grad(lambda x: case.function(x, case.threshold).sum()), case.x
+        close(dx, case.expected()[1], case)
+
+The functions of all cases of a dtype are compiled as one program: that is one compilation instead
+of twenty, or of several hundred where each would be run step by step. Some cases run step by step
+too, the rest of them under `make test-all`. `together` does the same for any other generators.
 """
 
 import dataclasses
@@ -34,6 +46,9 @@ class Case:
     variant: str
     dtype: str
     kind: str
+
+    def __str__(self):
+        return f"{self.variant}-{self.dtype}-{self.kind}"
 
     @property
     def tolerance(self) -> dict:
@@ -87,21 +102,98 @@ class Case:
 
 
 CASES = [Case(v, d, k) for v in VARIANTS for d in DTYPES for k in KINDS]
+#: Every variant, dtype and kind once at least: these are run one by one in every test run.
+ALONE = {
+    Case("shift", "float32", "channel"),
+    Case("capped", "bfloat16", "number"),
+    Case("hard", "float16", "scalar"),
+    Case("filled", "float64", "full"),
+    Case("clamp", "float32", "scalar"),
+}
 
 
-def over_cases(test):
-    """Runs a test ``f(case)`` for every case of the table, float64 ones with x64 enabled."""
+def one_program(functions, operands):
+    """Calls every function with its operands, all in one compiled program."""
 
-    @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.variant}-{c.dtype}-{c.kind}")
-    @functools.wraps(test)
-    def run(case):
-        # A fresh copy: its arrays are made under this test's setting of x64.
-        with jax.enable_x64(case.dtype == "float64"):
-            fresh = dataclasses.replace(case)
-            _ = fresh.x, fresh.threshold  # drawn here, not first inside a trace
-            test(fresh)
+    def program(operands):
+        return {name: function(*operands[name]) for name, function in functions.items()}
 
-    return run
+    return jax.jit(program)(operands)
+
+
+def step_by_step(functions, operands):
+    return {name: function(*operands[name]) for name, function in functions.items()}
+
+
+def together(laws, run=one_program) -> None:
+    """Runs generators, given by name, that yield ``(function, *operands)`` and check the result.
+
+    ``run(functions, operands)``, both by name, gives the results by name. Every failure of a check
+    is collected, and all are raised as one, each with its name.
+    """
+    failures: dict[str, Exception] = {}
+    answers = dict.fromkeys(laws)
+    while answers:
+        functions, operands = {}, {}
+        for name, answer in answers.items():
+            try:
+                function, *given = laws[name].send(answer)
+            except StopIteration:
+                continue
+            except Exception as error:
+                failures[name] = error
+                continue
+            functions[name], operands[name] = _named(name, function), given
+        answers = run(functions, operands) if functions else {}
+    if failures:
+        words = "\n\n".join(f"{name}: {error}" for name, error in failures.items())
+        raise AssertionError(
+            f"{len(failures)} of {len(laws)} fail: {', '.join(failures)}\n\n{words}"
+        ) from next(iter(failures.values()))
+
+
+def _named(name, function):
+    """The function; an exception out of it says which case it was tracing."""
+
+    @functools.wraps(function)
+    def traced(*operands):
+        try:
+            return function(*operands)
+        except Exception as error:
+            error.add_note(f"in the case {name}")
+            raise
+
+    return traced
+
+
+def over_cases(law=None, *, run=one_program, alone=step_by_step):
+    """A law of every case of the table: by dtype in one program each, and some of them alone.
+
+    With another ``run`` than the default's, the cases alone run in it too. Tests whose name ends in
+    a dtype are all of its cases; float64 ones have x64 enabled.
+    """
+    if law is None:
+        return functools.partial(over_cases, run=run, alone=alone if run is one_program else run)
+
+    parameters = [pytest.param(run, [c for c in CASES if c.dtype == d], id=d) for d in DTYPES]
+    always = ALONE if alone is step_by_step else set()
+    for case in CASES:
+        marks = () if case in always else pytest.mark.slow
+        parameters.append(pytest.param(alone, [case], id=str(case), marks=marks))
+
+    @pytest.mark.parametrize(("run", "cases"), parameters)
+    @functools.wraps(law)
+    def test(run, cases):
+        # Fresh copies: their arrays are made under this test's setting of x64.
+        with jax.enable_x64(cases[0].dtype == "float64"):
+            fresh = {str(case): dataclasses.replace(case) for case in cases}
+            for case in fresh.values():
+                _ = case.x, case.threshold  # drawn here, not first inside a trace
+            together({name: law(case) for name, case in fresh.items()}, run)
+
+    # `wraps` shows pytest the law's own signature, which asks for a fixture `case`.
+    del test.__wrapped__
+    return test
 
 
 def close(actual, expected, case: Case) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import SHAPE, close, over_cases
+from cases import ALONE, SHAPE, close, one_program, over_cases, step_by_step
 from jax import export, lax
 from jax.experimental import checkify
 
@@ -18,19 +18,23 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 @over_cases
 def test_eager_equals_jit_equals_definition(case):
-    value, _, _ = case.expected()
+    compiled = yield case.function, case.x, case.threshold
     eager = case.function(case.x, case.threshold)
-    compiled = jax.jit(case.function)(case.x, case.threshold)
     assert eager.dtype == compiled.dtype == case.x.dtype
     assert not eager.weak_type
     np.testing.assert_array_equal(eager, compiled)
-    close(eager, value, case)
+    close(eager, case.expected()[0], case)
 
 
-@over_cases
-def test_disable_jit(case):
+def _without_jit(functions, operands):
     with jax.disable_jit():
-        close(case.function(case.x, case.threshold), case.expected()[0], case)
+        return step_by_step(functions, operands)
+
+
+@over_cases(run=_without_jit)
+def test_disable_jit(case):
+    value = yield case.function, case.x, case.threshold
+    close(value, case.expected()[0], case)
 
 
 @over_cases
@@ -55,20 +59,17 @@ def test_control_flow(case):
             rows.append(out)
         return (carry * carry).sum() + jnp.stack(rows).sum()
 
-    close(jax.grad(looped)(case.x), np.asarray(jax.grad(unrolled)(case.x), np.float64), case)
-    # Forward mode through a loop, which a custom_vjp would refuse.
-    close(
-        jax.jvp(looped, (case.x,), (case.x,))[1],
-        np.asarray(jax.jvp(unrolled, (case.x,), (case.x,))[1], np.float64),
-        case,
-    )
+    def program(x):
+        # Forward mode through a loop, too, which a custom_vjp would refuse.
+        return [(jax.grad(f)(x), jax.jvp(f, (x,), (x,))[1]) for f in (looped, unrolled)]
+
+    in_loop, without = yield program, case.x
+    for one, other in zip(in_loop, without, strict=True):
+        close(one, np.asarray(other, np.float64), case)
 
 
 @over_cases
 def test_while_and_cond(case):
-    value = case.expected()[0]
-
-    @jax.jit
     def twice_or_not(x, flag):
         _count, once = lax.while_loop(
             lambda state: state[0] < 1,
@@ -77,65 +78,105 @@ def test_while_and_cond(case):
         )
         return lax.cond(flag, lambda x: x, lambda x: case.function(x, case.threshold), once)
 
-    close(twice_or_not(case.x, True), value, case)
-    twice = case.expected(np.asarray(case.function(case.x, case.threshold), np.float64))[0]
-    close(twice_or_not(case.x, False), twice, case)
+    once, twice = yield lambda x, *flags: [twice_or_not(x, f) for f in flags], case.x, True, False
+    value = case.expected()[0]
+    close(once, value, case)
+    again = np.asarray(jnp.asarray(value, case.dtype), np.float64)
+    close(twice, case.expected(again)[0], case)
 
 
-@over_cases
+def _ahead_of_time_and_donated(functions, operands):
+    xs = {name: x + 0 for name, (x, _) in operands.items()}
+    thresholds = {name: threshold for name, (_, threshold) in operands.items()}
+
+    def program(xs, thresholds):
+        return {name: f(xs[name], thresholds[name]) for name, f in functions.items()}
+
+    compiled = jax.jit(program, donate_argnums=0).lower(xs, thresholds).compile()
+    results = compiled(xs, thresholds)
+    kept = [name for name, x in xs.items() if not x.is_deleted()]
+    assert not kept, f"not donated: {kept}"
+    return results
+
+
+@over_cases(run=_ahead_of_time_and_donated)
 def test_ahead_of_time_and_donation(case):
-    compiled = (
-        jax.jit(case.function, donate_argnums=0, static_argnums=1 if case.kind == "number" else ())
-        .lower(case.x, case.threshold)
-        .compile()
+    value = yield case.function, case.x, case.threshold
+    close(value, case.expected()[0], case)
+
+
+def _checked(functions, operands):
+    checked = checkify.checkify(
+        lambda operands: one_program(functions, operands), errors=checkify.float_checks
     )
-    x = case.x + 0
-    arguments = (x,) if case.kind == "number" else (x, case.threshold)
-    close(compiled(*arguments), case.expected()[0], case)
-    assert x.is_deleted()
-
-
-@over_cases
-def test_checkify_and_debug_nans(case):
-    def loss(x):
-        return (case.function(x, case.threshold) ** 2).sum()
-
-    error, gradient = checkify.checkify(jax.jit(jax.grad(loss)), errors=checkify.float_checks)(
-        case.x
-    )
+    error, results = checked(operands)
     error.throw()
+    return results
+
+
+def _nans_watched(functions, operands):
+    with jax.debug_nans(True):
+        return one_program(functions, operands)
+
+
+@over_cases(run=_checked)
+def test_checkify(case):
+    return _gradient_of_the_square(case)
+
+
+@over_cases(run=_nans_watched)
+def test_debug_nans(case):
+    return _gradient_of_the_square(case)
+
+
+def _gradient_of_the_square(case):
+    def loss(x, threshold):
+        return (case.function(x, threshold) ** 2).sum()
+
+    gradient = yield jax.grad(loss), case.x, case.threshold
     value, slope, _ = case.expected()
     close(gradient, 2 * value * slope, case)
-    with jax.debug_nans(True):
-        close(jax.jit(jax.grad(loss))(case.x), 2 * value * slope, case)
+
+
+@pytest.mark.parametrize("case", sorted(ALONE, key=str), ids=str)
+def test_debug_nans_finds_one(case):
+    with jax.enable_x64(case.dtype == "float64"), jax.debug_nans(True):
         with pytest.raises(FloatingPointError):
             case.function(case.x.at[0, 0].set(jnp.nan), case.threshold)
 
 
-@over_cases
+def _exported(functions, operands):
+    """One artifact for all platforms and any number of rows."""
+    (n,) = export.symbolic_shape("n")
+
+    def type_of(operand):
+        rows = (n, *SHAPE[1:]) if operand.shape == SHAPE else operand.shape
+        return jax.ShapeDtypeStruct(rows, operand.dtype)
+
+    def program(operands):
+        return step_by_step(functions, operands)
+
+    types = jax.tree.map(type_of, operands)
+    return export.export(jax.jit(program), platforms=PLATFORMS)(types).call(operands)
+
+
+@over_cases(run=_exported)
 def test_export_with_symbolic_shapes(case):
-    """One artifact for all platforms and any number of rows, with its derivatives in it."""
+    """With its derivatives in it."""
 
     def both(x, threshold):
         value, pullback = jax.vjp(case.function, x, threshold)
         tangent = jax.jvp(case.function, (x, threshold), (x, threshold))[1]
-        return value, pullback(x), tangent
+        return value, *pullback(x), tangent
 
-    threshold = jnp.asarray(case.threshold)
-    (n,) = export.symbolic_shape("n")
-    rows = (n, *SHAPE[1:])
-    operands = (
-        jax.ShapeDtypeStruct(rows, case.dtype),
-        jax.ShapeDtypeStruct(rows if case.kind == "full" else threshold.shape, threshold.dtype),
-    )
-    exported = export.export(jax.jit(both), platforms=PLATFORMS)(*operands)
-    for got, wanted in zip(
-        jax.tree.leaves(exported.call(case.x, threshold)),
-        jax.tree.leaves(both(case.x, threshold)),
-        strict=True,
-    ):
-        assert got.dtype == wanted.dtype
-        close(got, np.asarray(wanted, np.float64), case)
+    got = yield both, case.x, jnp.asarray(case.threshold)
+    value, dx, dt = case.expected()
+    x, threshold = (np.asarray(o, np.float64) for o in (case.x, case.threshold))
+    wanted = value, dx * x, case.threshold_cotangent(dt * x), dx * x + dt * threshold
+    types = [case.dtype, case.dtype, jnp.asarray(case.threshold).dtype, case.dtype]
+    for one, other, dtype in zip(got, wanted, types, strict=True):
+        assert one.dtype == dtype
+        close(one, other, case)
 
 
 BY_HAND = {

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import SHAPE, Case, close, over_cases
+from cases import SHAPE, Case, close, one_program, over_cases, step_by_step
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -97,47 +97,69 @@ def _expect_the_definition(gradients, case: Case):
 
 @over_cases
 def test_every_case_in_a_shard_map(case):
-    mesh, threshold = _over_three_devices("Auto"), jnp.asarray(case.threshold)
-    mapped = jax.jit(
-        jax.shard_map(
-            case.function,
-            mesh=mesh,
-            in_specs=(P("rows"), P("rows") if case.kind == "full" else P()),
-            out_specs=P("rows"),
-        )
+    mapped = jax.shard_map(
+        case.function,
+        mesh=_over_three_devices("Auto"),
+        in_specs=(P("rows"), P("rows") if case.kind == "full" else P()),
+        out_specs=P("rows"),
     )
-    close(mapped(case.x, threshold), case.expected()[0], case)
-    _expect_the_definition(jax.vjp(mapped, case.x, threshold)[1](jnp.ones_like(case.x)), case)
-    _, tangent = jax.jvp(lambda x: mapped(x, threshold), (case.x,), (case.x,))
+
+    def program(x, threshold):
+        # As calls of a compiled function, so that these rules run where the cases run alone.
+        value, pullback = jax.vjp(jax.jit(mapped), x, threshold)
+        _, tangent = jax.jvp(lambda x: mapped(x, threshold), (x,), (x,))
+        return value, pullback(jnp.ones_like(x)), tangent
+
+    value, gradients, tangent = yield program, case.x, jnp.asarray(case.threshold)
+    close(value, case.expected()[0], case)
+    _expect_the_definition(gradients, case)
     close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
 
 
-@over_cases
-def test_every_case_on_an_explicit_mesh(case):
+def _on_an_explicit_mesh(functions, operands):
     mesh = _over_three_devices("Explicit")
+
+    def placed(operand):
+        rows = P("rows", None) if operand.shape == SHAPE else P()
+        return jax.device_put(operand, NamedSharding(mesh, rows))
+
     with jax.set_mesh(mesh):
-        sharding = NamedSharding(mesh, P("rows", None))
-        x, threshold = jax.device_put(case.x, sharding), jnp.asarray(case.threshold)
-        if case.kind == "full":
-            threshold = jax.device_put(threshold, sharding)
+        return one_program(functions, jax.tree.map(placed, operands))
+
+
+@over_cases(run=_on_an_explicit_mesh)
+def test_every_case_on_an_explicit_mesh(case):
+    def program(x, threshold):
         value, pullback = jax.vjp(jax.jit(case.function), x, threshold)
         assert jax.typeof(value).sharding.spec == P("rows", None)
-        close(value, case.expected()[0], case)
-        _expect_the_definition(pullback(jnp.ones_like(x)), case)
         _, tangent = jax.jvp(lambda x: case.function(x, threshold), (x,), (x,))
-        close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
+        return value, pullback(jnp.ones_like(x)), tangent
+
+    value, gradients, tangent = yield program, case.x, jnp.asarray(case.threshold)
+    assert jax.typeof(value).sharding.spec == P("rows", None)
+    close(value, case.expected()[0], case)
+    _expect_the_definition(gradients, case)
+    close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
 
 
-@over_cases
+def _row_by_device(functions, operands):
+    def axis(operand):
+        return 0 if operand.shape == SHAPE else None
+
+    def program(operands):
+        return step_by_step(functions, operands)
+
+    axes = jax.tree.map(axis, operands)
+    return jax.pmap(program, in_axes=(axes,))(operands)
+
+
+@over_cases(run=_row_by_device)
 def test_every_case_under_pmap(case):
-    in_axes = (0, 0 if case.kind == "full" else None)
-    threshold = jnp.asarray(case.threshold)
-
     def both(x, threshold):
         value, pullback = jax.vjp(case.function, x, threshold)
         return value, *pullback(jnp.ones_like(x))
 
-    value, dx, dt = jax.pmap(both, in_axes=in_axes)(case.x, threshold)
+    value, dx, dt = yield both, case.x, jnp.asarray(case.threshold)
     # One threshold's cotangent from each device, over its own row.
     dt = dt if case.kind == "full" else dt.sum(axis=0)
     close(value, case.expected()[0], case)
