@@ -69,19 +69,32 @@ def _shift_integral(above, x, threshold, fill):
 
 
 def _hard_integral(above, x, threshold, fill):
-    # Both sides are chosen, not multiplied or subtracted away: 0 * inf and inf - inf are NaN.
-    closed = x <= threshold
-    area = 0.5 * above * (above + 2 * jnp.where(closed, jnp.zeros_like(threshold), threshold))
+    area = _area_above(above, x, threshold)
     if not fill:
         return area
-    return area + fill * jnp.where(closed, x - threshold, jnp.zeros_like(x))
+    below = (x <= threshold) & ~_same_infinity(x, threshold)
+    return area + fill * jnp.where(below, x - threshold, jnp.zeros_like(x))
 
 
 def _clamp_integral(above, x, threshold, fill):
-    way = x - threshold
-    # 0 * inf: at a threshold of 0 nothing lies below, however far down.
-    way = jnp.where((threshold == 0) & jnp.isinf(way), jnp.zeros_like(way), way)
-    return 0.5 * above * above + threshold * way
+    # At a threshold of 0 nothing lies below, however far down.
+    nothing = _same_infinity(x, threshold) | ((threshold == 0) & jnp.isinf(x))
+    below = (x <= threshold) & ~nothing
+    height = jnp.where(below, threshold, jnp.zeros_like(threshold))
+    way = jnp.where(below, x - threshold, jnp.zeros_like(x))
+    return _area_above(above, x, threshold) + height * way
+
+
+# In both, sides are chosen, not multiplied or subtracted away: 0 * inf and inf - inf are NaN.
+
+
+def _area_above(above, x, threshold):
+    """The integral of x from the threshold on, 0 below it."""
+    return 0.5 * above * jnp.where(x <= threshold, jnp.zeros_like(x), x + threshold)
+
+
+def _same_infinity(x, threshold):
+    return (x == threshold) & jnp.isinf(x)
 
 
 VARIANTS = {
