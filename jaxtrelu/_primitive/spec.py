@@ -8,7 +8,7 @@ import functools
 import math
 import numbers
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -73,7 +73,7 @@ def checked_spec(
     implementation: str | None = None,
 ) -> Spec:
     """Checks the static arguments, and puts them together."""
-    names = [name for name, row in VARIANTS.items() if row.public]
+    names = public_variants()
     if variant not in names:
         raise ValueError(
             f"`variant` should be one of {', '.join(map(repr, names))}, but is {variant!r}."
@@ -81,7 +81,7 @@ def checked_spec(
     row = VARIANTS[variant]
     if ceiling is not None:
         if not row.takes_ceiling:
-            with_one = next(name for name in names if VARIANTS[name].takes_ceiling)
+            with_one = _first(lambda row: row.takes_ceiling)
             raise ValueError(
                 f"`ceiling` belongs to variant={with_one!r}, min(x - threshold, ceiling), but the "
                 f"variant is {variant!r}. Drop it, or pass variant={with_one!r}."
@@ -95,7 +95,7 @@ def checked_spec(
         ceiling = None if math.isinf(ceiling) else ceiling
     fill = _static_number(fill, "fill")
     if not row.takes_fill and not (fill == 0 and math.copysign(1, fill) == 1):
-        with_one = next(name for name in names if VARIANTS[name].takes_fill)
+        with_one = _first(lambda row: row.takes_fill)
         raise ValueError(
             f"`fill` belongs to variant={with_one!r}, but the variant is {variant!r}. "
             f"Drop it, or pass variant={with_one!r}."
@@ -108,6 +108,16 @@ def checked_spec(
     return Spec(variant, ceiling, fill, _checked_surrogate(surrogate, variant), implementation)
 
 
+def public_variants() -> tuple[str, ...]:
+    """What may be passed as ``variant=``."""
+    return tuple(name for name, row in VARIANTS.items() if row.public)
+
+
+def _first(has: Callable[[Variant], bool]) -> str:
+    """The first public variant that has something, for messages that say what to pass."""
+    return next(name for name in public_variants() if has(VARIANTS[name]))
+
+
 def _checked_surrogate(surrogate, variant: str) -> Surrogate | None:
     if surrogate is None:
         return None
@@ -118,8 +128,9 @@ def _checked_surrogate(surrogate, variant: str) -> Surrogate | None:
         )
     if not VARIANTS[variant].estimable:
         raise ValueError(
-            f"`surrogate` has nothing to estimate for variant={variant!r}: max(x, threshold) is "
-            "continuous and its threshold has a true gradient. Drop it, or pass variant='hard'."
+            f"`surrogate` has nothing to estimate for variant={variant!r}, "
+            f"{VARIANTS[variant].formula}: it is continuous and its threshold has a true gradient. "
+            f"Drop it, or pass variant={_first(lambda row: row.jump is not None)!r}."
         )
     return surrogate
 
@@ -155,8 +166,9 @@ def check_zeros(spec: Spec) -> None:
     """Refuses what leaves no zeros, where closed entries are to contribute nothing."""
     if not spec.row.has_zeros:
         raise ValueError(
-            f"variant={spec.variant!r} has no zeros to skip: it is max(x, threshold). Pass 'shift' "
-            "or 'hard', or use jaxtrelu.thresholded_relu between dense products."
+            f"variant={spec.variant!r} has no zeros to skip: it is {spec.row.formula}. Pass "
+            f"{' or '.join(repr(n) for n in public_variants() if VARIANTS[n].has_zeros)}, or use "
+            "jaxtrelu.thresholded_relu between dense products."
         )
     if spec.fill != 0:
         raise ValueError(
