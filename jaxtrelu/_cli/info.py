@@ -33,21 +33,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _section(title: str, rows: list[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in rows)
+def _section(title: str, entries: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in entries)
     print(title)
-    for name, value in rows:
+    for name, value in entries:
         print(f"  {name:<{width}}  {value}")
 
 
 def _versions() -> list[tuple[str, str]]:
-    rows = []
+    entries = []
     for package in _PACKAGES:
         try:
-            rows.append((package, version(package)))
+            entries.append((package, version(package)))
         except PackageNotFoundError:
-            rows.append((package, "not installed"))
-    return rows
+            entries.append((package, "not installed"))
+    return entries
 
 
 def _devices() -> list[tuple[str, str]]:
@@ -60,15 +60,15 @@ def _lowerings() -> list[tuple[str, str]]:
     """What each platform gets, found by lowering for it. That needs no such device."""
     import jax
 
+    from jaxtrelu import thresholded_relu
     from jaxtrelu.dispatch import KERNEL_PLATFORM, PLATFORMS
-    from jaxtrelu.functions import thresholded_relu
 
     x = jax.ShapeDtypeStruct((1024, 1024), "float32")
     programs = {
         "values": thresholded_relu,
         "gradient": jax.grad(lambda x: thresholded_relu(x).sum()),
     }
-    rows = []
+    entries = []
     for platform_name in PLATFORMS:
         words = []
         for what, function in programs.items():
@@ -77,5 +77,5 @@ def _lowerings() -> list[tuple[str, str]]:
             words.append(f"{what} by {' and '.join(found) or 'XLA'}")
         asked = [name for name, where in KERNEL_PLATFORM.items() if where == platform_name]
         words += [f"implementation={name!r} on request" for name in asked]
-        rows.append((platform_name, ", ".join(words)))
-    return rows
+        entries.append((platform_name, ", ".join(words)))
+    return entries
