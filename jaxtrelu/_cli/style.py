@@ -65,8 +65,8 @@ def applied() -> Iterator[None]:
         yield
 
 
-def to_bytes(figure: "Figure", kind: str) -> bytes:
+def to_bytes(figure: "Figure", kind: str, dpi: float | None = None) -> bytes:
     """The figure as the content of a file of this kind: png, svg or pdf."""
     stream = io.BytesIO()
-    figure.savefig(stream, format=kind, metadata=_METADATA[kind], facecolor="white")
+    figure.savefig(stream, format=kind, metadata=_METADATA[kind], facecolor="white", dpi=dpi)
     return stream.getvalue()

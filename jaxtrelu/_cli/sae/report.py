@@ -15,6 +15,7 @@ from jaxtrelu._cli import console, style
 if TYPE_CHECKING:
     from jaxtrelu.sae import Recipe, Result, Rows, Settings
 
+_DPI = {"png": 150, "svg": None}  # of the image in an SVG: the figure's own
 _BLUE, _ORANGE, _GREY = "#2f6db3", "#d9822b", "#8a8f98"
 _STYLE: Any = {
     "axes.spines.top": False,
@@ -24,7 +25,6 @@ _STYLE: Any = {
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "font.size": 9.5,
-    "savefig.dpi": 150,
     "svg.hashsalt": "jaxtrelu",
 }
 
@@ -192,4 +192,4 @@ def _draw_shares(axis: Any, threshold: np.ndarray, share: np.ndarray) -> None:
 
 
 def _contents(name: str, figure: Figure) -> dict[str, bytes]:
-    return {f"{name}.{kind}": style.to_bytes(figure, kind) for kind in ("png", "svg")}
+    return {f"{name}.{kind}": style.to_bytes(figure, kind, dpi) for kind, dpi in _DPI.items()}
