@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import rich.console
 from flax import nnx
 
 from jaxtrelu.__main__ import main
-from jaxtrelu._cli.compare import data, experiment, network, results, settings
+from jaxtrelu._cli.compare import data, experiment, network, results, settings, training
 
 # One of each sort.
 SOME = ["relu", "leaky_relu", "gelu", "shift-fixed", "clamp-calibrated", "hard-learned"]
@@ -127,16 +128,16 @@ def test_the_same_seed_gives_the_same(tiny, ascii_run):
     assert per_seed(tiny.output, "relu") == per_seed(ascii_run.output, "relu")
 
 
-def test_another_seed_gives_another_and_a_reader_that_goes_away_costs_no_file(mine, tiny):
-    """As `| head -1` does."""
-    output = mine.parent / "piped"
-    reader, writer = os.pipe()
-    os.close(reader)
-    arguments = ("--data", mine, "--output", output, *TINY, "--activations", "relu", "--seed", 1)
-    with os.fdopen(writer, "w") as stream, contextlib.redirect_stdout(stream):
-        assert compare(*arguments) == 141
-    assert {path.name for path in output.iterdir()} >= {"compare.csv", "compare.json"}
-    assert per_seed(output, "relu") != per_seed(tiny.output, "relu")
+def test_another_seed_gives_another_start(mine):
+    """Other splits, other kernels, another order of batches."""
+    small = settings.Settings(("relu",), 1, 1, 2, 1, 8, (0.01,), 0.8, 1.0, 0)
+    found = [
+        training.stack_runs(data.load(str(mine)), dataclasses.replace(small, seed=seed))[0]
+        for seed in (0, 1)
+    ]
+    for part in ("train", "kernels", "key"):
+        first, second = (jax.tree.leaves(getattr(runs, part))[0] for runs in found)
+        assert jnp.any(first != second), part
 
 
 def test_table_and_sentence(tiny):
@@ -176,10 +177,15 @@ def test_a_narrow_terminal_shows_every_measure(width, quartiles, rate):
         assert any(line.startswith(f"{name} ") for line in lines), f"{name} is not explained"
 
 
-def test_relu_learns_digits(tmp_path):
+def test_relu_learns_digits_and_a_reader_that_goes_away_costs_no_file(tmp_path):
+    """The reader goes as `head -1` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
     size = ["--epochs", "5", "--seeds", "1", "--width", "32", "--depth", "1"]
     arguments = [*size, "--activations", "relu", "--learning-rate", "3e-3"]
-    assert compare("--output", tmp_path, *arguments) == 0
+    with os.fdopen(writer, "w") as stream, contextlib.redirect_stdout(stream):
+        assert compare("--output", tmp_path, *arguments) == 141
+    assert {path.suffix for path in tmp_path.iterdir()} == {".csv", ".json", ".png", ".svg"}
     (record,) = json.loads((tmp_path / "compare.json").read_text())["results"]
     assert record["activation"] == "relu"
     assert record["test_accuracy"] > 0.85
