@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtrelu._surrogates import Rectangle
+from jaxtrelu import Rectangle
 from jaxtrelu.nnx import ThresholdedReLU
 
 # Where learned thresholds begin: near the ReLU that they generalise, yet not at 0, where the
@@ -121,9 +121,11 @@ class Network(nnx.Module):
 
     def threshold_quantiles(self) -> jax.Array:
         """The quantiles .1, .5 and .9 of each layer's thresholds (depth, 3); NaN if it has none."""
-        rows = []
+        quantiles = []
         for activate in self.activations:
             threshold = getattr(activate, "threshold", jnp.nan)
             value = threshold[...] if isinstance(threshold, nnx.Variable) else threshold
-            rows.append(jnp.quantile(jnp.asarray(value, jnp.float32), jnp.array([0.1, 0.5, 0.9])))
-        return jnp.stack(rows)
+            quantiles.append(
+                jnp.quantile(jnp.asarray(value, jnp.float32), jnp.array([0.1, 0.5, 0.9]))
+            )
+        return jnp.stack(quantiles)
