@@ -122,8 +122,17 @@ class SparseAutoencoder(nnx.Module):
         model = nnx.eval_shape(
             lambda: cls(m, np.ones((1, d), np.float32), recipe=recipe, rngs=nnx.Rngs(0))
         )
-        model._set(jax.tree.map(jnp.copy, weights), scale, recipe)
+        model._set(jax.tree.map(jnp.array, weights), scale, recipe)
         return model
+
+    def _set(self, weights: Weights, scale: float, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.encoder = nnx.Param(weights.encoder)
+        self.encoder_bias = nnx.Param(weights.encoder_bias)
+        self.threshold = Threshold(weights.threshold.astype(jnp.float32))
+        self.decoder = nnx.Param(weights.decoder)
+        self.decoder_bias = nnx.Param(weights.decoder_bias)
+        self.input_scale = InputScale(jnp.asarray(scale, jnp.float32))
 
     @property
     def weights(self) -> Weights:
