@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 import jaxtrelu
-from jaxtrelu.gate import gate
-from jaxtrelu.packing import Packing, pack_last
+from jaxtrelu._primitive.packing import Packing, pack_last
+from jaxtrelu._primitive.rules import gate
 
 THETA = 0.5
 # XLA calls cuBLASLt, and so its epilogues, only where it is told to, and no Triton product instead.
@@ -154,7 +154,7 @@ def linear(rows: int, depth: int, columns: int, torch) -> list[Case]:
 
     def forward(name):
         def function(x, w, b):
-            y, pull = jax.vjp(lambda b: layer(name)(x, w, b), b)
+            y, pull = jax.vjp(lambda b: layer(name)(x, w, b=b), b)
             return y, [a for a in jax.tree.leaves(pull) if a.dtype == jnp.uint32]
 
         return Peer(jax.jit(function), ("x", "w", "b"), flops)

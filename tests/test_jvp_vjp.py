@@ -113,9 +113,7 @@ def test_second_derivatives(case):
 def test_jet(case):
     def program(x, threshold, series):
         value, terms = jet(lambda x: case.function(x, threshold), (x,), (series,))
-        gradient, _ = jet(
-            jax.grad(lambda x: case.function(x, threshold).sum()), (x,), (series,)
-        )
+        gradient, _ = jet(jax.grad(lambda x: case.function(x, threshold).sum()), (x,), (series,))
         return value, terms, gradient
 
     series = [case.draw(), case.draw()]

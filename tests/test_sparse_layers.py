@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-
-import jaxtrelu
 from jaxtrelu.linen.compact import CompactMLP as LinenCompact
 from jaxtrelu.nnx.compact import CompactMLP
+
+import jaxtrelu
 
 
 def reference(x, p):

@@ -8,7 +8,6 @@ from cases import Case, close, over_cases, together
 
 import jaxtrelu
 
-
 AXES = [(x, t) for x in (None, 0, 1, 2, -1) for t in (None, 0) if (x, t) != (None, None)]
 
 
