@@ -150,11 +150,14 @@ def linear(rows: int, depth: int, columns: int, torch) -> list[Case]:
         return made | {"w": made["w"] / jnp.bfloat16(depth**0.5)}
 
     def layer(name):
-        return functools.partial(jaxtrelu.thresholded_linear, threshold=THETA, implementation=name)
+        def call(x, w, b):
+            return jaxtrelu.thresholded_linear(x, w, THETA, b=b, implementation=name)
+
+        return call
 
     def forward(name):
         def function(x, w, b):
-            y, pull = jax.vjp(lambda b: layer(name)(x, w, b=b), b)
+            y, pull = jax.vjp(lambda b: layer(name)(x, w, b), b)
             return y, [a for a in jax.tree.leaves(pull) if a.dtype == jnp.uint32]
 
         return Peer(jax.jit(function), ("x", "w", "b"), flops)

@@ -416,8 +416,8 @@ def _block_operand(array, name: str) -> jax.Array:
     array = _matrix_operand(array, name)
     if array.dtype.itemsize < 2:
         raise TypeError(
-            f"`{name}` has dtype {array.dtype}, which has no arithmetic of its own, and its entries "
-            f"are not widened one by one. Pass {name}.astype('bfloat16')."
+            f"`{name}` has dtype {array.dtype}, which has no arithmetic of its own. "
+            f"Pass {name}.astype('bfloat16')."
         )
     return array
 
