@@ -223,7 +223,7 @@ def compact(
     if size < 0:
         raise ValueError(f"`size` should be at least 0, but is {size!r}.")
     counts = count(words)
-    slots = jnp.broadcast_to(jnp.arange(size), (*words.shape[:-1], size))
+    slots = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (*words.shape[:-1], size))
     indices = select(words, slots)
     if values is None:
         return indices, None, counts
@@ -282,14 +282,14 @@ def _select_rows(words: jax.Array, k: jax.Array) -> jax.Array:
     first = jnp.arange(rows, dtype=jnp.int32)[:, None] * blocks
     place, before = jnp.broadcast_to(first, k.shape), jnp.zeros_like(k)
     for end in jnp.split(upto[:, :-1], blocks - 1, axis=1) if blocks > 1 else ():
-        place = place + (end <= k)
+        place = place + (end <= k).astype(jnp.int32)
         before = jnp.where(end <= k, end, before)
     left = k - before
     for level in reversed(counts):
         lower = level.reshape(-1).at[2 * place].get(mode="promise_in_bounds")
         above = left >= lower
         left = jnp.where(above, left - lower, left)
-        place = 2 * place + above
+        place = 2 * place + above.astype(jnp.int32)
     word = words.reshape(-1).at[place].get(mode="promise_in_bounds")
     bit = select_in_word(word, left)
     place = place - first * 2**levels

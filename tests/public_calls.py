@@ -93,7 +93,7 @@ CALLS = {
         jaxtrelu.entry_sum,
         (np.arange(7, dtype=np.float32),),
         how=lambda f, norms: f(
-            lambda values, norm: jnp.abs(values) * norm,
+            lambda values, norm: jnp.abs(values).astype(norm.dtype) * norm,
             jax.tree.map(jnp.asarray, RECORD),
             lambda: jnp.asarray(Z, norms.dtype),
             norms,

@@ -37,8 +37,8 @@ def gather_sum(
     def terms(base, starts, counts, width):
         """The sum of entries base .. base + width of the groups given."""
         slots = base + jnp.arange(width, dtype=jnp.int32)[:, None]
-        there = slots < counts
-        at = jnp.where(there, starts + slots, 0)
+        there = slots < counts[None]
+        at = jnp.where(there, starts[None] + slots, 0)
         # Held back from the loop over the rows, into which XLA would fuse it once per element.
         there, weights, rows = lax.optimization_barrier(
             (there, jnp.where(there, take(values, at), 0), take(members, at))
