@@ -72,11 +72,7 @@ def unpack(words: UInt32[ArrayLike, "*batch w"], width: int) -> Bool[Array, "*ba
     [True, False, True]
     """
     words = _checked(words)
-    if not 0 <= width <= words.shape[-1] * WORD_BITS:
-        raise ValueError(
-            f"`width` should be between 0 and {words.shape[-1] * WORD_BITS}, the number of bits in "
-            f"words of shape {words.shape}, but is {width!r}."
-        )
+    _check_width(words, width)
     return unpack_last(words, width)
 
 
@@ -104,34 +100,38 @@ def transpose(words: UInt32[ArrayLike, "rows w"], width: int) -> UInt32[Array, "
     Five rounds exchange half-blocks of every 32 x 32 bits (Warren, Hacker's Delight, 7-3).
 
     Args:
-      words: (rows, w) uint32.
+      words: (..., rows, w) uint32.
       width: the number of columns n, at most 32 w.
 
     Returns:
-      uint32 words of shape (n, ceil(rows / 32)).
+      uint32 words of shape (..., n, ceil(rows / 32)).
 
     Raises:
-      TypeError, ValueError: `words` are not words, or not a matrix.
+      TypeError, ValueError: `words` are not words or have no rows, or `width` does not fit them.
 
     >>> transpose(pack(jnp.array([[True, True], [False, True]])), 2).tolist()
     [[1], [3]]
     """
     words = _checked(words)
-    if words.ndim != 2:
-        raise ValueError(f"`words` should be a matrix, but have shape {words.shape}.")
-    rows, across = words.shape
+    if words.ndim < 2:
+        raise ValueError(
+            f"`words` should have shape (..., rows, w), but have {words.shape}. Pass words[None]."
+        )
+    _check_width(words, width)
+    *lead, rows, across = words.shape
     down = words_for(rows)
-    block = jnp.pad(words, ((0, down * WORD_BITS - rows), (0, 0)))
+    block = jnp.pad(words, [(0, 0)] * len(lead) + [(0, down * WORD_BITS - rows), (0, 0)])
     for half, ones in _HALVES:
         low, mask = jnp.uint32(half), jnp.uint32(ones)
-        block = block.reshape(down, WORD_BITS // (2 * half), 2, half, across)
-        upper, lower = block[:, :, 0], block[:, :, 1]
+        block = block.reshape(*lead, down, WORD_BITS // (2 * half), 2, half, across)
+        upper, lower = block[..., 0, :, :], block[..., 1, :, :]
         block = jnp.stack(
             [(upper & mask) | ((lower & mask) << low), ((upper >> low) & mask) | (lower & ~mask)],
-            axis=2,
+            axis=-3,
         )
-    block = block.reshape(down, WORD_BITS, across).transpose(2, 1, 0)
-    return block.reshape(across * WORD_BITS, down)[:width]
+    block = block.reshape(*lead, down, WORD_BITS, across)
+    block = jnp.moveaxis(block, (-1, -3), (-3, -1)).reshape(*lead, across * WORD_BITS, down)
+    return block[..., :width, :]
 
 
 def rank(
@@ -141,7 +141,8 @@ def rank(
 
     Args:
       words: (..., w) uint32.
-      index: (..., k) integers, from 0 to the width (which gives the row's count).
+      index: (..., k) integers, from 0 to the width (which gives the row's count). Leading axes
+        broadcast against those of `words`, as in `select`.
 
     Returns:
       int32 ranks of shape (..., k).
@@ -152,7 +153,9 @@ def rank(
     >>> rank(jnp.array([5], jnp.uint32), jnp.array([0, 1, 2, 3])).tolist()
     [0, 1, 1, 2]
     """
-    words, index = _checked(words), jnp.asarray(index, jnp.int32)
+    words, index = _one_lead(_checked(words), jnp.asarray(index, jnp.int32))
+    if words.shape[-1] == 0:
+        return jnp.zeros_like(index)
     ones = population(words)
     before = jnp.cumsum(ones, axis=-1) - ones
     place = jnp.clip(index // WORD_BITS, 0, words.shape[-1] - 1)
@@ -169,7 +172,7 @@ def select(
 
     Args:
       words: (..., w) uint32.
-      k: (..., j) integers.
+      k: (..., j) integers. Leading axes broadcast against those of `words`.
 
     Returns:
       int32 indices of shape (..., j); 32 w where a row has no k-th set bit.
@@ -180,13 +183,11 @@ def select(
     >>> select(jnp.array([5], jnp.uint32), jnp.array([0, 1, 2])).tolist()
     [0, 2, 32]
     """
-    words, k = _checked(words), jnp.asarray(k, jnp.int32)
-    lead = jnp.broadcast_shapes(words.shape[:-1], k.shape[:-1])
-    words, k = (jnp.broadcast_to(a, (*lead, a.shape[-1])) for a in (words, k))
+    words, k = _one_lead(_checked(words), jnp.asarray(k, jnp.int32))
     width = words.shape[-1]
     if width == 0:
         return jnp.zeros_like(k)
-    rows = math.prod(lead)
+    rows = math.prod(words.shape[:-1])
     found = _select_rows(words.reshape(rows, width), k.reshape(rows, k.shape[-1]))
     return found.reshape(k.shape)
 
@@ -246,7 +247,7 @@ def expand(
       A dense array (..., n) in the dtype of `values`, zero where no index points.
 
     Raises:
-      ValueError: the shapes of `indices` and `values` differ.
+      ValueError: the shapes of `indices` and `values` differ, or `width` is negative.
 
     >>> expand(jnp.array([0, 2, 32]), jnp.array([7.0, 9.0, 0.0]), 3).tolist()
     [7.0, 0.0, 9.0]
@@ -257,10 +258,19 @@ def expand(
             f"`indices` and `values` should have one shape, but have {indices.shape} and "
             f"{values.shape}."
         )
-    lead, size = indices.shape[:-1], indices.shape[-1]
-    rows = jnp.zeros((*lead, width), values.dtype).reshape(-1, width)
+    if indices.ndim == 0:
+        raise ValueError("`indices` should have at least one axis, but is a scalar.")
+    if width < 0:
+        raise ValueError(f"`width` should be at least 0, but is {width!r}.")
+    *lead, size = indices.shape
+    rows = math.prod(lead)  # not -1, which has no answer for an array without elements
     put = jax.vmap(lambda row, i, v: row.at[i].set(v, mode="drop"))
-    return put(rows, indices.reshape(-1, size), values.reshape(-1, size)).reshape(*lead, width)
+    dense = put(
+        jnp.zeros((rows, width), values.dtype),
+        indices.reshape(rows, size),
+        values.reshape(rows, size),
+    )
+    return dense.reshape(*lead, width)
 
 
 def _select_rows(words: jax.Array, k: jax.Array) -> jax.Array:
@@ -295,6 +305,20 @@ def _select_rows(words: jax.Array, k: jax.Array) -> jax.Array:
     place = place - first * 2**levels
     there = (k >= 0) & (k < upto[:, -1:])
     return jnp.where(there, place * WORD_BITS + bit, width * WORD_BITS)
+
+
+def _one_lead(words: jax.Array, index: jax.Array) -> list[jax.Array]:
+    """Both with the leading axes to which those of the two broadcast."""
+    lead = jnp.broadcast_shapes(words.shape[:-1], index.shape[:-1])
+    return [jnp.broadcast_to(array, (*lead, array.shape[-1])) for array in (words, index)]
+
+
+def _check_width(words: jax.Array, width: int) -> None:
+    if not 0 <= width <= words.shape[-1] * WORD_BITS:
+        raise ValueError(
+            f"`width` should be between 0 and {words.shape[-1] * WORD_BITS}, the number of bits in "
+            f"words of shape {words.shape}, but is {width!r}."
+        )
 
 
 def _checked(words: ArrayLike) -> jax.Array:

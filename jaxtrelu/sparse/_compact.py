@@ -26,8 +26,8 @@ from jaxtrelu._primitive.spec import (
     entries_for,
 )
 from jaxtrelu._surrogates import Surrogate
-from jaxtrelu.sparse._block import Plan, biased, decoded, encoded, finished
-from jaxtrelu.sparse._entries import find_support, groups_of
+from jaxtrelu.sparse._block import Plan, biased, compiled_once, decoded, encoded, finished
+from jaxtrelu.sparse._entries import groups_of, support_of
 from jaxtrelu.sparse._loops import take
 from jaxtrelu.sparse._mlp import Operands, has_elements, operands_of
 
@@ -100,6 +100,7 @@ def compact_mlp(
     return finished(y, block.b_out, block.lead, block.x.dtype)
 
 
+@compiled_once
 def _dense(plan: Plan, operands: Operands) -> jax.Array:
     z = biased(encoded(operands.x, operands.w_in), operands.b_in)
     return decoded(plan, z, operands.threshold, operands.w_out)
@@ -120,11 +121,12 @@ def keeping_entries(plan: Plan, operands: Operands) -> jax.Array:
     return _dense(plan, operands)
 
 
+@compiled_once
 def _forward(plan: Plan, operands: Operands):
     product = encoded(operands.x, operands.w_in)
     z = biased(product, operands.b_in)
     y = decoded(plan, z, operands.threshold, operands.w_out)
-    support = find_support(plan, product, operands.b_in, operands.threshold)
+    support = support_of(plan, product, operands.b_in, operands.threshold)
     entries, overflow = support.visited, support.overflow
     # With the output, or finding the entries would be put off to the backward pass.
     y, words, z, overflow = lax.optimization_barrier((y, entries.groups.words, entries.z, overflow))
@@ -132,6 +134,11 @@ def _forward(plan: Plan, operands: Operands):
 
 
 def _backward(plan: Plan, residuals: CompactResiduals, g: jax.Array):
+    return (_gradients(plan, residuals, g),)
+
+
+@compiled_once
+def _gradients(plan: Plan, residuals: CompactResiduals, g: jax.Array) -> Operands:
     # With the cotangent, or the expansion would be done in the forward pass.
     operands, *kept = residuals
     (words, entries, overflow), g = lax.optimization_barrier((kept, g))
@@ -158,7 +165,7 @@ def _backward(plan: Plan, residuals: CompactResiduals, g: jax.Array):
     )[1]
     # Together, or XLA may put the weights' gradients off and keep a dense dz of every layer.
     x, w_in, b_in = pull(dz)
-    return (lax.optimization_barrier(Operands(x, w_in, b_in, threshold, w_out)),)
+    return lax.optimization_barrier(Operands(x, w_in, b_in, threshold, w_out))
 
 
 def _expand(words: jax.Array, kept: jax.Array, width: int) -> jax.Array:

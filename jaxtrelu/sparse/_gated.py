@@ -27,8 +27,19 @@ from jaxtrelu._primitive.spec import (
     entries_for,
 )
 from jaxtrelu._surrogates import Surrogate
-from jaxtrelu.sparse._block import CROSSOVER, Plan, activated, biased, encoded, finished
-from jaxtrelu.sparse._entries import Entries, find_support, groups_of, list_entries, position
+from jaxtrelu.sparse._block import (
+    CROSSOVER,
+    Plan,
+    activated,
+    biased,
+    compiled_once,
+    encoded,
+    finished,
+    passed,
+    product_of_nonzeros,
+    projected,
+)
+from jaxtrelu.sparse._entries import Entries, groups_of, list_entries, position, support_of
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
 from jaxtrelu.sparse._sums import entry_dots, gather_sum, scalar_sum
 
@@ -148,8 +159,7 @@ def gated_dense(plan: Plan, operands: GatedOperands) -> jax.Array:
 def _dense_rest(plan: Plan, operands: GatedOperands, product: jax.Array) -> jax.Array:
     x, _, w_up, w_out, threshold, b_gate, b_up = operands
     a = activated(plan, biased(product, b_gate), threshold)
-    hidden = (a * biased(encoded(x, w_up), b_up)).astype(w_out.dtype)
-    return jnp.matmul(hidden, w_out, preferred_element_type=product.dtype)
+    return projected(passed(a, biased(encoded(x, w_up), b_up)), w_out)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -160,6 +170,7 @@ def gated(plan: Plan, operands: GatedOperands) -> jax.Array:
     return _few_examples(plan, operands)
 
 
+@compiled_once
 def _few_examples(plan: Plan, operands: GatedOperands) -> jax.Array:
     """Decoding: rounds of units that any example opens, each a small dense product."""
     x, w_gate, w_up, w_out, threshold, b_gate, b_up = operands
@@ -179,9 +190,8 @@ def _few_examples(plan: Plan, operands: GatedOperands) -> jax.Array:
         up = encoded(x, take(w_up, unit))
         if b_up is not None:
             up = biased(up, take(b_up, unit))
-        hidden = jnp.where(used[None], a[:, unit] * up, 0).astype(w_out.dtype)
-        out = jnp.where(used[:, None], take(w_out, unit), 0)
-        return y + jnp.matmul(hidden, out, preferred_element_type=z.dtype)
+        hidden = passed(jnp.where(used[None], a[:, unit], 0), up).astype(w_out.dtype)
+        return y + product_of_nonzeros(hidden, take(w_out, unit), z.dtype)
 
     start = varying_like(jnp.zeros((x.shape[0], w_out.shape[1]), z.dtype), z)
 
@@ -191,10 +201,11 @@ def _few_examples(plan: Plan, operands: GatedOperands) -> jax.Array:
     return lax.cond(number > most, partial(_dense_rest, plan, operands), sparse, product)
 
 
+@compiled_once
 def _forward(plan: Plan, operands: GatedOperands):
     x, w_gate, w_up, w_out, threshold, b_gate, b_up = operands
     product = encoded(x, w_gate)
-    support = find_support(plan, product, b_gate, threshold)
+    support = support_of(plan, product, b_gate, threshold)
     visited = support.visited
     unit = visited.by_row.member
 
@@ -203,18 +214,23 @@ def _forward(plan: Plan, operands: GatedOperands):
         up = entry_dots(visited.by_row, visited.total, x, w_up, product.dtype)
         if b_up is not None:
             up = biased(up, take(b_up, unit))
-        return gather_sum(visited.groups, unit, a * up, w_out, 0)
+        return gather_sum(visited.groups, unit, passed(a, up), w_out, 0)
 
     y = lax.cond(support.overflow, partial(_dense_rest, plan, operands), sparse, product)
     return y, GatedResiduals(operands, visited, support.overflow)
 
 
 def _backward(plan: Plan, residuals: GatedResiduals, g: jax.Array):
+    return (_gradients(plan, residuals, g),)
+
+
+@compiled_once
+def _gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> GatedOperands:
     def through_dense(residuals, g):
         return jax.vjp(partial(gated_dense, plan), residuals.operands)[1](g)[0]
 
     sparse = partial(_sparse_gradients, plan)
-    return (lax.cond(residuals.overflow, through_dense, sparse, residuals, g),)
+    return lax.cond(residuals.overflow, through_dense, sparse, residuals, g)
 
 
 def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> GatedOperands:
@@ -232,8 +248,9 @@ def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> Ga
     if b_up is not None:
         up = biased(up, take(b_up, unit))
     dhidden = entry_dots(by_column, total, w_out, g, dtype)
-    dz, dthreshold = pullback(dhidden * up)
-    dup = dhidden * a
+    hidden, to_factors = jax.vjp(passed, a, up)
+    da, dup = to_factors(dhidden)
+    dz, dthreshold = pullback(da)
 
     def by_unit(values, table):
         return gather_sum(columns, row, values, table, plan.direct)
@@ -249,7 +266,7 @@ def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> Ga
         x=(by_example(dz, w_gate) + by_example(dup, w_up)).astype(x.dtype),
         w_gate=by_unit(dz, x).astype(w_gate.dtype),
         w_up=by_unit(dup, x).astype(w_up.dtype),
-        w_out=by_unit(a * up, g).astype(w_out.dtype),
+        w_out=by_unit(hidden, g).astype(w_out.dtype),
         threshold=per_unit(dthreshold, threshold),
         b_gate=per_unit(dz, b_gate),
         b_up=per_unit(dup, b_up),

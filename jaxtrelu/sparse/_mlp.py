@@ -44,6 +44,7 @@ from jaxtrelu.sparse._block import (
     Plan,
     activated,
     biased,
+    compiled_once,
     decoded,
     encoded,
     finished,
@@ -53,10 +54,10 @@ from jaxtrelu.sparse._entries import (
     Entries,
     Groups,
     entries_of,
-    find_support,
     groups_of,
     list_entries,
     position,
+    support_of,
 )
 from jaxtrelu.sparse._loops import take
 from jaxtrelu.sparse._sums import entry_dots, gather_sum, scalar_sum
@@ -200,11 +201,12 @@ def fused(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
     return forward(plan, operands)[0]
 
 
+@compiled_once
 def forward(plan: Plan, operands: Operands):
     """Returns what `fused` does, and what the gradient needs."""
     _, w_in, b_in, threshold, w_out = operands
     product = encoded(operands.x, w_in)
-    support = find_support(plan, product, b_in, threshold, apart=plan.window_is_silent)
+    support = support_of(plan, product, b_in, threshold, apart=plan.window_is_silent)
     visited, overflow = support.visited, support.overflow
 
     def activations(entries):
@@ -242,15 +244,14 @@ def forward(plan: Plan, operands: Operands):
 
 def _backward(plan: Plan, residuals: Residuals, cotangents):
     g, activity = cotangents
-    given = (g, activity.values, activity.l0)
-    gradients = lax.cond(
-        residuals.overflow,
-        partial(dense_gradients, plan),
-        partial(_sparse_gradients, plan),
-        residuals,
-        given,
-    )
-    return (gradients,)
+    return (_gradients(plan, residuals, (g, activity.values, activity.l0)),)
+
+
+@compiled_once
+def _gradients(plan: Plan, residuals: Residuals, given) -> Operands:
+    """The gradients for cotangents of y, of the entries' values and of l0."""
+    dense, sparse = partial(dense_gradients, plan), partial(_sparse_gradients, plan)
+    return lax.cond(residuals.overflow, dense, sparse, residuals, given)
 
 
 def dense_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
