@@ -11,20 +11,23 @@ function returns, and checks it in NumPy:
         dx = yield jax.grad(lambda x: case.function(x, case.threshold).sum()), case.x
         close(dx, case.expected()[1], case)
 
-The functions of all cases of a dtype are compiled as one program: that is one compilation instead
-of twenty, or of several hundred where each would be run step by step. Some cases run step by step
-too, the rest of them under `make test-all`. `together` does the same for any other generators.
+The functions of all cases of a dtype are compiled as one program: one compilation in place of
+twenty, or of hundreds where each is run step by step. `make test` takes the cases `PAIRS`, in which
+each two of variant, dtype and kind meet, and one of them step by step; `make test-all` takes all
+80, and all of `PAIRS` step by step. `together` does the same for any other generators.
 """
 
 import dataclasses
 import functools
 import zlib
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from runs import one_program, step_by_step
 
 import jaxtrelu
 
@@ -102,33 +105,23 @@ class Case:
 
 
 CASES = [Case(v, d, k) for v in VARIANTS for d in DTYPES for k in KINDS]
-#: Every variant, dtype and kind once at least: these are run one by one in every test run.
-ALONE = {
-    Case("shift", "float32", "channel"),
-    Case("capped", "bfloat16", "number"),
-    Case("hard", "float16", "scalar"),
-    Case("filled", "float64", "full"),
-    Case("clamp", "float32", "scalar"),
-}
+#: Each variant with each dtype, each variant with each kind, each dtype with each kind.
+PAIRS = [
+    Case(v, d, KINDS[(i + j) % len(KINDS)])
+    for i, v in enumerate(VARIANTS)
+    for j, d in enumerate(DTYPES)
+]
 
 
-def one_program(functions, operands):
-    """Calls every function with its operands, all in one compiled program."""
-
-    def program(operands):
-        return {name: function(*operands[name]) for name, function in functions.items()}
-
-    return jax.jit(program)(operands)
-
-
-def step_by_step(functions, operands):
-    return {name: function(*operands[name]) for name, function in functions.items()}
+def examples(count):
+    """Of hypothesis: ``count`` in `make test`, four times as many in `make test-all`."""
+    return hypothesis.settings(max_examples=max(1, count * hypothesis.settings().max_examples // 100))
 
 
 def together(laws, run=one_program) -> None:
     """Runs generators, given by name, that yield ``(function, *operands)`` and check the result.
 
-    ``run(functions, operands)``, both by name, gives the results by name. Every failure of a check
+    `runs.py` says what ``run`` can be. Every failure of a check
     is collected, and all are raised as one, each with its name.
     """
     failures: dict[str, Exception] = {}
@@ -166,20 +159,27 @@ def _named(name, function):
     return traced
 
 
-def over_cases(law=None, *, run=one_program, alone=step_by_step):
+def over_cases(law=None, *, run=one_program):
     """A law of every case of the table: by dtype in one program each, and some of them alone.
 
-    With another ``run`` than the default's, the cases alone run in it too. Tests whose name ends in
-    a dtype are all of its cases; float64 ones have x64 enabled.
+    Alone they run step by step; with a ``run`` of its own, which compiles or exports in another
+    way, a law has no test alone. float64 cases have x64 enabled.
     """
     if law is None:
-        return functools.partial(over_cases, run=run, alone=alone if run is one_program else run)
+        return functools.partial(over_cases, run=run)
 
-    parameters = [pytest.param(run, [c for c in CASES if c.dtype == d], id=d) for d in DTYPES]
-    always = ALONE if alone is step_by_step else set()
-    for case in CASES:
-        marks = () if case in always else pytest.mark.slow
-        parameters.append(pytest.param(alone, [case], id=str(case), marks=marks))
+    parameters = []
+    for dtype in DTYPES:
+        pairs = [case for case in PAIRS if case.dtype == dtype]
+        others = [case for case in CASES if case.dtype == dtype and case not in pairs]
+        parameters.append(pytest.param(run, pairs, id=dtype))
+        rest = f"{dtype}, other cases"
+        parameters.append(pytest.param(run, others, id=rest, marks=pytest.mark.slow))
+    if run is one_program:
+        always = PAIRS[zlib.crc32(law.__name__.encode()) % len(PAIRS)]
+        for case in PAIRS:
+            marks = () if case == always else pytest.mark.slow
+            parameters.append(pytest.param(step_by_step, [case], id=str(case), marks=marks))
 
     @pytest.mark.parametrize(("run", "cases"), parameters)
     @functools.wraps(law)

@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ALONE, SHAPE, close, one_program, over_cases, step_by_step
-from jax import export, lax
-from jax.experimental import checkify
+import runs
+from cases import PAIRS, SHAPE, close, over_cases
+from jax import lax
 
 import jaxtrelu
-
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 @over_cases
@@ -26,12 +24,7 @@ def test_eager_equals_jit_equals_definition(case):
     close(eager, case.expected()[0], case)
 
 
-def _without_jit(functions, operands):
-    with jax.disable_jit():
-        return step_by_step(functions, operands)
-
-
-@over_cases(run=_without_jit)
+@over_cases(run=runs.without_jit)
 def test_disable_jit(case):
     value = yield case.function, case.x, case.threshold
     close(value, case.expected()[0], case)
@@ -85,46 +78,18 @@ def test_while_and_cond(case):
     close(twice, case.expected(again)[0], case)
 
 
-def _ahead_of_time_and_donated(functions, operands):
-    xs = {name: x + 0 for name, (x, _) in operands.items()}
-    thresholds = {name: threshold for name, (_, threshold) in operands.items()}
-
-    def program(xs, thresholds):
-        return {name: f(xs[name], thresholds[name]) for name, f in functions.items()}
-
-    compiled = jax.jit(program, donate_argnums=0).lower(xs, thresholds).compile()
-    results = compiled(xs, thresholds)
-    kept = [name for name, x in xs.items() if not x.is_deleted()]
-    assert not kept, f"not donated: {kept}"
-    return results
-
-
-@over_cases(run=_ahead_of_time_and_donated)
+@over_cases(run=runs.ahead_of_time_and_donated)
 def test_ahead_of_time_and_donation(case):
     value = yield case.function, case.x, case.threshold
     close(value, case.expected()[0], case)
 
 
-def _checked(functions, operands):
-    checked = checkify.checkify(
-        lambda operands: one_program(functions, operands), errors=checkify.float_checks
-    )
-    error, results = checked(operands)
-    error.throw()
-    return results
-
-
-def _nans_watched(functions, operands):
-    with jax.debug_nans(True):
-        return one_program(functions, operands)
-
-
-@over_cases(run=_checked)
+@over_cases(run=runs.checked)
 def test_checkify(case):
     return _gradient_of_the_square(case)
 
 
-@over_cases(run=_nans_watched)
+@over_cases(run=runs.nans_watched)
 def test_debug_nans(case):
     return _gradient_of_the_square(case)
 
@@ -138,29 +103,14 @@ def _gradient_of_the_square(case):
     close(gradient, 2 * value * slope, case)
 
 
-@pytest.mark.parametrize("case", sorted(ALONE, key=str), ids=str)
+@pytest.mark.parametrize("case", PAIRS[::5], ids=str)
 def test_debug_nans_finds_one(case):
     with jax.enable_x64(case.dtype == "float64"), jax.debug_nans(True):
         with pytest.raises(FloatingPointError):
             case.function(case.x.at[0, 0].set(jnp.nan), case.threshold)
 
 
-def _exported(functions, operands):
-    """One artifact for all platforms and any number of rows."""
-    (n,) = export.symbolic_shape("n")
-
-    def type_of(operand):
-        rows = (n, *SHAPE[1:]) if operand.shape == SHAPE else operand.shape
-        return jax.ShapeDtypeStruct(rows, operand.dtype)
-
-    def program(operands):
-        return step_by_step(functions, operands)
-
-    types = jax.tree.map(type_of, operands)
-    return export.export(jax.jit(program), platforms=PLATFORMS)(types).call(operands)
-
-
-@over_cases(run=_exported)
+@over_cases(run=runs.exported)
 def test_export_with_symbolic_shapes(case):
     """With its derivatives in it."""
 
@@ -215,18 +165,28 @@ def test_the_compiled_forward_is_that_of_a_select_by_hand(variant, where):
 
 
 def test_strict_promotion(strict_promotion):
+    """Traced and lowered, which is where a promotion would be refused."""
     x = jnp.ones(SHAPE, jnp.bfloat16)
-    for threshold in (0.5, jnp.float32(0.5), jnp.full(SHAPE[-1:], 0.5), jnp.full(SHAPE, 0.5)):
-        for variant in ("shift", "hard", "clamp"):
-            gradient = jax.grad(
-                lambda x, t, v=variant: (
-                    jaxtrelu.thresholded_relu(x, t, variant=v).astype(jnp.float32).sum()
-                ),
-                (0, 1),
-            )(x, threshold)
-            assert gradient[0].dtype == jnp.bfloat16
-        for surrogate in (jaxtrelu.Rectangle(0.5), jaxtrelu.Gaussian(0.5, to_input=True)):
-            jax.grad(lambda x, t, s=surrogate: jaxtrelu.step(x, t, surrogate=s)[0, 0])(x, threshold)
-            jax.hessian(
-                lambda t, s=surrogate: jaxtrelu.jump_relu(x, t, surrogate=s)[0, 0].astype(t.dtype)
-            )(jnp.float32(0.5))
+    thresholds = (0.5, jnp.float32(0.5), jnp.full(SHAPE[-1:], 0.5), jnp.full(SHAPE, 0.5))
+
+    def first(function, x, threshold, **options):
+        return function(x, threshold, **options)[0, 0].astype(jnp.float32)
+
+    def of(function, **options):
+        return functools.partial(first, function, **options)
+
+    def gradients(x, thresholds):
+        found = []
+        for threshold in thresholds:
+            for variant in BY_HAND:
+                f = of(jaxtrelu.thresholded_relu, variant=variant)
+                found.append(jax.grad(f, (0, 1))(x, threshold))
+            for surrogate in (jaxtrelu.Rectangle(0.5), jaxtrelu.Gaussian(0.5, to_input=True)):
+                found.append(jax.grad(of(jaxtrelu.step, surrogate=surrogate), (0, 1))(x, threshold))
+                jump = of(jaxtrelu.jump_relu, surrogate=surrogate)
+                found.append((x, jax.hessian(jump, 1)(x, jnp.float32(0.5))))
+        return found
+
+    out = jax.jit(gradients).lower(x, thresholds).out_info
+    assert len(out) == len(thresholds) * (len(BY_HAND) + 4)
+    assert all(dx.dtype == jnp.bfloat16 for dx, _ in out)

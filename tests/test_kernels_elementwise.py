@@ -152,10 +152,10 @@ class TestElementwise:
             np.testing.assert_allclose(dx[i], expected[0], rtol=1e-6)
             np.testing.assert_allclose(dt[i], expected[1], rtol=1e-5)
 
+    # XLA: test_sharding.py. Mosaic GPU: interpreted on one device only.
+    @pytest.mark.parametrize("name", ["mosaic_tpu"], indirect=True)
     def test_shard_map(self, name):
         """The kernels themselves, in a compiled program over two devices."""
-        if name != "mosaic_tpu":
-            pytest.skip("XLA: test_sharding.py; Mosaic GPU: interpreted on one device only")
         mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         x, threshold = draw(0, (4, 70)), draw(1, (1, 70))
         packing, kernels = Packing(), BACK_ENDS[name].kernels

@@ -18,7 +18,6 @@ pytestmark = [
         importlib.util.find_spec("libtpu") is None,
         reason="the TPU compiler is not installed: pip install 'jaxtrelu[kernels-test]'",
     ),
-    pytest.mark.xdist_group("libtpu"),
 ]
 GENERATIONS = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 ELEMENTWISE = {"thresholded_relu_tpu", "thresholded_gate_tpu"}

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import SHAPE, Case, close, one_program, over_cases, step_by_step
+import runs
+from cases import SHAPE, Case, close, over_cases
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -79,15 +80,6 @@ def test_explicit_mesh(options, shape, spec):
             _expect_same_gradients(actual, options, x, threshold)
 
 
-ROWS = {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}
-
-
-def _over_three_devices(kind):
-    return jax.make_mesh(
-        SHAPE[:1], ("rows",), axis_types=(ROWS[kind],), devices=jax.devices()[: SHAPE[0]]
-    )
-
-
 def _expect_the_definition(gradients, case: Case):
     """Gradients of the sum in x and in the threshold."""
     _, dx, dt = case.expected()
@@ -99,7 +91,7 @@ def _expect_the_definition(gradients, case: Case):
 def test_every_case_in_a_shard_map(case):
     mapped = jax.shard_map(
         case.function,
-        mesh=_over_three_devices("Auto"),
+        mesh=runs.mesh_of_rows(SHAPE[0], AxisType.Auto),
         in_specs=(P("rows"), P("rows") if case.kind == "full" else P()),
         out_specs=P("rows"),
     )
@@ -116,18 +108,7 @@ def test_every_case_in_a_shard_map(case):
     close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
 
 
-def _on_an_explicit_mesh(functions, operands):
-    mesh = _over_three_devices("Explicit")
-
-    def placed(operand):
-        rows = P("rows", None) if operand.shape == SHAPE else P()
-        return jax.device_put(operand, NamedSharding(mesh, rows))
-
-    with jax.set_mesh(mesh):
-        return one_program(functions, jax.tree.map(placed, operands))
-
-
-@over_cases(run=_on_an_explicit_mesh)
+@over_cases(run=runs.on_an_explicit_mesh)
 def test_every_case_on_an_explicit_mesh(case):
     def program(x, threshold):
         value, pullback = jax.vjp(jax.jit(case.function), x, threshold)
@@ -142,18 +123,7 @@ def test_every_case_on_an_explicit_mesh(case):
     close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
 
 
-def _row_by_device(functions, operands):
-    def axis(operand):
-        return 0 if operand.shape == SHAPE else None
-
-    def program(operands):
-        return step_by_step(functions, operands)
-
-    axes = jax.tree.map(axis, operands)
-    return jax.pmap(program, in_axes=(axes,))(operands)
-
-
-@over_cases(run=_row_by_device)
+@over_cases(run=runs.row_by_device)
 def test_every_case_under_pmap(case):
     def both(x, threshold):
         value, pullback = jax.vjp(case.function, x, threshold)
