@@ -49,8 +49,9 @@ class Nnx:
     def l0(self, x):
         return self.layer.l0(x)
 
-    def gradients(self, loss):
-        found = nnx.grad(loss)(self.layer)
+    def gradients(self, loss, jit=False):
+        gradient = nnx.jit(nnx.grad(loss)) if jit else nnx.grad(loss)
+        found = gradient(self.layer)
         return {path[0]: leaf[...] for path, leaf in flat(found)}
 
     def take_state_of(self, other):
@@ -86,11 +87,12 @@ class Linen:
     def l0(self, x):
         return self.layer.apply(self.variables, x, method="l0")
 
-    def gradients(self, loss):
+    def gradients(self, loss, jit=False):
         def of(params):
             return loss(self.layer.bind({**self.variables, "params": params}))
 
-        return jax.grad(of)(self.variables["params"])
+        gradient = jax.jit(jax.grad(of)) if jit else jax.grad(of)
+        return gradient(self.variables["params"])
 
     def take_state_of(self, other):
         self.variables = other.variables

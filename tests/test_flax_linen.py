@@ -67,7 +67,7 @@ def test_as_an_attribute_and_in_a_table():
     assert "(20 B)" in nn.tabulate(Holder(), KEY)(X)
 
 
-# --- a collection that is not passed ---------------------------------------------------------------
+# --- a collection that is not passed -------------------------------------------------------------
 
 STORED = {
     "ThresholdedReLU": ThresholdedReLU(PER_CHANNEL),
@@ -87,12 +87,12 @@ def test_a_missing_collection_says_what_to_pass(kind):
         layer.apply(params, X)
     with pytest.raises(ValueError, match=words):
         layer.apply({**params, "thresholds": {"of_another": jnp.ones(5)}}, X)
-    with pytest.raises(ValueError, match="is not there. Pass all collections"):
+    with pytest.raises(ValueError, match=r"is not there\. Pass all collections"):
         layer.apply(params, method="threshold_value")
 
 
 def test_a_learned_threshold_that_is_not_there():
-    with pytest.raises(ValueError, match="'threshold' of ThresholdedReLU .*'params', and is not"):
+    with pytest.raises(ValueError, match=r"'threshold' of ThresholdedReLU .*'params', and is not"):
         ThresholdedReLU(0.1, learned=True).apply({}, method="threshold_value")
 
 
@@ -111,7 +111,7 @@ def test_a_scan_that_does_not_declare_the_collection_says_how():
         split = {"params": True}
         return nn.scan(Block, variable_axes=axes, split_rngs=split, length=3, **lifted)()
 
-    words = r"scan.*/ThresholdedReLU_0\).*variable_axes={'params': 0, 'thresholds': 0}"
+    words = r"\(ThresholdedReLU_0\).*variable_axes={'params': 0, 'thresholds': 0}"
     with pytest.raises(ValueError, match=words):
         scanned().init(KEY, X, None)
     declared = scanned(axes={"thresholds": 0})
