@@ -115,7 +115,9 @@ PAIRS = [
 
 def examples(count):
     """Of hypothesis: ``count`` in `make test`, four times as many in `make test-all`."""
-    return hypothesis.settings(max_examples=max(1, count * hypothesis.settings().max_examples // 100))
+    return hypothesis.settings(
+        max_examples=max(1, count * hypothesis.settings().max_examples // 100)
+    )
 
 
 def together(laws, run=one_program) -> None:

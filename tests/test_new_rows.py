@@ -14,7 +14,6 @@ from jaxtrelu._primitive import lowering, rules, spec
 from jaxtrelu._primitive.lowering import BackEnd, Kernel, register_back_end
 from jaxtrelu._primitive.variants import VARIANTS, Variant
 
-
 # Compiled once and run on a few numbers: the compiler need not try hard.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 

@@ -6,7 +6,13 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxtrelu import _layers as core
-from jaxtrelu._primitive.spec import ThresholdLike, VariantName, checked_block_layer, whole_number
+from jaxtrelu._primitive.spec import (
+    ThresholdLike,
+    VariantName,
+    checked_block_layer,
+    real_array,
+    whole_number,
+)
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.linen._variables import held, value_of
 from jaxtrelu.sparse import compact_mlp
@@ -83,7 +89,9 @@ class CompactMLP(nn.Module):
           ValueError: the collection ``"thresholds"`` is missing.
         """
         spec, shape = self._checked  # type: ignore[attr-defined]
-        d, m = jnp.shape(x)[-1], int(self.features)
+        x = real_array(x, "x")
+        *_, d = x.shape or (1,)  # compact_mlp refuses a scalar
+        m = int(self.features)
         out = d if self.out_features is None else int(self.out_features)
         fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", -1, -2)
         lecun, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros_init()

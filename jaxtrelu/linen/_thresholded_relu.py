@@ -15,6 +15,7 @@ from jaxtrelu._primitive.spec import (
     channel_axes,
     channel_shape,
     checked_layer,
+    real_array,
     threshold_shape,
 )
 from jaxtrelu._surrogates import Surrogate
@@ -102,7 +103,8 @@ class ThresholdedReLU(nn.Module):
             missing.
         """
         spec: Spec = self._spec  # type: ignore[attr-defined]
-        channels = None if self.axis is None else channel_shape(self.axis, jnp.shape(x))
+        x = real_array(x, "x")
+        channels = None if self.axis is None else channel_shape(self.axis, x.shape)
         shape = threshold_shape(self.threshold, channels)
         theta = held(
             self,

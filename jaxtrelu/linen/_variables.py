@@ -52,7 +52,7 @@ def fixed(module: nn.Module, name: str, start: Callable[[], Any]) -> jax.Array:
 def value_of(module: nn.Module, threshold: ThresholdLike, *, learned: bool) -> Any:
     """What is stored as a bound module's threshold; the number that it is where nothing is."""
     collection = "params" if learned else FIXED
-    stored = module.get_variable(collection, "threshold")
+    stored: Any = module.get_variable(collection, "threshold")
     if stored is not None:
         return nn.meta.unbox(stored)
     number = core.static_number(threshold)

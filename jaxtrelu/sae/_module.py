@@ -63,11 +63,11 @@ class SparseAutoencoder(nnx.Module):
       ((256, 32), (256, 8))
 
       A step as the recipe has it, with the gradient's part along the decoder's rows taken out and
-      their norms put back:
+      their norms put back (so few features are as fast with dense products):
 
       >>> @nnx.jit
       ... def step(model, optimizer, x):
-      ...     of = nnx.value_and_grad(lambda model: model.loss(x, 1e-3), has_aux=True)
+      ...     of = nnx.value_and_grad(lambda model: model.loss(x, 1e-3, sparse=False), has_aux=True)
       ...     (loss, terms), gradient = of(model)
       ...     optimizer.update(model, model.constrained_gradient(gradient))
       ...     model.constrain()
@@ -111,7 +111,7 @@ class SparseAutoencoder(nnx.Module):
           >>> from jaxtrelu import sae
           >>> recipe = dataclasses.replace(sae.short_run(), batch_size=64)
           >>> x = np.random.default_rng(0).normal(size=(128, 6)).astype(np.float32)
-          >>> found = sae.train(sae.Rows(x), sae.Settings(12, 2, recipe))
+          >>> found = sae.train(sae.Rows(x), sae.Settings(12, 2, recipe, sparse=False))
           >>> model = sae.SparseAutoencoder.from_weights(found.weights, found.scale, recipe)
           >>> model(x).shape
           (128, 6)
