@@ -178,7 +178,8 @@ def loss(x):
 x = jnp.ones((8, 256))
 jax.jit(jax.grad(loss))(x).block_until_ready()
 jax.grad(loss)(x)
-kernels = [m for m in sys.modules if m.startswith("jaxtrelu._backends.mosaic_") and m.count(".") > 2]
+room = "jaxtrelu._backends.mosaic_"
+kernels = [m for m in sys.modules if m.startswith(room) and m.count(".") > 2]
 print(sorted([*kernels, *(m for m in sys.modules if "pallas" in m)]))
 """
     command = [sys.executable, "-c", code]

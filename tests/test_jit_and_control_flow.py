@@ -105,9 +105,12 @@ def _gradient_of_the_square(case):
 
 @pytest.mark.parametrize("case", PAIRS[::5], ids=str)
 def test_debug_nans_finds_one(case):
-    with jax.enable_x64(case.dtype == "float64"), jax.debug_nans(True):
-        with pytest.raises(FloatingPointError):
-            case.function(case.x.at[0, 0].set(jnp.nan), case.threshold)
+    with (
+        jax.enable_x64(case.dtype == "float64"),
+        jax.debug_nans(True),
+        pytest.raises(FloatingPointError),
+    ):
+        case.function(case.x.at[0, 0].set(jnp.nan), case.threshold)
 
 
 @over_cases(run=runs.exported)

@@ -92,6 +92,8 @@ def test_imports_point_down(module):
         if target.split(".")[0] != "jaxtrelu":
             continue
         below = _room(target)
+        if below is None and room == "_cli":
+            continue  # a user of the library like others
         assert below is not None, f"{module} imports the front door; import the module meant"
         down = below == room or RANK[below] < RANK[room]
         assert down, f"{module} imports {target}, which does not stand below it"

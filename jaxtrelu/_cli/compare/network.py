@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,7 @@ def activation(name: str, width: int, threshold: float) -> nnx.Module:
         return Elementwise(_FUNCTIONS[name])
     if name == "prelu":
         return nnx.PReLU()
+    variant: Any
     variant, kind = name.split("-")
     if kind == "fixed":
         return ThresholdedReLU(threshold, variant=variant)

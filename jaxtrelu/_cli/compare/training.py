@@ -103,7 +103,7 @@ def stack_runs(data: Dataset, settings: Settings) -> tuple[Run, Rows]:
         jnp.asarray(np.pad(data.labels, (0, padding))),
     )
     keys, kernels = _starts(data, settings)
-    rates = np.repeat(np.float32(settings.learning_rate), settings.seeds)
+    rates = np.repeat(np.asarray(settings.learning_rate, np.float32), settings.seeds)
     return Run(keys, kernels, jnp.asarray(rates), *parts), shared
 
 
