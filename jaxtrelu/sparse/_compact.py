@@ -57,7 +57,8 @@ def compact_mlp(
     but not sparse enough for `jaxtrelu.sparse_mlp` to be faster. Where more entries are open than
     the lists hold, the latent is computed again from x, by a choice made on the device.
 
-    Convention at the threshold: open where ``x @ w_in.T + b_in > threshold``, strictly.
+    Convention at the threshold: open where ``x @ w_in.T + b_in > threshold``, strictly. A closed
+    entry contributes nothing, as in `jaxtrelu.sparse_mlp`.
 
     Args:
       x: (..., d), floating point; kept for the gradient, as a dense layer does.
@@ -122,7 +123,8 @@ def keeping_entries(plan: Plan, operands: Operands) -> jax.Array:
 
 
 @compiled_once
-def _forward(plan: Plan, operands: Operands):
+def forward(plan: Plan, operands: Operands) -> tuple[jax.Array, CompactResiduals]:
+    """Returns y, and what the gradient needs."""
     product = encoded(operands.x, operands.w_in)
     z = biased(product, operands.b_in)
     y = decoded(plan, z, operands.threshold, operands.w_out)
@@ -181,4 +183,4 @@ def _expand(words: jax.Array, kept: jax.Array, width: int) -> jax.Array:
     return jnp.where(is_set == 1, value, -jnp.inf)
 
 
-keeping_entries.defvjp(_forward, _backward)
+keeping_entries.defvjp(forward, _backward)

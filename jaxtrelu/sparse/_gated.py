@@ -19,7 +19,9 @@ from jaxtyping import Float
 from jaxtrelu import bits
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu._primitive.spec import (
+    Block,
     ImplementationName,
+    Spec,
     VariantName,
     block_operands,
     check_skips,
@@ -77,6 +79,9 @@ def gated_mlp(
     dense products are taken, chosen on the device.
 
     Convention at the threshold: open where ``x @ w_gate.T > threshold``, strictly; NaN is open.
+    What is near the threshold is decided on float32 sums, also for bfloat16 operands: a dense
+    model that rounds the pre-activations to bfloat16 first opens other gates there. A closed gate
+    contributes nothing, as in `jaxtrelu.sparse_mlp`.
 
     Args:
       x: (..., d), floating point.
@@ -93,8 +98,8 @@ def gated_mlp(
       surrogate: of bounded support, such as ``jaxtrelu.Rectangle(0.05)``, or None.
       implementation: None or ``"xla"``; the kernels have none for this product.
       capacity: the mean number of open gates of an example up to which the sparse path is taken; a
-        hint, not a limit. For up to 8 examples, without a gradient, the number of units that any
-        of them opens. Default: h / 2 for up to 8 examples, h / 32 for more (at least 32): about
+        hint, not a limit. For up to 8 examples, where no gradient is taken, it is compared with the
+        number of units that any of them opens: not with a mean. Default: h / 2 for up to 8 examples, h / 32 for more (at least 32): about
         where dense becomes faster on a CPU.
 
     Returns:
@@ -119,16 +124,21 @@ def gated_mlp(
     check_skips(spec, "gated_mlp")
     weights, biases = {"w_gate": w_gate, "w_up": w_up}, {"b_gate": b_gate, "b_up": b_up}
     block = block_operands(x, weights, w_out, threshold, biases, b_out)
+    plan, operands = gated_call(spec, capacity, block)
+    filled = all(o.size for o in (operands.x, operands.w_gate, operands.w_out))
+    y = (gated if filled else gated_dense)(plan, operands)
+    return finished(y, block.b_out, block.lead, block.x.dtype)
+
+
+def gated_call(spec: Spec, capacity, block: Block) -> tuple[Plan, "GatedOperands"]:
+    """The static part of a call, and operands that vary over the same axes of a `shard_map`."""
     examples, units = block.x.shape[0], block.w_out.shape[0]
     share = CROSSOVER_FEW if examples <= FEW else CROSSOVER
-    size = entries_for(capacity, examples, units, share)
     (w_gate, w_up), (b_gate, b_up) = block.w_in, block.b_in
     operands = GatedOperands(block.x, w_gate, w_up, block.w_out, block.threshold, b_gate, b_up)
     leaves = jax.tree.leaves(operands)
     operands = jax.tree.map(lambda leaf: varying_like(leaf, *leaves), operands)
-    filled = all(o.size for o in (operands.x, operands.w_gate, operands.w_out))
-    y = (gated if filled else gated_dense)(Plan(spec, size), operands)
-    return finished(y, block.b_out, block.lead, block.x.dtype)
+    return Plan(spec, entries_for(capacity, examples, units, share)), operands
 
 
 class GatedOperands(NamedTuple):
@@ -166,13 +176,16 @@ def _dense_rest(plan: Plan, operands: GatedOperands, product: jax.Array) -> jax.
 def gated(plan: Plan, operands: GatedOperands) -> jax.Array:
     """Returns y (B, d_out), in the accumulator's type, without b_out."""
     if operands.x.shape[0] > FEW:
-        return _forward(plan, operands)[0]
-    return _few_examples(plan, operands)
+        return forward(plan, operands)[0]
+    return few_examples(plan, operands)[0]
 
 
 @compiled_once
-def _few_examples(plan: Plan, operands: GatedOperands) -> jax.Array:
-    """Decoding: rounds of units that any example opens, each a small dense product."""
+def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Array]:
+    """Decoding: rounds of units that any example opens, each a small dense product.
+
+    Returns y, and whether the units were too many, and all products dense.
+    """
     x, w_gate, w_up, w_out, threshold, b_gate, b_up = operands
     product = encoded(x, w_gate)
     z = biased(product, b_gate)
@@ -198,11 +211,14 @@ def _few_examples(plan: Plan, operands: GatedOperands) -> jax.Array:
     def sparse(product):
         return repeat(ceil_div(number, _ROUND), more, start)
 
-    return lax.cond(number > most, partial(_dense_rest, plan, operands), sparse, product)
+    overflow = number > most
+    y = lax.cond(overflow, partial(_dense_rest, plan, operands), sparse, product)
+    return y, overflow
 
 
 @compiled_once
-def _forward(plan: Plan, operands: GatedOperands):
+def forward(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, "GatedResiduals"]:
+    """Returns y, and what the gradient needs."""
     x, w_gate, w_up, w_out, threshold, b_gate, b_up = operands
     product = encoded(x, w_gate)
     support = support_of(plan, product, b_gate, threshold)
@@ -273,4 +289,4 @@ def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> Ga
     )
 
 
-gated.defvjp(_forward, _backward)
+gated.defvjp(forward, _backward)

@@ -84,10 +84,14 @@ def sparse_mlp(
     The second product, the latent's gradient and both weight gradients visit open entries only (for
     a threshold that learns: open or inside the surrogate's window). The result is that of the dense
     function to rounding, always: where more entries are open than `capacity` allows for, dense
-    product are taken, chosen on the device.
+    products are taken, chosen on the device.
 
-    Convention at the threshold: open where ``x > threshold``, strictly; NaN is open. A closed entry
-    contributes nothing, also beside a weight that is NaN or infinite.
+    Convention at the threshold: open where ``x @ w_in.T + b_in > threshold``, strictly; NaN is
+    open. Pre-activations are summed and compared in float32 at least. A closed entry contributes
+    nothing, also beside a weight or a cotangent that is NaN or infinite: a factor that is exactly 0
+    is skipped on every path, forward and backward. (Inside a surrogate's window the estimate of a
+    closed entry's gradient is made of its weights in `w_out`; a NaN among them reaches the
+    threshold's gradient and, with ``to_input`` or ``shift``, that of its pre-activation.)
 
     Args:
       x: (..., d), floating point.
@@ -344,15 +348,18 @@ def without_elements(plan: Plan, operands: Operands) -> tuple[jax.Array, Activit
     y, l0 = dense_forward(plan, operands)
     features = operands.w_in.shape[0]
     z = biased(encoded(operands.x, operands.w_in), operands.b_in)
-    opened = formulas.gate(z, operands.threshold[None], Spec(plan.spec.variant))
+    threshold = operands.threshold[None]
+    opened = visited = ~(z <= threshold)
+    if plan.spec.surrogate is not None:
+        visited = opened | formulas.window(z, threshold, plan.spec)
     record = Activity(
         features=jnp.full(plan.size, features, jnp.int32),
         rows=jnp.full(plan.size, l0.shape[0], jnp.int32),
         values=jnp.zeros(plan.size, y.dtype),
-        counts=jnp.sum(opened, axis=-1, dtype=jnp.int32),
+        counts=jnp.sum(visited, axis=-1, dtype=jnp.int32),
         l0=l0,
         fired=jnp.sum(opened, axis=0, dtype=jnp.int32),
-        overflow=jnp.sum(opened, dtype=jnp.int32) > 0,
+        overflow=jnp.any(visited),
     )
     return y, record
 
