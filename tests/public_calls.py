@@ -66,6 +66,12 @@ RECORD = sparse.Activity(
     overflow=np.array(False),
 )
 
+
+def _record(dtype):
+    record = jax.tree.map(jnp.asarray, RECORD)
+    return record._replace(values=record.values.astype(dtype), l0=record.l0.astype(dtype))
+
+
 CALLS = {
     "thresholded_relu": Call(jaxtrelu.thresholded_relu, (Z, THETA)),
     "shifted_relu": Call(jaxtrelu.shifted_relu, (Z, THETA), {"ceiling": 1.0}),
@@ -93,8 +99,8 @@ CALLS = {
         jaxtrelu.entry_sum,
         (np.arange(7, dtype=np.float32),),
         how=lambda f, norms: f(
-            lambda values, norm: jnp.abs(values).astype(norm.dtype) * norm,
-            jax.tree.map(jnp.asarray, RECORD),
+            lambda values, norm: jnp.abs(values) * norm,
+            _record(norms.dtype),
             lambda: jnp.asarray(Z, norms.dtype),
             norms,
         ),

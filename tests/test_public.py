@@ -87,7 +87,7 @@ def sections(text: str) -> dict[str, str]:
 
 
 def raises(function) -> bool:
-    tree = ast.parse(inspect.cleandoc("if True:\n" + inspect.getsource(function)))
+    tree = ast.parse(inspect.getsource(function))
     return any(isinstance(node, ast.Raise) for node in ast.walk(tree))
 
 
