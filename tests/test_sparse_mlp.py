@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparse_cases import CAPACITY, CASES, FEATURES, OUT, ROWS, SIDES, close, dense_mlp
-from sparse_cases import cotangent, operands, spoilt  # fmt: skip
+from sparse_cases import (  # fmt: skip
+    CAPACITY,
+    CASES,
+    FEATURES,
+    OUT,
+    ROWS,
+    SIDES,
+    close,
+    cotangent,
+    dense_mlp,
+    operands,
+    spoilt,
+)
 
 from jaxtrelu.sparse import Activity, entry_sum, sparse_mlp
 

@@ -17,7 +17,7 @@ _SPELLINGS = str.maketrans(
         "θ": "theta", "λ": "lambda", "±": "+-", "×": "x", "–": "-", "−": "-", "…": "...",
     }
 )  # fmt: skip
-_HANDLER = "jaxtrelu.spelled"
+_HANDLER = "jaxtrelu-spelled"
 
 
 def spelled(text: str, encoding: str) -> str:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxtrelu import Rectangle
+from jaxtrelu._primitive.variants import VARIANTS
 from jaxtrelu.nnx import ThresholdedReLU
 
 # Where learned thresholds begin: near the ReLU that they generalise, yet not at 0, where the
@@ -49,7 +50,7 @@ def activation(name: str, width: int, threshold: float) -> nnx.Module:
     if kind == "calibrated":
         # One per layer; as an array it is stored, so that it can be set.
         return ThresholdedReLU(jnp.asarray(threshold), variant=variant)
-    surrogate = Rectangle(BANDWIDTH) if variant == "hard" else None
+    surrogate = Rectangle(BANDWIDTH) if VARIANTS[variant].jump else None
     return ThresholdedReLU(
         LEARNED_START, features=width, learned=True, variant=variant, surrogate=surrogate
     )

@@ -91,10 +91,13 @@ def run(args: argparse.Namespace) -> int:
 
     from jaxtrelu._cli import style
     from jaxtrelu._cli.plot import figure
+    from jaxtrelu._primitive.variants import VARIANTS as TABLE
 
     shapes = {
         variant: [
-            figure.thresholded(variant, threshold, args.ceiling if variant == "shift" else None)
+            figure.thresholded(
+                variant, threshold, args.ceiling if TABLE[variant].takes_ceiling else None
+            )
             for threshold in dict.fromkeys(args.threshold)
         ]
         for variant in dict.fromkeys(args.variant)
@@ -131,7 +134,9 @@ def _check(args: argparse.Namespace) -> None:
             f"{len(set(args.threshold))}: more curves than can be told apart."
         )
     if args.ceiling is not None:
-        if "shift" not in args.variant:
+        from jaxtrelu._primitive.variants import VARIANTS as TABLE
+
+        if not any(TABLE[variant].takes_ceiling for variant in args.variant):
             raise UserError(f"--ceiling is for --variant shift, but got {' '.join(args.variant)}.")
         if not 0 < args.ceiling <= _LARGEST:
             raise UserError(

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from jaxtrelu import antiderivative, derivative, thresholded_relu
 from jaxtrelu._cli import style
+from jaxtrelu._primitive.variants import VARIANTS as TABLE
 
 QUANTITIES = ("function", "derivative", "antiderivative")
 _LEAKY_SLOPE = 0.01  # jax.nn.leaky_relu's
@@ -179,7 +180,7 @@ def draw(
                 look = {"c": colour, "lw": width}
                 _curve(axes, shape, number, limits, points, look, circles=True)
             _frame(axes, limits)
-        _name_line(line[0], variant, ceiling if variant == "shift" else None)
+        _name_line(line[0], variant, ceiling if TABLE[variant].takes_ceiling else None)
     for axes, quantity in zip(grid[0], QUANTITIES, strict=True):
         axes.set_title(quantity)
     for axes in grid[-1]:
