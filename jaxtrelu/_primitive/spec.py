@@ -8,6 +8,7 @@ import functools
 import math
 import numbers
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -616,7 +617,8 @@ def checked_jump_layer(
         raise ValueError(
             f"`parametrisation` should be 'raw' or 'softplus', but is {parametrisation!r}."
         )
-    channel_axes(axis, (whole_number(features, "features"),))
+    whole_number(features, "features")
+    whole_number(axis, "axis", least=-sys.maxsize)
     if callable(threshold):
         raise TypeError(
             "`threshold` of a JumpReLU should be a number or an array with one entry per feature, "

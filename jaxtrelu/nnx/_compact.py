@@ -110,6 +110,11 @@ class CompactMLP(nnx.Module):
 
         A Python number where the layer stores none; else (m,), float32, or float64 where that is
         the `param_dtype`.
+
+        Example:
+          >>> from jaxtrelu.nnx import CompactMLP
+          >>> CompactMLP(4, 64, threshold=0.5, rngs=nnx.Rngs(0)).threshold_value
+          0.5
         """
         return value_of(self.threshold)
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxtrelu import _layers as core
-from jaxtrelu._primitive.spec import Parametrisation, Spec, channel_axes, checked_jump_layer
+from jaxtrelu._primitive.spec import Parametrisation, Spec, checked_jump_layer
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.nnx._thresholds import Threshold, ThresholdScale, value_of
 
@@ -79,7 +79,7 @@ class JumpReLU(nnx.Module):
             param_dtype=param_dtype,
         )
         shape = (int(features),)
-        (self.axis,) = channel_axes(axis, shape)
+        self.axis = int(axis)
         self.surrogate, self.parametrisation, self.dtype = surrogate, parametrisation, dtype
         scale = None
         if parametrisation == "softplus":
@@ -90,7 +90,16 @@ class JumpReLU(nnx.Module):
 
     @property
     def threshold_value(self) -> jax.Array:
-        """What x is compared with: (m,), of dtype `param_dtype`, never negative, in x's units."""
+        """What x is compared with: (m,), of dtype `param_dtype`, never negative, in x's units.
+
+        Example:
+          >>> from jaxtrelu import Rectangle
+          >>> from jaxtrelu.nnx import JumpReLU
+          >>> layer = JumpReLU(
+          ...     2, surrogate=Rectangle(0.1), threshold=0.5, parametrisation="softplus")
+          >>> layer.threshold_value.round(3).tolist()
+          [0.5, 0.5]
+        """
         return core.constrained(self.threshold[...], value_of(self.threshold_scale))
 
     def __call__(self, x: ArrayLike) -> jax.Array:

@@ -119,6 +119,13 @@ class ThresholdedReLU(nnx.Module):
 
         In the units of x. A Python number where the layer stores none; else an array of the shape
         of `features` (or of the array given), of dtype `param_dtype`.
+
+        Example:
+          >>> from jaxtrelu.nnx import ThresholdedReLU
+          >>> ThresholdedReLU(0.25).threshold_value
+          0.25
+          >>> ThresholdedReLU(0.25, features=2, learned=True).threshold_value.tolist()
+          [0.25, 0.25]
         """
         return value_of(self.threshold)
 
