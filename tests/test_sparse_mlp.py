@@ -94,8 +94,8 @@ def test_one_full_row_among_empty_ones():
 @pytest.mark.parametrize("case", ["hard", "jump"])
 @pytest.mark.parametrize("side", SIDES)
 def test_the_record_in_row_order(case, side):
-    """The window counts, and is listed, beside what is open."""
-    x, w_in, w_out, threshold, b_in, b_out = args = operands(SIDES[side])
+    """The entries inside the window stand among those that are open."""
+    x, w_in, _, threshold, b_in, _ = args = operands(SIDES[side])
     activity = sparse(case, CAPACITY, *args)[1]
     z = np.asarray(x @ w_in.T + b_in)
     is_open = z > threshold
