@@ -11,7 +11,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Bool, Int, Int32, Shaped, UInt32
 
 from jaxtrelu._primitive.packing import (
     WORD_BITS,
@@ -32,7 +34,7 @@ _HALVES = ((16, 0x0000FFFF), (8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), 
 _BLOCKS = 16
 
 
-def pack(mask: ArrayLike) -> jax.Array:
+def pack(mask: Shaped[ArrayLike, "*batch n"]) -> UInt32[Array, "*batch w"]:
     """Packs a mask along its last axis, 32 elements to a word.
 
     Args:
@@ -53,7 +55,7 @@ def pack(mask: ArrayLike) -> jax.Array:
     return pack_last(mask if mask.dtype == jnp.bool_ else mask != 0)
 
 
-def unpack(words: ArrayLike, width: int) -> jax.Array:
+def unpack(words: UInt32[ArrayLike, "*batch w"], width: int) -> Bool[Array, "*batch {width}"]:
     """The inverse of `pack`.
 
     Args:
@@ -74,7 +76,7 @@ def unpack(words: ArrayLike, width: int) -> jax.Array:
     return unpack_last(words, width)
 
 
-def count(words: ArrayLike) -> jax.Array:
+def count(words: UInt32[ArrayLike, "*batch w"]) -> Int32[Array, "*batch"]:
     """The number of set bits in each row.
 
     Args:
@@ -92,7 +94,7 @@ def count(words: ArrayLike) -> jax.Array:
     return jnp.sum(population(_checked(words)), axis=-1, dtype=jnp.int32)
 
 
-def transpose(words: ArrayLike, width: int) -> jax.Array:
+def transpose(words: UInt32[ArrayLike, "rows w"], width: int) -> UInt32[Array, "{width} down"]:
     """The words of the transposed mask, without unpacking it.
 
     Five rounds exchange half-blocks of every 32 x 32 bits (Warren, Hacker's Delight, 7-3).
@@ -132,7 +134,9 @@ def transpose(words: ArrayLike, width: int) -> jax.Array:
     return block[..., :width, :]
 
 
-def rank(words: ArrayLike, index: ArrayLike) -> jax.Array:
+def rank(
+    words: UInt32[ArrayLike, "*batch w"], index: Int[ArrayLike, "*batch k"]
+) -> Int32[Array, "*batch k"]:
     """The number of set bits before `index`: where an open entry stands among the open ones.
 
     Args:
@@ -161,7 +165,9 @@ def rank(words: ArrayLike, index: ArrayLike) -> jax.Array:
     )
 
 
-def select(words: ArrayLike, k: ArrayLike) -> jax.Array:
+def select(
+    words: UInt32[ArrayLike, "*#batch w"], k: Int[ArrayLike, "*#batch j"]
+) -> Int32[Array, "*batch j"]:
     """The index of the k-th set bit, counted from 0; the inverse of `rank` on open entries.
 
     Args:
@@ -187,8 +193,12 @@ def select(words: ArrayLike, k: ArrayLike) -> jax.Array:
 
 
 def compact(
-    words: ArrayLike, size: int, values: ArrayLike | None = None
-) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    words: UInt32[ArrayLike, "*batch w"],
+    size: int,
+    values: Shaped[ArrayLike, "*batch n"] | None = None,
+) -> tuple[
+    Int32[Array, "*batch {size}"], Shaped[Array, "*batch {size}"] | None, Int32[Array, "*batch"]
+]:
     """The set bits of each row as a list of indices, with the values that stand there.
 
     Args:
@@ -214,7 +224,7 @@ def compact(
     if size < 0:
         raise ValueError(f"`size` should be at least 0, but is {size!r}.")
     counts = count(words)
-    slots = jnp.broadcast_to(jnp.arange(size), (*words.shape[:-1], size))
+    slots = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (*words.shape[:-1], size))
     indices = select(words, slots)
     if values is None:
         return indices, None, counts
@@ -223,7 +233,9 @@ def compact(
     return indices, jnp.where(slots < counts[..., None], there, jnp.zeros_like(there)), counts
 
 
-def expand(indices: ArrayLike, values: ArrayLike, width: int) -> jax.Array:
+def expand(
+    indices: Int[ArrayLike, "*batch K"], values: Shaped[ArrayLike, "*batch K"], width: int
+) -> Shaped[Array, "*batch {width}"]:
     """Back from lists to a dense array: the inverse of `compact`.
 
     Args:

@@ -35,7 +35,19 @@ def draw(seed, shape, dtype):
     return jnp.asarray(eighths, dtype)
 
 
-@pytest.fixture(params=[(n, d) for n in DTYPES for d in DTYPES[n]], ids="-".join)
+def with_back_ends():
+    """Each case with each implementation and dtype that takes it."""
+    found = []
+    for name, dtypes in DTYPES.items():
+        for shape, columns, threshold_shape, *rest in CASES:
+            # One threshold per column on the GPU; the refusal is in test_dispatch.py.
+            if name != "mosaic_gpu" or len(threshold_shape) < 2:
+                case = (shape, columns, threshold_shape, *rest)
+                found += [((name, dtype), *case) for dtype in dtypes]
+    return found
+
+
+@pytest.fixture
 def back_end(request, monkeypatch, capfd):
     """The name of an implementation, and a dtype that it takes."""
     name, dtype = request.param
@@ -46,18 +58,20 @@ def back_end(request, monkeypatch, capfd):
 
 
 class TestLinear:
-    @pytest.mark.parametrize(("shape", "columns", "threshold_shape", "bias", "options"), CASES)
+    @pytest.mark.parametrize(
+        ("back_end", "shape", "columns", "threshold_shape", "bias", "options"),
+        with_back_ends(),
+        indirect=["back_end"],
+    )
     def test_value_and_gradients(self, back_end, shape, columns, threshold_shape, bias, options):
         name, dtype = back_end
-        if name == "mosaic_gpu" and len(threshold_shape) > 1:
-            pytest.skip("one threshold per column there; the refusal is in test_dispatch.py")
         x, w = draw(0, shape, dtype), draw(1, (shape[-1], columns), dtype)
         b = draw(2, (columns,), dtype) if bias else None
         threshold = draw(3, threshold_shape, "float32")
         operands = (x, w, threshold) if b is None else (x, w, threshold, b)
 
         def layer(x, w, t, b=None):
-            return jaxtrelu.thresholded_linear(x, w, b, t, implementation=name, **options)
+            return jaxtrelu.thresholded_linear(x, w, t, b=b, implementation=name, **options)
 
         y, pull = jax.vjp(layer, *operands)
         flat = oracle.wide(x).reshape(-1, shape[-1])
@@ -89,8 +103,9 @@ class TestPublic:
         x, w, b = (draw(i, s, "float32") for i, s in enumerate([(3, 5, 16), (16, 40), (40,)]))
         threshold = draw(3, threshold_shape, "float32")
 
-        def fused(*operands):
-            return (jaxtrelu.thresholded_linear(*operands, variant=variant) ** 2).sum()
+        def fused(x, w, b, threshold):
+            y = jaxtrelu.thresholded_linear(x, w, threshold, b=b, variant=variant)
+            return (y**2).sum()
 
         def apart(x, w, b, threshold):
             return (jaxtrelu.thresholded_relu(x @ w + b, threshold, variant=variant) ** 2).sum()
@@ -152,7 +167,7 @@ class TestPublic:
     def test_bad_shapes(self, x, w, b, error, words):
         b = None if b is None else jnp.zeros(b)
         with pytest.raises(error, match=words):
-            jaxtrelu.thresholded_linear(jnp.zeros(x), jnp.zeros(w), b)
+            jaxtrelu.thresholded_linear(jnp.zeros(x), jnp.zeros(w), b=b)
 
     def test_mixed_dtypes(self):
         with pytest.raises(TypeError, match="one dtype"):

@@ -1,9 +1,12 @@
 """shard_map, explicit meshes, automatic partitioning and pmap, on eight virtual devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 from cases import SHAPE, Case, close, over_cases
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -52,7 +55,6 @@ def test_shard_map_with_varying_axes_checked(options, kind):
     np.testing.assert_allclose(tangent, direct)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize(
     ("shape", "spec"),
     [
@@ -66,26 +68,36 @@ def test_shard_map_with_varying_axes_checked(options, kind):
     ],
     ids=str,
 )
-def test_explicit_mesh(options, shape, spec):
+def test_explicit_mesh(shape, spec):
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
+    sharding = NamedSharding(mesh, spec)
+    x = jax.random.normal(KEY, shape)
+    cases = {
+        f"{name}, {kind}": (_loss(options), options, kind)
+        for name, options in OPTIONS.items()
+        for kind in ("scalar", "channel", "full")
+    }
+
+    def gradients(x, thresholds, expected_spec=None):
+        found = {}
+        for name, (loss, options, kind) in cases.items():
+            if expected_spec is not None:
+                y = thresholded_relu(x, thresholds[kind], **options)
+                assert jax.typeof(y).sharding.spec == expected_spec, name
+            found[name] = jax.grad(loss, (0, 1))(x, thresholds[kind])
+        return found
+
+    thresholds = {kind: _threshold(kind, x) for kind in ("scalar", "channel", "full")}
+    expected = jax.jit(gradients)(x, thresholds)
     with jax.set_mesh(mesh):
-        x = jax.device_put(jax.random.normal(KEY, shape), NamedSharding(mesh, spec))
-        for kind in ("scalar", "channel", "full"):
-            threshold = _threshold(kind, x)
-            if kind == "full":
-                threshold = jax.device_put(threshold, NamedSharding(mesh, spec))
-            assert jax.typeof(thresholded_relu(x, threshold, **options)).sharding.spec == spec
-            actual = jax.jit(jax.grad(_loss(options), (0, 1)))(x, threshold)
-            _expect_same_gradients(actual, options, x, threshold)
-
-
-ROWS = {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}
-
-
-def _over_three_devices(kind):
-    return jax.make_mesh(
-        SHAPE[:1], ("rows",), axis_types=(ROWS[kind],), devices=jax.devices()[: SHAPE[0]]
-    )
+        placed = thresholds | {"full": jax.device_put(thresholds["full"], sharding)}
+        compiled = jax.jit(functools.partial(gradients, expected_spec=spec))
+        actual = compiled(jax.device_put(x, sharding), placed)
+    for name in cases:
+        for a, e in zip(actual[name], expected[name], strict=True):
+            np.testing.assert_allclose(
+                np.asarray(a), np.asarray(e), rtol=1e-4, atol=1e-5, err_msg=name
+            )
 
 
 def _expect_the_definition(gradients, case: Case):
@@ -97,47 +109,47 @@ def _expect_the_definition(gradients, case: Case):
 
 @over_cases
 def test_every_case_in_a_shard_map(case):
-    mesh, threshold = _over_three_devices("Auto"), jnp.asarray(case.threshold)
-    mapped = jax.jit(
-        jax.shard_map(
-            case.function,
-            mesh=mesh,
-            in_specs=(P("rows"), P("rows") if case.kind == "full" else P()),
-            out_specs=P("rows"),
-        )
+    mapped = jax.shard_map(
+        case.function,
+        mesh=runs.mesh_of_rows(SHAPE[0], AxisType.Auto),
+        in_specs=(P("rows"), P("rows") if case.kind == "full" else P()),
+        out_specs=P("rows"),
     )
-    close(mapped(case.x, threshold), case.expected()[0], case)
-    _expect_the_definition(jax.vjp(mapped, case.x, threshold)[1](jnp.ones_like(case.x)), case)
-    _, tangent = jax.jvp(lambda x: mapped(x, threshold), (case.x,), (case.x,))
+
+    def program(x, threshold):
+        # As calls of a compiled function, so that these rules run where the cases run alone.
+        value, pullback = jax.vjp(jax.jit(mapped), x, threshold)
+        _, tangent = jax.jvp(lambda x: mapped(x, threshold), (x,), (x,))
+        return value, pullback(jnp.ones_like(x)), tangent
+
+    value, gradients, tangent = yield program, case.x, jnp.asarray(case.threshold)
+    close(value, case.expected()[0], case)
+    _expect_the_definition(gradients, case)
     close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
 
 
-@over_cases
+@over_cases(run=runs.on_an_explicit_mesh)
 def test_every_case_on_an_explicit_mesh(case):
-    mesh = _over_three_devices("Explicit")
-    with jax.set_mesh(mesh):
-        sharding = NamedSharding(mesh, P("rows", None))
-        x, threshold = jax.device_put(case.x, sharding), jnp.asarray(case.threshold)
-        if case.kind == "full":
-            threshold = jax.device_put(threshold, sharding)
+    def program(x, threshold):
         value, pullback = jax.vjp(jax.jit(case.function), x, threshold)
         assert jax.typeof(value).sharding.spec == P("rows", None)
-        close(value, case.expected()[0], case)
-        _expect_the_definition(pullback(jnp.ones_like(x)), case)
         _, tangent = jax.jvp(lambda x: case.function(x, threshold), (x,), (x,))
-        close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
+        return value, pullback(jnp.ones_like(x)), tangent
+
+    value, gradients, tangent = yield program, case.x, jnp.asarray(case.threshold)
+    assert jax.typeof(value).sharding.spec == P("rows", None)
+    close(value, case.expected()[0], case)
+    _expect_the_definition(gradients, case)
+    close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
 
 
-@over_cases
+@over_cases(run=runs.row_by_device)
 def test_every_case_under_pmap(case):
-    in_axes = (0, 0 if case.kind == "full" else None)
-    threshold = jnp.asarray(case.threshold)
-
     def both(x, threshold):
         value, pullback = jax.vjp(case.function, x, threshold)
         return value, *pullback(jnp.ones_like(x))
 
-    value, dx, dt = jax.pmap(both, in_axes=in_axes)(case.x, threshold)
+    value, dx, dt = yield both, case.x, jnp.asarray(case.threshold)
     # One threshold's cotangent from each device, over its own row.
     dt = dt if case.kind == "full" else dt.sum(axis=0)
     close(value, case.expected()[0], case)

@@ -144,9 +144,7 @@ class Support(NamedTuple):
     """Whether there are more entries than the lists hold; they are empty then."""
 
 
-def support_of(
-    plan: Plan, product, bias, threshold: jax.Array, *, apart: bool = False
-) -> Support:
+def support_of(plan: Plan, product, bias, threshold: jax.Array, *, apart: bool = False) -> Support:
     """The support of ``product + bias``, which is not kept; a window's entries apart or not."""
     z, threshold = biased(product, bias), threshold[None]
     visited = opened = pack_last(~(z <= threshold))
