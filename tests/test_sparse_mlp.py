@@ -8,8 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparse_cases import CAPACITY, CASES, FEATURES, OUT, ROWS, SIDES, close, dense_mlp
-from sparse_cases import QUICK, cotangent, operands, spoilt  # fmt: skip
+from sparse_cases import (  # fmt: skip
+    CAPACITY,
+    CASES,
+    FEATURES,
+    OUT,
+    QUICK,
+    ROWS,
+    SIDES,
+    close,
+    cotangent,
+    dense_mlp,
+    operands,
+    spoilt,
+)
 
 from jaxtrelu.sparse import Activity, entry_sum, sparse_mlp
 
@@ -46,7 +58,11 @@ def dense(case, *args):
 
 
 def cotangents(y, l0, penalty):
-    return cotangent(*y.shape).astype(y.dtype), cotangent(l0.size, 1)[:, 0].astype(l0.dtype), jnp.ones(())
+    return (
+        cotangent(*y.shape).astype(y.dtype),
+        cotangent(l0.size, 1)[:, 0].astype(l0.dtype),
+        jnp.ones(()),
+    )
 
 
 def compare(case, args, capacity=CAPACITY):
