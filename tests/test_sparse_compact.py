@@ -5,8 +5,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from sparse_cases import CAPACITY, CASES, QUICK, SIDES, close, cotangent, dense_mlp
-from sparse_cases import operands, spoilt  # fmt: skip
+from sparse_cases import (  # fmt: skip
+    CAPACITY,
+    CASES,
+    QUICK,
+    SIDES,
+    close,
+    cotangent,
+    dense_mlp,
+    operands,
+    spoilt,
+)
 
 from jaxtrelu._primitive.spec import block_operands, checked_spec
 from jaxtrelu.sparse import _compact, compact_mlp
