@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from cases import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sparse_cases import (  # fmt: skip
     CAPACITY,
@@ -79,7 +80,7 @@ def test_values_and_gradients_on_either_path(case, side):
     assert bool(compare(case, operands(SIDES[side])).overflow) == (side == "dense")
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.sampled_from(list(CASES)), st.integers(0, 2**31), st.sampled_from([-9.0, 1.0, 1.5, 9.0]))
 def test_any_operands(case, seed, threshold):
     compare(case, operands(threshold, seed=seed))
