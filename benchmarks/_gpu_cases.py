@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 import jaxtrelu
-from jaxtrelu.gate import gate
-from jaxtrelu.packing import Packing, pack_last
+from jaxtrelu._primitive.packing import Packing, pack_last
+from jaxtrelu._primitive.rules import gate
 
 THETA = 0.5
 # XLA calls cuBLASLt, and so its epilogues, only where it is told to, and no Triton product instead.
@@ -150,7 +150,10 @@ def linear(rows: int, depth: int, columns: int, torch) -> list[Case]:
         return made | {"w": made["w"] / jnp.bfloat16(depth**0.5)}
 
     def layer(name):
-        return functools.partial(jaxtrelu.thresholded_linear, threshold=THETA, implementation=name)
+        def call(x, w, b):
+            return jaxtrelu.thresholded_linear(x, w, THETA, b=b, implementation=name)
+
+        return call
 
     def forward(name):
         def function(x, w, b):
@@ -222,7 +225,7 @@ def sparse(tokens: int, width: int, features: int, active: int) -> Case:
         return jaxtrelu.thresholded_relu(x @ w_in.T, theta, variant="hard") @ w_out
 
     def sparse_y(x, w_in, w_out):
-        return jaxtrelu.sparse_mlp(x, w_in, None, theta, w_out)[0]
+        return jaxtrelu.sparse_mlp(x, w_in, w_out, theta, variant="hard")
 
     def peer(function):
         def loss(x, w_in, w_out):

@@ -4,7 +4,8 @@
 suites:
   product    y, the gradient of a reconstruction loss, and a whole training step with Adam
   find       the open entries of a mask: words and select against nonzero and top_k
-  rows       a step of gradient descent on a few examples: dense gradients, and touched rows alone
+  touched    a step of gradient descent on a few examples: dense gradients, and those of touched
+             features alone
   sweep      the gradient's time against m at fixed L0, and against L0 at fixed m (the crossover)
 
 ratio is the time relative to dense JAX in the same turn (find: to vmapped jnp.nonzero), so below 1
@@ -52,7 +53,7 @@ def dense(x, w_in, b_in, threshold, w_out, b_out):
 
 
 def sparse(x, *, capacity=128, **params):
-    return sparse_mlp(x, **params, capacity=capacity)[0]
+    return sparse_mlp(x, **params, variant="hard", capacity=capacity)
 
 
 def loss(function, params, x):
@@ -192,17 +193,17 @@ def _descend(function, params, x, rate=1e-3):
     return {name: value - rate * grads[name] for name, value in params.items()}
 
 
-def _descend_by_rows(params, x, rate=1e-3):
-    (y, _), pullback = sparse_mlp_vjp(x, **params, capacity=128)
+def _descend_touched(params, x, rate=1e-3):
+    y, pullback = sparse_mlp_vjp(x, **params, variant="hard", capacity=128)
     found = pullback(2 / y.size * (y - x))
     updated = {
-        name: params[name].at[found.rows].add(-rate * getattr(found, name), mode="drop")
+        name: params[name].at[found.features].add(-rate * getattr(found, name), mode="drop")
         for name in ("w_in", "b_in", "threshold", "w_out")
     }
     return updated | {"b_out": params["b_out"] - rate * found.b_out}
 
 
-def rows(args):
+def touched(args):
     for m in args.features:
         params = weights(m, args.l0)
         for batch in (8, 64):
@@ -210,7 +211,7 @@ def rows(args):
             ways = {
                 "dense JAX": functools.partial(_descend, dense),
                 "jaxtrelu": functools.partial(_descend, sparse),
-                "jaxtrelu, rows": _descend_by_rows,
+                "jaxtrelu, touched": _descend_touched,
             }
             yield Case(
                 f"B={batch}, m={m}, L0={args.l0}", "descent step",
@@ -240,5 +241,5 @@ def add_arguments(parser):
 
 
 if __name__ == "__main__":
-    suites = {"product": product, "find": find, "rows": rows, "sweep": sweep}
+    suites = {"product": product, "find": find, "touched": touched, "sweep": sweep}
     sys.exit(run(__doc__, suites, add_arguments))

@@ -3,26 +3,27 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxtrelu.calculus import antiderivative, derivative
-from jaxtrelu.functions import jump_relu, shifted_relu, step, thresholded_relu
-from jaxtrelu.primitive import RESIDUAL_NAME
-from jaxtrelu.surrogates import Gaussian, Rectangle, Sigmoid, Surrogate, Triangle
+import jaxtrelu._backends  # noqa: F401  (makes them known; kernels load when used)
+from jaxtrelu._activation import jump_relu, shifted_relu, step, thresholded_glu, thresholded_relu
+from jaxtrelu._calculus import antiderivative, derivative
+from jaxtrelu._primitive.rules import RESIDUAL_NAME
+from jaxtrelu._surrogates import Gaussian, Rectangle, Sigmoid, Surrogate, Triangle
 
 if TYPE_CHECKING:
     from jaxtrelu import bits as bits
     from jaxtrelu import linen as linen
     from jaxtrelu import nnx as nnx
     from jaxtrelu import sae as sae
-    from jaxtrelu.linear import thresholded_linear
+    from jaxtrelu import sparse as sparse
+    from jaxtrelu._linear import thresholded_linear
     from jaxtrelu.sparse import (
         Activity,
-        RowGradients,
+        FeatureGradients,
         compact_mlp,
         entry_sum,
         gated_mlp,
         sparse_mlp,
         sparse_mlp_vjp,
-        thresholded_glu,
     )
 
 __version__ = "0.1.0"
@@ -30,9 +31,9 @@ __version__ = "0.1.0"
 __all__ = [
     "RESIDUAL_NAME",
     "Activity",
+    "FeatureGradients",
     "Gaussian",
     "Rectangle",
-    "RowGradients",
     "Sigmoid",
     "Surrogate",
     "Triangle",
@@ -44,6 +45,7 @@ __all__ = [
     "gated_mlp",
     "jump_relu",
     "shifted_relu",
+    "sparse",
     "sparse_mlp",
     "sparse_mlp_vjp",
     "step",
@@ -52,19 +54,18 @@ __all__ = [
     "thresholded_relu",
 ]
 
-#: Imported when first used: the first four as modules, since some need packages that the core does
-#: not; the others by name, so that `import jaxtrelu` stays quick.
-_MODULES = ("bits", "linen", "nnx", "sae")
+#: Imported when first used: modules, some of which need packages that the core does not; and names,
+#: so that `import jaxtrelu` stays quick.
+_MODULES = ("bits", "linen", "nnx", "sae", "sparse")
 _NAMES = {
     "Activity": "sparse",
-    "RowGradients": "sparse",
+    "FeatureGradients": "sparse",
     "compact_mlp": "sparse",
     "entry_sum": "sparse",
     "gated_mlp": "sparse",
     "sparse_mlp": "sparse",
     "sparse_mlp_vjp": "sparse",
-    "thresholded_glu": "sparse",
-    "thresholded_linear": "linear",
+    "thresholded_linear": "_linear",
 }
 
 

@@ -77,7 +77,7 @@ class TestLinear:
         operands = (x, w, threshold) if b is None else (x, w, threshold, b)
 
         def layer(x, w, t, b=None):
-            return jaxtrelu.thresholded_linear(x, w, b, t, implementation=name, **options)
+            return jaxtrelu.thresholded_linear(x, w, t, b=b, implementation=name, **options)
 
         y, pull = jax.vjp(layer, *operands)
         flat = oracle.wide(x).reshape(-1, shape[-1])
@@ -109,8 +109,9 @@ class TestPublic:
         x, w, b = (draw(i, s, "float32") for i, s in enumerate([(3, 5, 16), (16, 40), (40,)]))
         threshold = draw(3, threshold_shape, "float32")
 
-        def fused(*operands):
-            return (jaxtrelu.thresholded_linear(*operands, variant=variant) ** 2).sum()
+        def fused(x, w, b, threshold):
+            y = jaxtrelu.thresholded_linear(x, w, threshold, b=b, variant=variant)
+            return (y**2).sum()
 
         def apart(x, w, b, threshold):
             return (jaxtrelu.thresholded_relu(x @ w + b, threshold, variant=variant) ** 2).sum()
@@ -172,7 +173,7 @@ class TestPublic:
     def test_bad_shapes(self, x, w, b, error, words):
         b = None if b is None else jnp.zeros(b)
         with pytest.raises(error, match=words):
-            jaxtrelu.thresholded_linear(jnp.zeros(x), jnp.zeros(w), b)
+            jaxtrelu.thresholded_linear(jnp.zeros(x), jnp.zeros(w), b=b)
 
     def test_mixed_dtypes(self):
         with pytest.raises(TypeError, match="one dtype"):

@@ -50,7 +50,7 @@ def summed(x, threshold, **options):
 
 
 def linear(x, w, b, threshold, **options):
-    return jaxtrelu.thresholded_linear(x, w, b, threshold, **options).astype(jnp.float32).sum()
+    return jaxtrelu.thresholded_linear(x, w, threshold, b=b, **options).astype(jnp.float32).sum()
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

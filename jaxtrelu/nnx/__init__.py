@@ -1,30 +1,30 @@
-"""Flax NNX layers, and the variable types by which thresholds are filtered."""
+"""Flax NNX layers, and the variable types by which thresholds are filtered.
 
-import importlib
-from typing import Any
+In every layer the attribute `threshold` is the variable (a `Threshold` if learned, else a
+`FixedThreshold`) or a plain number, and `threshold_value` is what x is compared with.
+"""
 
-from jaxtrelu._layer_core import flax_is_missing
+from jaxtrelu._layers import flax_is_missing
 
 try:
-    from jaxtrelu.nnx.compact import CompactMLP
-    from jaxtrelu.nnx.jump_relu import JumpReLU
-    from jaxtrelu.nnx.thresholded_relu import FixedThreshold, Threshold, ThresholdedReLU
+    from jaxtrelu.nnx._compact import CompactMLP
+    from jaxtrelu.nnx._jump_relu import JumpReLU
+    from jaxtrelu.nnx._thresholded_relu import ThresholdedReLU
+    from jaxtrelu.nnx._thresholds import (
+        FixedThreshold,
+        Threshold,
+        ThresholdScale,
+        threshold_labels,
+    )
 except ImportError as error:
     raise flax_is_missing(error, __name__) from error
 
 __all__ = [
     "CompactMLP",
     "FixedThreshold",
-    "InputScale",
     "JumpReLU",
-    "SparseAutoencoder",
     "Threshold",
+    "ThresholdScale",
     "ThresholdedReLU",
+    "threshold_labels",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # These need optax, which Flax brings, and are imported when first used.
-    if name in ("SparseAutoencoder", "InputScale"):
-        return getattr(importlib.import_module("jaxtrelu.nnx.sparse_autoencoder"), name)
-    raise AttributeError(f"module 'jaxtrelu.nnx' has no attribute {name!r}")

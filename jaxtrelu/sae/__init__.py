@@ -1,11 +1,15 @@
 """Sparse autoencoders with JumpReLU, free of any layer library: losses, recipes, data, training.
 
-`jaxtrelu.nnx.SparseAutoencoder` is the same as a Flax module. Needs optax; checkpoints need orbax.
+`SparseAutoencoder` is the same as a Flax module. Needs optax; the module needs Flax, checkpoints
+need orbax.
 """
 
-from jaxtrelu.sae.controller import ControllerState, L0Controller, l0_target_controller
-from jaxtrelu.sae.diagnostics import Diagnostics, diagnostics
-from jaxtrelu.sae.losses import (
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxtrelu.sae._controller import ControllerState, L0Controller, l0_target_controller
+from jaxtrelu.sae._diagnostics import Diagnostics, diagnostics
+from jaxtrelu.sae._losses import (
     Terms,
     l0_penalty,
     loss,
@@ -14,11 +18,11 @@ from jaxtrelu.sae.losses import (
     reconstruct,
     tanh_penalty,
 )
-from jaxtrelu.sae.patches import Patches, image_patches
-from jaxtrelu.sae.planted import PlantedScores, PlantedWorld, planted_scores
-from jaxtrelu.sae.recipes import Recipe, anthropic_2025, gemma_scope, short_run
-from jaxtrelu.sae.rows import Rows, Statistics, open_rows
-from jaxtrelu.sae.training import (
+from jaxtrelu.sae._patches import Patches, image_patches
+from jaxtrelu.sae._planted import PlantedScores, PlantedWorld, planted_scores
+from jaxtrelu.sae._recipes import Recipe, anthropic_2025, gemma_scope, short_run
+from jaxtrelu.sae._rows import Rows, Statistics, open_rows
+from jaxtrelu.sae._training import (
     Result,
     Settings,
     TrainState,
@@ -26,7 +30,7 @@ from jaxtrelu.sae.training import (
     train,
     train_step,
 )
-from jaxtrelu.sae.weights import (
+from jaxtrelu.sae._weights import (
     Weights,
     constrained,
     constrained_gradient,
@@ -36,9 +40,13 @@ from jaxtrelu.sae.weights import (
     unit_rows,
 )
 
+if TYPE_CHECKING:
+    from jaxtrelu.sae._module import InputScale, SparseAutoencoder
+
 __all__ = [
     "ControllerState",
     "Diagnostics",
+    "InputScale",
     "L0Controller",
     "Patches",
     "PlantedScores",
@@ -47,6 +55,7 @@ __all__ = [
     "Result",
     "Rows",
     "Settings",
+    "SparseAutoencoder",
     "Statistics",
     "Terms",
     "TrainState",
@@ -75,3 +84,10 @@ __all__ = [
     "train_step",
     "unit_rows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # These need Flax, and are imported when first used.
+    if name in ("InputScale", "SparseAutoencoder"):
+        return getattr(importlib.import_module("jaxtrelu.sae._module"), name)
+    raise AttributeError(f"module 'jaxtrelu.sae' has no attribute {name!r}")

@@ -1,0 +1,95 @@
+"""The process: settings that JAX and glibc read when they start, and the platforms asked for."""
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxtrelu._cli import UserError
+
+SWITCH = "JAXTRELU_HUGE_PAGES"
+_TUNABLE = "glibc.malloc.hugetlb"
+_FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+
+HELP = (
+    f"On Linux with glibc, commands that train restart themselves once with "
+    f"GLIBC_TUNABLES={_TUNABLE}=1 (transparent huge pages), which makes fresh large arrays several "
+    f"times cheaper on the CPU. A setting of yours is kept; {SWITCH}=0 turns it off."
+)
+
+
+def huge_page_environment(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """The environment with huge pages asked for, or None where there is nothing to change.
+
+    None on other systems than Linux with glibc, if `SWITCH` is off, and if the tunable is already
+    set, to whatever value (so that a restarted process does not restart again).
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return None
+    if environment.get(SWITCH, "1").lower() in ("0", "no", "off", "false"):
+        return None
+    present = environment.get("GLIBC_TUNABLES", "")
+    if _TUNABLE in present:
+        return None
+    setting = f"{_TUNABLE}=1"
+    return {**environment, "GLIBC_TUNABLES": f"{present}:{setting}" if present else setting}
+
+
+def restart_with_huge_pages() -> None:
+    """Replaces this process by itself with huge pages on. Returns where that does not apply.
+
+    glibc reads the tunable when a process starts, so setting it from inside comes too late.
+    """
+    if not _is_own_command_line():
+        return
+    environment = huge_page_environment(os.environ)
+    if environment is None:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    except OSError:
+        # A locked-down sandbox may refuse; the command works without.
+        return
+
+
+def avoid_wrong_sums(version: str) -> None:
+    """Works around wrong sums of some vmapped reductions on the CPU (github.com/jax-ml/jax#39103).
+
+    Before JAX's first computation. Can go when jaxlib 0.10 does.
+
+    Args:
+        version: jaxlib's version.
+    """
+    present = os.environ.get("XLA_FLAGS", "")
+    if version.startswith("0.10.") and _FUSION_FLAG not in present:
+        os.environ["XLA_FLAGS"] = f"{present} {_FUSION_FLAG}=".strip()
+
+
+def check_platforms() -> None:
+    """Starts the platforms that JAX_PLATFORMS names. Raises UserError if one does not start."""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    if not asked:
+        return
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: cuda without its plugin
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"JAX cannot start what JAX_PLATFORMS={asked} asks for"
+            f"{f' ({reason})' if reason else ''}: set it to a platform that is installed, such as "
+            "cpu, or unset it."
+        ) from None
+
+
+def _is_own_command_line() -> bool:
+    """True where the process is `jaxtrelu ...` or `python -m jaxtrelu ...`, and nobody else's."""
+    if not sys.executable or not sys.argv:
+        return False
+    script = Path(sys.argv[0])
+    own = Path(__file__).resolve().parent.parent / "__main__.py"
+    return script.name in ("jaxtrelu", "jaxtrelu.exe") or script.resolve() == own

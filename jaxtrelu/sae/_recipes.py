@@ -1,0 +1,204 @@
+"""The two published recipes for training sparse autoencoders with JumpReLU, as plain data.
+
+A recipe is a frozen dataclass; change one with `dataclasses.replace`. Every length in it
+(bandwidth, initial threshold) is in units of the *scaled* inputs, and each says how it scales them.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import optax
+
+from jaxtrelu._surrogates import Rectangle, Surrogate
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything about training a sparse autoencoder that is not its size or its data.
+
+    Args:
+      name: how the recipe is called in tables.
+      surrogate: the surrogate gradient; its bandwidth is in units of the scaled inputs.
+      initial_threshold: every threshold at the start, in units of the scaled inputs.
+      input_scaling: "unit_mean_square" scales inputs to a mean squared norm of 1,
+        "sqrt_dimension" to a mean norm of √d.
+      penalty: "l0" is λ Σ H(π − θ); "tanh" is λ Σ tanh(c f ‖d‖), f the feature's value, ‖d‖ the
+        norm of its decoder row.
+      tanh_scale: c above.
+      pre_activation_penalty: λ_P of λ_P Σ max(θ − π, 0) ‖d‖, which revives dead features; 0: none.
+      unit_norm_decoder: whether decoder rows are kept at norm 1, with the part of their gradient
+        that is parallel to them projected out.
+      initialisation: "tied_unit" draws decoder rows of unit norm and sets the encoder to the same;
+        "uniform" draws them from U(−1/√d, 1/√d), sets the encoder to d/m of that, and the encoder
+        bias so that each of the m features is open for the share 10,000/m of a sample of the data
+        (for half of it, where 10,000/m is more than that).
+      coefficient: λ, if it is not steered to a target.
+      coefficient_warmup: steps over which λ ramps up from 0; a fraction of the run if at most 1.
+      learning_rate, adam_b1, adam_b2, adam_eps: of Adam.
+      learning_rate_warmup: steps of cosine warm-up from a tenth of the learning rate.
+      learning_rate_decay: the last fraction of the run, in which the rate falls linearly to 0.
+      clip_norm: largest global norm of the gradient; None: no clipping.
+      batch_size: examples in a step.
+    """
+
+    name: str
+    surrogate: Surrogate
+    initial_threshold: float
+    input_scaling: Literal["unit_mean_square", "sqrt_dimension"]
+    penalty: Literal["l0", "tanh"]
+    tanh_scale: float = 4.0
+    pre_activation_penalty: float = 0.0
+    unit_norm_decoder: bool = True
+    initialisation: Literal["tied_unit", "uniform"] = "tied_unit"
+    coefficient: float = 1e-3
+    coefficient_warmup: float = 10_000
+    learning_rate: float = 7e-5
+    adam_b1: float = 0.0
+    adam_b2: float = 0.999
+    adam_eps: float = 1e-8
+    learning_rate_warmup: int = 1000
+    learning_rate_decay: float = 0.0
+    clip_norm: float | None = None
+    batch_size: int = 4096
+
+    def __post_init__(self) -> None:
+        positive = ("coefficient", "learning_rate", "batch_size", "tanh_scale")
+        for field in positive:
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(
+                    f"`{field}` of a recipe should be greater than 0, but is "
+                    f"{getattr(self, field)!r}."
+                )
+        if not 0 <= self.initial_threshold < math.inf:
+            raise ValueError(
+                "`initial_threshold` of a recipe should be at least 0 (below zero the gate would "
+                f"let negative pre-activations through), but is {self.initial_threshold!r}."
+            )
+        if not isinstance(self.surrogate, Surrogate):
+            raise TypeError(
+                "`surrogate` of a recipe should be a surrogate such as jaxtrelu.Rectangle(0.05), "
+                f"but is {self.surrogate!r}: without one the thresholds would not learn."
+            )
+
+    def learning_rate_schedule(self, steps: int) -> optax.Schedule:
+        """The learning rate at each of `steps` steps: cosine warm-up, constant, linear decay."""
+        warmup = min(self.learning_rate_warmup, steps // 2)
+        decay = int(self.learning_rate_decay * steps)
+        pieces = [optax.constant_schedule(self.learning_rate)]
+        borders = []
+        if warmup:
+            rise = optax.cosine_decay_schedule(1.0, warmup)
+            low = 0.1 * self.learning_rate
+            high = self.learning_rate
+            pieces.insert(0, lambda step: high - (high - low) * rise(step))
+            borders.append(warmup)
+        if decay:
+            pieces.append(optax.linear_schedule(self.learning_rate, 0.0, decay))
+            borders.append(steps - decay)
+        return optax.join_schedules(pieces, borders)
+
+    def warmup_steps(self, steps: int) -> int:
+        """Over how many of `steps` steps λ ramps up."""
+        ramp = self.coefficient_warmup
+        return int(ramp * steps if ramp <= 1 else min(ramp, steps))
+
+    def coefficient_schedule(self, steps: int) -> optax.Schedule:
+        """The coefficient λ at each of `steps` steps, where it is not steered: a linear ramp."""
+        ramp = self.warmup_steps(steps)
+        if not ramp:
+            return optax.constant_schedule(self.coefficient)
+        return optax.linear_schedule(0.0, self.coefficient, ramp)
+
+    def optimizer(self, steps: int) -> optax.GradientTransformation:
+        """Adam as the recipe has it, for a run of `steps` steps."""
+        rate = self.learning_rate_schedule(steps)
+        adam = optax.adam(rate, self.adam_b1, self.adam_b2, self.adam_eps)
+        if self.clip_norm is None:
+            return adam
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
+
+
+def gemma_scope() -> Recipe:
+    """The recipe of Rajamanoharan et al. 2024 (arXiv 2407.14435) and Gemma Scope (2408.05147).
+
+    Inputs scaled to a mean squared norm of 1; bandwidth and initial threshold 0.001 in those units;
+    the L0 penalty λ Σ H(π − θ), its estimate sent to the threshold only; decoder rows of unit norm,
+    the encoder equal to the decoder at the start; Adam(0, 0.999) at 7e-5 with 1000 steps of cosine
+    warm-up; λ ramped over 10,000 steps; batches of 4096. One thing differs on purpose: thresholds
+    are trained themselves and not as logarithms, under which Adam moves them by θ · learning rate a
+    step and hence hardly at all (SAELens#494).
+
+    Returns:
+      A `Recipe`.
+
+    >>> gemma_scope().surrogate
+    Rectangle(bandwidth=0.001, to_input=False)
+    """
+    return Recipe("gemma_scope", Rectangle(1e-3), 1e-3, "unit_mean_square", "l0")
+
+
+def anthropic_2025() -> Recipe:
+    """The recipe of Anthropic's January 2025 circuits update.
+
+    Inputs scaled to a mean norm of √d; bandwidth 2, initial threshold 0.1 in those units; the
+    estimate also flows to the pre-activations; λ_S Σ tanh(4 f ‖d‖) with λ_S = 10 ramped over the
+    whole run, and 3e-6 Σ max(θ − π, 0) ‖d‖ against dead features; decoder norms free; Adam at 2e-4,
+    falling to 0 over the last fifth, gradients clipped to norm 1. Thresholds are trained themselves
+    here and as logarithms there.
+
+    Returns:
+      A `Recipe`.
+
+    >>> anthropic_2025().surrogate
+    Rectangle(bandwidth=2.0, to_input=True)
+
+    Source: transformer-circuits.pub/2025/january-update.
+    """
+    return Recipe(
+        "anthropic_2025",
+        Rectangle(2.0, to_input=True),
+        0.1,
+        "sqrt_dimension",
+        "tanh",
+        pre_activation_penalty=3e-6,
+        unit_norm_decoder=False,
+        initialisation="uniform",
+        coefficient=10.0,
+        coefficient_warmup=1.0,
+        learning_rate=2e-4,
+        adam_b1=0.9,
+        learning_rate_warmup=0,
+        learning_rate_decay=0.2,
+        clip_norm=1.0,
+    )
+
+
+def short_run() -> Recipe:
+    """The first recipe scaled to runs of a few thousand steps on small data; not a published one.
+
+    Against `gemma_scope`: inputs scaled to a mean norm of √d, so that pre-activations, biases and
+    thresholds are of order 1 and Adam's steps suit all parameters alike; bandwidth 0.5 and initial
+    threshold 1 in those units; Adam(0.9, 0.999) at 0.004 with 100 steps of warm-up, falling to 0
+    over the last fifth; batches of 512; no ramp of λ, which a short run has no time for.
+
+    Returns:
+      A `Recipe`.
+
+    >>> short_run().input_scaling
+    'sqrt_dimension'
+    """
+    return Recipe(
+        "short_run",
+        Rectangle(0.5),
+        1.0,
+        "sqrt_dimension",
+        "l0",
+        coefficient=1.0,
+        coefficient_warmup=0,
+        learning_rate=4e-3,
+        adam_b1=0.9,
+        learning_rate_warmup=100,
+        learning_rate_decay=0.2,
+        batch_size=512,
+    )

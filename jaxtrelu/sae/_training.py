@@ -1,0 +1,261 @@
+"""Training a sparse autoencoder: a pure step, and a loop that can be killed at any moment.
+
+Everything that a run depends on is in its `Settings`, its rows and its `TrainState`; the state is
+checkpointed, and batches are a function of the step's number. So a run that is resumed goes on bit
+for bit as if it had not been stopped (on the same machine, with the same versions).
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from jaxtrelu.sae import _losses as losses
+from jaxtrelu.sae._controller import ControllerState, L0Controller, l0_target_controller
+from jaxtrelu.sae._diagnostics import diagnostics
+from jaxtrelu.sae._recipes import Recipe, gemma_scope
+from jaxtrelu.sae._rows import Rows
+from jaxtrelu.sae._weights import (
+    Weights,
+    constrained,
+    constrained_gradient,
+    initial_weights,
+    input_scale,
+)
+from jaxtrelu.sparse._block import CROSSOVER
+
+#: The columns of `Result.history`. Thresholds are given by their quantiles.
+HISTORY = (
+    "step", "l0", "reconstruction", "coefficient", "dead_share", "window_share",
+    "threshold_distance", "threshold_05", "threshold_25", "threshold_50", "threshold_75",
+    "threshold_95",
+)  # fmt: skip
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A run: its size, its length and its recipe.
+
+    Args:
+      features: m.
+      steps: number of optimiser steps.
+      recipe: a recipe; its batch size counts.
+      target_l0: mean number of open features to steer λ to; None: λ follows the recipe. The target
+        itself falls geometrically to this, from half of all features, over the steps in which the
+        recipe ramps λ up: features that are closed before they mean anything stay dead.
+      seed: of the initial weights. (The rows have one of their own.)
+      log_every: steps between two rows of the history.
+      sparse: whether to use `jaxtrelu.sparse_mlp` where it pays: the same run to rounding, in down
+        to half the time for wide dictionaries (docs/sparse.md). Not where the recipe needs the
+        dense latent, nor where `target_l0` is more than one feature in 32, the share for which
+        lists are made.
+    """
+
+    features: int
+    steps: int
+    recipe: Recipe = dataclasses.field(default_factory=gemma_scope)
+    target_l0: float | None = None
+    seed: int = 0
+    log_every: int = 50
+    sparse: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("features", "steps", "log_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` should be a whole number ≥ 1, but is {value!r}.")
+        if self.target_l0 is not None and not 0 < self.target_l0 < self.features:
+            raise ValueError(
+                f"`target_l0` should be between 0 and the number of features ({self.features}), "
+                f"but is {self.target_l0!r}."
+            )
+
+    def visits_entries_only(self) -> bool:
+        """Whether the run skips the zeros."""
+        few = self.target_l0 is None or self.target_l0 <= self.features * CROSSOVER
+        return self.sparse and few and losses.visits_entries_only(self.recipe)
+
+    def controller(self) -> L0Controller | None:
+        """What steers λ, if anything does."""
+        if self.target_l0 is None:
+            return None
+        first, ramp = self.features / 2, self.recipe.warmup_steps(self.steps)
+        target: float | optax.Schedule = self.target_l0
+        if ramp and self.target_l0 < first:
+            target = optax.exponential_decay(
+                first, ramp, self.target_l0 / first, end_value=self.target_l0
+            )
+        return l0_target_controller(target, initial_coefficient=self.recipe.coefficient)
+
+
+class TrainState(NamedTuple):
+    """All that changes during a run, a pytree."""
+
+    weights: Weights
+    """The parameters."""
+    optimizer: Any
+    """The state of the recipe's optimiser."""
+    controller: ControllerState
+    """What steers λ; where λ follows a schedule, its coefficient alone means something."""
+    step: Array
+    """Number of steps done, int32."""
+
+
+class Result(NamedTuple):
+    """A trained autoencoder and how it came about."""
+
+    weights: Weights
+    """The parameters after the last step."""
+    scale: float
+    """Inputs are multiplied by this before the encoder sees them; part of the model."""
+    history: dict[str, np.ndarray]
+    """One array per name of `HISTORY`; reconstruction is the share of the variance that is lost."""
+    resumed_from: int
+    """The step at which an earlier run's checkpoint was taken up; 0 for a fresh start."""
+
+
+def initial_state(settings: Settings, sample: np.ndarray) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      settings: size, length and recipe.
+      sample: some scaled inputs, (n, d), that the first weights are taken from.
+
+    Returns:
+      A `TrainState`.
+    """
+    key = jax.random.key(settings.seed)
+    weights = initial_weights(key, settings.features, sample, settings.recipe)
+    controller = settings.controller() or _no_controller()
+    optimizer = settings.recipe.optimizer(settings.steps).init(weights)
+    return TrainState(weights, optimizer, controller.init(), jnp.zeros((), jnp.int32))
+
+
+@partial(jax.jit, static_argnames="settings", donate_argnames="state")
+def train_step(
+    state: TrainState, x: Array, scale: Array | float, settings: Settings
+) -> tuple[TrainState, losses.Terms]:
+    """One step. Pure, and jitted; donates `state`.
+
+    Args:
+      state: the state before the step, whose buffers are used for the one after it.
+      x: an unscaled batch, (batch, d).
+      scale: what inputs are multiplied with; see `input_scale`.
+      settings: size, length and recipe.
+
+    Returns:
+      The state after the step, and the loss's `Terms` before it.
+    """
+    recipe = settings.recipe
+    controller = settings.controller()
+    if controller is None:
+        coefficient = jnp.asarray(recipe.coefficient_schedule(settings.steps)(state.step))
+    else:
+        coefficient = state.controller.coefficient
+    objective = partial(
+        losses.loss,
+        recipe=recipe,
+        sparse=settings.visits_entries_only(),
+    )
+    gradient, terms = jax.grad(objective, has_aux=True)(state.weights, x * scale, coefficient)
+    gradient = constrained_gradient(gradient, state.weights, recipe)
+    updates, optimizer = recipe.optimizer(settings.steps).update(
+        gradient, state.optimizer, state.weights
+    )
+    weights = constrained(optax.apply_updates(state.weights, updates), recipe)
+    steering = state.controller._replace(coefficient=coefficient.astype(jnp.float32))
+    if controller is not None:
+        _, steering = controller.update(terms.l0, state.controller)
+    return TrainState(weights, optimizer, steering, state.step + 1), terms
+
+
+def train(
+    rows: Rows,
+    settings: Settings,
+    *,
+    checkpoint_folder: str | os.PathLike | None = None,
+    checkpoint_every: int = 500,
+    on_read: Callable[[int], None] | None = None,
+    on_step: Callable[[int, dict[str, float] | None], None] | None = None,
+) -> Result:
+    """Trains a sparse autoencoder on `rows`.
+
+    Args:
+      rows: the examples, unscaled. All are read once before the start, to be checked and measured.
+      settings: size, length and recipe.
+      checkpoint_folder: where to keep checkpoints, and to look for one to resume from.
+      checkpoint_every: steps between two checkpoints.
+      on_read: called while the rows are checked, with the number of rows since the last call.
+      on_step: called after every step with the number of steps done, and with a row of the history
+        where one was taken (else None).
+
+    Returns:
+      A `Result`.
+
+    Raises:
+      ValueError: rows that are not finite, or a checkpoint of another run; the message says what
+        differs, and nothing is overwritten.
+    """
+    store = None
+    if checkpoint_folder is not None:
+        from jaxtrelu.sae._checkpoints import Checkpoints  # orbax takes a second to import
+
+        store = Checkpoints(checkpoint_folder, _identity(settings, rows))
+    found = rows.statistics(on_read)
+    size = settings.recipe.batch_size
+    scale = input_scale(found.mean_norm, found.mean_square_norm, rows.dimension, settings.recipe)
+    probe = rows.batch(0, size) * np.float32(scale)
+    state = initial_state(settings, probe)
+    start_threshold = settings.recipe.initial_threshold
+    variance = float(np.sum(np.var(probe, axis=0)))
+    history = np.zeros((-(-settings.steps // settings.log_every), len(HISTORY)))
+    if store is not None:
+        state, history = store.restore((state, history))
+    resumed_from = int(state.step)
+    for step in range(resumed_from, settings.steps):
+        state, terms = train_step(state, rows.batch(step, size), scale, settings)
+        entry = None
+        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+            seen = measure(state.weights, probe, start_threshold, settings.recipe)
+            fixed = [step + 1, terms.l0, terms.reconstruction / variance]
+            fixed += [state.controller.coefficient, *seen]
+            history[step // settings.log_every] = np.array([float(v) for v in fixed])
+            entry = dict(zip(HISTORY, history[step // settings.log_every].tolist(), strict=True))
+        if store is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == settings.steps):
+            store.save(step + 1, (state, history))
+        if on_step:
+            on_step(step + 1, entry)
+    columns = dict(zip(HISTORY, history.T, strict=True))
+    return Result(state.weights, scale, columns, resumed_from)
+
+
+@partial(jax.jit, static_argnames="recipe")
+def measure(
+    weights: Weights, x: Array, initial_threshold: float, recipe: Recipe
+) -> tuple[Array, ...]:
+    """The columns of the history from "dead_share" on, for scaled inputs x."""
+    pi = losses.pre_activations(weights, x)
+    seen = diagnostics(pi, weights.threshold, initial_threshold, recipe.surrogate)
+    quantiles = jnp.quantile(weights.threshold, jnp.array(_QUANTILES))
+    return seen.dead_share, seen.window_share, seen.threshold_distance, *quantiles
+
+
+def _no_controller() -> L0Controller:
+    """Something with a controller's state, where λ follows a schedule."""
+    return l0_target_controller(1.0, initial_coefficient=1.0)
+
+
+def _identity(settings: Settings, rows: Rows) -> dict[str, str]:
+    """What has to agree between a checkpoint and the run that resumes from it."""
+    recipe = {f"recipe.{k}": repr(v) for k, v in vars(settings.recipe).items()}
+    own = {k: repr(v) for k, v in vars(settings).items() if k != "recipe"}
+    data = {"dimension": repr(rows.dimension), "data": rows.fingerprint()}
+    return {**own, **data, "data seed": repr(rows.seed), **recipe}

@@ -1,0 +1,162 @@
+"""The parameters of a sparse autoencoder: how they start, and what is kept true of them.
+
+Both matrices are stored feature-major, (features, dimension): row i of the decoder is the direction
+that feature i writes, and rows are what a sparse product gathers.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxtrelu.sae._recipes import Recipe
+
+
+class Weights(NamedTuple):
+    """A sparse autoencoder's parameters, a pytree: d is the inputs' dimension, m the features'."""
+
+    encoder: Array
+    """(m, d): π = x @ encoderᵀ + encoder_bias."""
+    encoder_bias: Array
+    """(m,)."""
+    threshold: Array
+    """(m,), float32 whatever the others are: feature i is open where π_i > threshold_i."""
+    decoder: Array
+    """(m, d): x̂ = f @ decoder + decoder_bias."""
+    decoder_bias: Array
+    """(d,)."""
+
+
+def initial_weights(
+    key: Array, features: int, sample: Array | np.ndarray, recipe: Recipe
+) -> Weights:
+    """Weights as `recipe` starts them.
+
+    Args:
+      key: a key of `jax.random`.
+      features: m, at least 1.
+      sample: some scaled inputs, (n, d). Its mean starts the decoder bias; the "uniform"
+        initialisation also measures on it how often features open.
+      recipe: a recipe; see `Recipe.initialisation`.
+
+    Returns:
+      `Weights` in float32.
+
+    Raises:
+      ValueError: `features` is less than 1, or `sample` is not a matrix.
+    """
+    if features < 1:
+        raise ValueError(f"`features` should be at least 1, but is {features!r}.")
+    sample = jnp.asarray(sample, jnp.float32)
+    if sample.ndim != 2:
+        raise ValueError(
+            "`sample` should have shape (examples, dimension), but has shape "
+            f"{tuple(sample.shape)}. Pass a matrix with one example per row."
+        )
+    dimension = sample.shape[1]
+    threshold = jnp.full((features,), recipe.initial_threshold, jnp.float32)
+    if recipe.initialisation == "tied_unit":
+        decoder = unit_rows(jax.random.normal(key, (features, dimension), jnp.float32))
+        # A copy: a training step donates its state, and no buffer can be donated twice.
+        encoder, bias = jnp.copy(decoder), jnp.zeros((features,), jnp.float32)
+    else:
+        bound = dimension**-0.5
+        shape = (features, dimension)
+        decoder = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+        encoder = decoder * (dimension / features)
+        share = min(0.5, 10_000 / features)
+        quantile = jnp.quantile(sample @ encoder.T, 1 - share, axis=0)
+        bias = threshold - quantile
+    return Weights(encoder, bias, threshold, decoder, jnp.mean(sample, axis=0))
+
+
+def unit_rows(matrix: Array) -> Array:
+    """A matrix with every row divided by its norm; a row of zeros stays one.
+
+    Args:
+      matrix: (m, d).
+
+    Returns:
+      (m, d), in the dtype of `matrix`.
+    """
+    norm = jnp.linalg.norm(matrix, axis=1, keepdims=True)
+    return matrix / jnp.where(norm > 0, norm, 1)
+
+
+def project_out(gradient: Array, rows: Array) -> Array:
+    """A gradient without its part parallel to the rows that it belongs to.
+
+    What is left is tangent to the sphere, so an optimiser's moments are not filled with a motion
+    that the next normalisation undoes.
+
+    Args:
+      gradient: (m, d).
+      rows: (m, d), of unit norm.
+
+    Returns:
+      (m, d), orthogonal to `rows`, row by row.
+
+    >>> rows = jnp.array([[1.0, 0.0]])
+    >>> project_out(jnp.array([[3.0, 4.0]]), rows).tolist()
+    [[0.0, 4.0]]
+    """
+    return gradient - jnp.sum(gradient * rows, axis=1, keepdims=True) * rows
+
+
+def constrained_gradient(gradient: Weights, weights: Weights, recipe: Recipe) -> Weights:
+    """The gradient as the optimiser should see it: tangent, where decoder rows have norm 1.
+
+    Args:
+      gradient: of the loss, with respect to `weights`.
+      weights: the parameters.
+      recipe: a recipe; see `Recipe.unit_norm_decoder`.
+
+    Returns:
+      The gradient, with that of the decoder projected where the recipe asks for it.
+    """
+    if not recipe.unit_norm_decoder:
+        return gradient
+    return gradient._replace(decoder=project_out(gradient.decoder, weights.decoder))
+
+
+def constrained(weights: Weights, recipe: Recipe) -> Weights:
+    """Weights after an update, back where they belong: thresholds ≥ 0, decoder rows of norm 1.
+
+    Thresholds are projected here and not clipped in the forward pass, which would leave one that
+    touched zero without a gradient.
+
+    Args:
+      weights: the parameters after an optimiser's update.
+      recipe: a recipe; see `Recipe.unit_norm_decoder`.
+
+    Returns:
+      The weights, projected.
+    """
+    weights = weights._replace(threshold=jnp.maximum(weights.threshold, 0))
+    if not recipe.unit_norm_decoder:
+        return weights
+    return weights._replace(decoder=unit_rows(weights.decoder))
+
+
+def input_scale(mean_norm: float, mean_square_norm: float, dimension: int, recipe: Recipe) -> float:
+    """The number that `recipe` multiplies inputs with.
+
+    Args:
+      mean_norm: mean of ‖x‖ over the data.
+      mean_square_norm: mean of ‖x‖² over the data.
+      dimension: d.
+      recipe: a recipe; see `Recipe.input_scaling`.
+
+    Returns:
+      A positive number.
+
+    Raises:
+      ValueError: the inputs are all zero.
+    """
+    if not mean_square_norm > 0:
+        raise ValueError("the inputs are all zero: there is nothing to scale or to learn.")
+    if recipe.input_scaling == "unit_mean_square":
+        return float(mean_square_norm**-0.5)
+    return float(dimension**0.5 / mean_norm)

@@ -1,0 +1,292 @@
+"""The gated product: only the gate is dense, and the other two weights are read where it is open.
+
+With z = x @ w_gate.T + b_gate, its open entries E, a = act(z) and on E
+u[b, f] = x[b] . w_up[f] + b_up[f]:
+
+    y[b] = sum over f of (a u)[b, f] w_out[f]
+    dh[b, f] = g[b] . w_out[f]      da = dh u      du = dh a      dz, dθ = pullback of act of da
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from jaxtrelu import bits
+from jaxtrelu._primitive.rules import varying_like
+from jaxtrelu._primitive.spec import (
+    Block,
+    ImplementationName,
+    Spec,
+    VariantName,
+    block_operands,
+    check_skips,
+    checked_spec,
+    entries_for,
+)
+from jaxtrelu._surrogates import Surrogate
+from jaxtrelu.sparse._block import (
+    CROSSOVER,
+    Plan,
+    activated,
+    biased,
+    compiled_once,
+    encoded,
+    finished,
+    passed,
+    product_of_nonzeros,
+    projected,
+)
+from jaxtrelu.sparse._entries import Entries, groups_of, list_entries, position, support_of
+from jaxtrelu.sparse._loops import ceil_div, repeat, take
+from jaxtrelu.sparse._sums import entry_dots, gather_sum, scalar_sum
+
+# Up to this many examples the weights of all units that any of them opens are read together.
+FEW = 8
+# As `CROSSOVER`, for a few examples, where weights are read and hardly anything else happens.
+CROSSOVER_FEW = 1 / 2
+# Units in a round of small dense products.
+_ROUND = 128
+
+
+def gated_mlp(
+    x: Float[ArrayLike, "*batch d"],
+    w_gate: Float[ArrayLike, "h d"],
+    w_up: Float[ArrayLike, "h d"],
+    w_out: Float[ArrayLike, "h d_out"],
+    threshold: Float[ArrayLike, "..."] = 1.0,
+    *,
+    b_gate: Float[ArrayLike, " h"] | None = None,
+    b_up: Float[ArrayLike, " h"] | None = None,
+    b_out: Float[ArrayLike, " d_out"] | None = None,
+    variant: VariantName = "shift",
+    ceiling: float | None = None,
+    fill: float = 0,
+    surrogate: Surrogate | None = None,
+    implementation: ImplementationName | None = None,
+    capacity: int | None = None,
+) -> Float[Array, "*batch d_out"]:
+    """``(act(x @ w_gate.T) * (x @ w_up.T)) @ w_out``, reading open units' weights only.
+
+    The first product is dense; of `w_up` and `w_out` only what belongs to open gates is read: for
+    up to 8 examples, as in decoding, in rounds of small dense products over the units that any of
+    them opens; for batches, entry by entry. Biases are added where they are given. The result is
+    that of the dense function to rounding: where more gates are open than `capacity` allows for,
+    dense products are taken, chosen on the device.
+
+    Convention at the threshold: open where ``x @ w_gate.T > threshold``, strictly; NaN is open.
+    What is near the threshold is decided on float32 sums, also for bfloat16 operands: a dense
+    model that rounds the pre-activations to bfloat16 first opens other gates there. A closed gate
+    contributes nothing, as in `jaxtrelu.sparse_mlp`.
+
+    Args:
+      x: (..., d), floating point.
+      w_gate: (h, d), feature-major.
+      w_up: (h, d), feature-major.
+      w_out: (h, d_out), feature-major.
+      threshold: a number or (h,), in the units of the gate's pre-activations.
+      b_gate: (h,), or None.
+      b_up: (h,), or None.
+      b_out: (d_out,), or None.
+      variant: ``"shift"`` (shifted ReLU) or ``"hard"`` (FATReLU).
+      ceiling: for ``shift``, as in `jaxtrelu.thresholded_relu`.
+      fill: 0: a closed gate lets nothing through.
+      surrogate: of bounded support, such as ``jaxtrelu.Rectangle(0.05)``, or None.
+      implementation: None or ``"xla"``; the kernels have none for this product.
+      capacity: the mean number of open gates of an example up to which the sparse path is taken; a
+        hint, not a limit. For up to 8 examples, where no gradient is taken, it is compared with the
+        number of units that any of them opens, and not with a mean. Default: h / 2 for up to 8
+        examples, h / 32 for more (at least 32): about where dense becomes faster on a CPU.
+
+    Returns:
+      y of shape (..., d_out), in x's dtype, summed in float32 at least. Differentiable with respect
+      to all operands.
+
+    Raises:
+      TypeError: an operand is not a floating-point array.
+      ValueError: shapes that do not fit, a variant or a fill that leaves no zeros, or a surrogate
+        of unbounded support.
+      NotImplementedError: the implementation asked for cannot compute this call.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxtrelu
+      >>> x, w = jnp.array([1.0, 2.0]), jnp.eye(2)
+      >>> jaxtrelu.gated_mlp(x, w, 10 * w, w, 1.0, variant="hard").tolist()
+      [0.0, 40.0]
+
+    Source: Kurtz et al. 2020 (FATReLU); Mirzadeh et al. 2023, arXiv 2310.04564.
+    """
+    spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
+    check_skips(spec, "gated_mlp")
+    weights, biases = {"w_gate": w_gate, "w_up": w_up}, {"b_gate": b_gate, "b_up": b_up}
+    block = block_operands(x, weights, w_out, threshold, biases, b_out)
+    plan, operands = gated_call(spec, capacity, block)
+    filled = all(o.size for o in (operands.x, operands.w_gate, operands.w_out))
+    y = (gated if filled else gated_dense)(plan, operands)
+    return finished(y, block.b_out, block.lead, block.x.dtype)
+
+
+def gated_call(spec: Spec, capacity, block: Block) -> tuple[Plan, "GatedOperands"]:
+    """The static part of a call, and operands that vary over the same axes of a `shard_map`."""
+    examples, units = block.x.shape[0], block.w_out.shape[0]
+    share = CROSSOVER_FEW if examples <= FEW else CROSSOVER
+    (w_gate, w_up), (b_gate, b_up) = block.w_in, block.b_in
+    operands = GatedOperands(block.x, w_gate, w_up, block.w_out, block.threshold, b_gate, b_up)
+    leaves = jax.tree.leaves(operands)
+    operands = jax.tree.map(lambda leaf: varying_like(leaf, *leaves), operands)
+    return Plan(spec, entries_for(capacity, examples, units, share)), operands
+
+
+class GatedOperands(NamedTuple):
+    """x (B, d), w_gate (h, d), w_up (h, d), w_out (h, d_out), threshold, b_gate, b_up (h,)."""
+
+    x: jax.Array
+    w_gate: jax.Array
+    w_up: jax.Array
+    w_out: jax.Array
+    threshold: jax.Array
+    b_gate: jax.Array | None
+    b_up: jax.Array | None
+
+
+class GatedResiduals(NamedTuple):
+    """What the gradient needs: one bit per element of the gate, and what stands at the entries."""
+
+    operands: GatedOperands
+    visited: Entries
+    overflow: jax.Array
+
+
+def gated_dense(plan: Plan, operands: GatedOperands) -> jax.Array:
+    """Returns y by dense products."""
+    return _dense_rest(plan, operands, encoded(operands.x, operands.w_gate))
+
+
+def _dense_rest(plan: Plan, operands: GatedOperands, product: jax.Array) -> jax.Array:
+    x, _, w_up, w_out, threshold, b_gate, b_up = operands
+    a = activated(plan, biased(product, b_gate), threshold)
+    return projected(passed(a, biased(encoded(x, w_up), b_up)), w_out)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gated(plan: Plan, operands: GatedOperands) -> jax.Array:
+    """Returns y (B, d_out), in the accumulator's type, without b_out."""
+    if operands.x.shape[0] > FEW:
+        return forward(plan, operands)[0]
+    return few_examples(plan, operands)[0]
+
+
+@compiled_once
+def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Array]:
+    """Decoding: rounds of units that any example opens, each a small dense product.
+
+    Returns y, and whether the units were too many, and all products dense.
+    """
+    x, w_gate, w_up, w_out, threshold, b_gate, b_up = operands
+    product = encoded(x, w_gate)
+    z = biased(product, b_gate)
+    examples, units = z.shape
+    most = plan.size // examples
+    found, _, number = bits.compact(
+        bits.pack(jnp.any(~(z <= threshold[None]), axis=0)), ceil_div(most, _ROUND) * _ROUND
+    )
+    a = activated(plan, z, threshold)
+
+    def more(i, y):
+        unit = lax.dynamic_slice(found, (i * _ROUND,), (_ROUND,))
+        used = unit < units
+        unit = jnp.minimum(unit, units - 1)
+        up = encoded(x, take(w_up, unit))
+        if b_up is not None:
+            up = biased(up, take(b_up, unit))
+        hidden = passed(jnp.where(used[None], a[:, unit], 0), up).astype(w_out.dtype)
+        return y + product_of_nonzeros(hidden, take(w_out, unit), z.dtype)
+
+    start = varying_like(jnp.zeros((x.shape[0], w_out.shape[1]), z.dtype), z)
+
+    def sparse(product):
+        return repeat(ceil_div(number, _ROUND), more, start)
+
+    overflow = number > most
+    y = lax.cond(overflow, partial(_dense_rest, plan, operands), sparse, product)
+    return y, overflow
+
+
+@compiled_once
+def forward(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, "GatedResiduals"]:
+    """Returns y, and what the gradient needs."""
+    x, w_gate, w_up, w_out, threshold, b_gate, b_up = operands
+    product = encoded(x, w_gate)
+    support = support_of(plan, product, b_gate, threshold)
+    visited = support.visited
+    unit = visited.by_row.member
+
+    def sparse(product):
+        a = activated(plan, visited.z, take(threshold, unit))
+        up = entry_dots(visited.by_row, visited.total, x, w_up, product.dtype)
+        if b_up is not None:
+            up = biased(up, take(b_up, unit))
+        return gather_sum(visited.groups, unit, passed(a, up), w_out, 0)
+
+    y = lax.cond(support.overflow, partial(_dense_rest, plan, operands), sparse, product)
+    return y, GatedResiduals(operands, visited, support.overflow)
+
+
+def _backward(plan: Plan, residuals: GatedResiduals, g: jax.Array):
+    return (_gradients(plan, residuals, g),)
+
+
+@compiled_once
+def _gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> GatedOperands:
+    def through_dense(residuals, g):
+        return jax.vjp(partial(gated_dense, plan), residuals.operands)[1](g)[0]
+
+    sparse = partial(_sparse_gradients, plan)
+    return lax.cond(residuals.overflow, through_dense, sparse, residuals, g)
+
+
+def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> GatedOperands:
+    x, w_gate, w_up, w_out, threshold, b_gate, b_up = residuals.operands
+    rows, by_row, at_rows, total = residuals.visited
+    units = w_gate.shape[0]
+    columns = groups_of(bits.transpose(rows.words, units))
+    by_column = list_entries(columns, total, plan.size)
+    unit, row = by_column
+
+    z = take(at_rows, position(rows, row, unit))
+    dtype = z.dtype
+    a, pullback = jax.vjp(partial(activated, plan), z, take(threshold, unit))
+    up = entry_dots(by_column, total, w_up, x, dtype)
+    if b_up is not None:
+        up = biased(up, take(b_up, unit))
+    dhidden = entry_dots(by_column, total, w_out, g, dtype)
+    hidden, to_factors = jax.vjp(passed, a, up)
+    da, dup = to_factors(dhidden)
+    dz, dthreshold = pullback(da)
+
+    def by_unit(values, table):
+        return gather_sum(columns, row, values, table, plan.direct)
+
+    def by_example(values, table):
+        values = take(values, position(columns, by_row.member, by_row.group))
+        return gather_sum(rows, by_row.member, values, table, 0)
+
+    def per_unit(values, like):
+        return None if like is None else scalar_sum(units, unit, values, total).astype(like.dtype)
+
+    return GatedOperands(
+        x=(by_example(dz, w_gate) + by_example(dup, w_up)).astype(x.dtype),
+        w_gate=by_unit(dz, x).astype(w_gate.dtype),
+        w_up=by_unit(dup, x).astype(w_up.dtype),
+        w_out=by_unit(hidden, g).astype(w_out.dtype),
+        threshold=per_unit(dthreshold, threshold),
+        b_gate=per_unit(dz, b_gate),
+        b_up=per_unit(dup, b_up),
+    )
+
+
+gated.defvjp(forward, _backward)

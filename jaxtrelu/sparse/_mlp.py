@@ -1,0 +1,367 @@
+"""The two-layer product around a thresholded activation, in which only the first one is dense.
+
+With z = x @ w_in.T + b_in and the open entries E, the rest visits E only:
+
+    y[b] = sum over (b, f) in E of act(z)[b, f] w_out[f]
+    da[b, f] = g[b] . w_out[f]        dz, dθ = pullback of act at (z, θ)[b, f]
+    dw_out[f] = sum over b of act(z)[b, f] g[b]        dw_in[f] = sum over b of dz[b, f] x[b]
+    dx[b] = sum over f of dz[b, f] w_in[f]
+
+For a threshold that learns, E is what is open or inside the surrogate's window. Closed entries of
+the window have act = dz = 0 unless the estimate flows to z as well; they are listed apart then, and
+dθ alone is computed there.
+
+Kept for the gradient: the operands, one bit per element of z (two with a window), and z at the
+entries.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from jaxtrelu import bits
+from jaxtrelu._primitive import formulas
+from jaxtrelu._primitive.rules import varying_like
+from jaxtrelu._primitive.spec import (
+    Block,
+    ImplementationName,
+    Spec,
+    VariantName,
+    block_operands,
+    check_skips,
+    checked_spec,
+    entries_for,
+)
+from jaxtrelu._surrogates import Surrogate
+from jaxtrelu.sparse._activity import Activity
+from jaxtrelu.sparse._block import (
+    CROSSOVER,
+    Plan,
+    activated,
+    biased,
+    compiled_once,
+    decoded,
+    encoded,
+    finished,
+    gates,
+)
+from jaxtrelu.sparse._entries import (
+    Entries,
+    Groups,
+    entries_of,
+    groups_of,
+    list_entries,
+    position,
+    support_of,
+)
+from jaxtrelu.sparse._loops import take
+from jaxtrelu.sparse._sums import entry_dots, gather_sum, scalar_sum
+
+
+def sparse_mlp(
+    x: Float[ArrayLike, "*batch d"],
+    w_in: Float[ArrayLike, "m d"],
+    w_out: Float[ArrayLike, "m d_out"],
+    threshold: Float[ArrayLike, "..."] = 1.0,
+    *,
+    b_in: Float[ArrayLike, " m"] | None = None,
+    b_out: Float[ArrayLike, " d_out"] | None = None,
+    variant: VariantName = "shift",
+    ceiling: float | None = None,
+    fill: float = 0,
+    surrogate: Surrogate | None = None,
+    implementation: ImplementationName | None = None,
+    capacity: int | None = None,
+    with_activity: bool = False,
+) -> Float[Array, "*batch d_out"] | tuple[Float[Array, "*batch d_out"], Activity]:
+    """``act(x @ w_in.T + b_in) @ w_out + b_out``, in which only the first product is dense.
+
+    The second product, the latent's gradient and both weight gradients visit open entries only (for
+    a threshold that learns: open or inside the surrogate's window). The result is that of the dense
+    function to rounding, always: where more entries are open than `capacity` allows for, dense
+    products are taken, chosen on the device.
+
+    Convention at the threshold: open where ``x @ w_in.T + b_in > threshold``, strictly; NaN is
+    open. Pre-activations are summed and compared in float32 at least. A closed entry contributes
+    nothing, also beside a weight or a cotangent that is NaN or infinite: a factor that is exactly 0
+    is skipped on every path, forward and backward. (Inside a surrogate's window the estimate of a
+    closed entry's gradient is made of its weights in `w_out`; a NaN among them reaches the
+    threshold's gradient and, with ``to_input`` or ``shift``, that of its pre-activation.)
+
+    Args:
+      x: (..., d), floating point.
+      w_in: (m, d), feature-major.
+      w_out: (m, d_out), feature-major.
+      threshold: a number or (m,), in the units of the pre-activations.
+      b_in: (m,), or None.
+      b_out: (d_out,), or None.
+      variant: ``"shift"`` or ``"hard"``.
+      ceiling: for ``shift``, as in `jaxtrelu.thresholded_relu`.
+      fill: 0: closed entries contribute nothing.
+      surrogate: of bounded support, such as ``jaxtrelu.Rectangle(0.05)``; with ``hard`` that is
+        JumpReLU.
+      implementation: None or ``"xla"``; the kernels have none for this product.
+      capacity: the mean number of entries per row up to which the sparse path is taken; a hint, not
+        a limit. Single rows may hold any number. Default: m / 32 (at least 32), about where dense
+        becomes faster on a CPU. Lists of ``capacity`` entries per row are part of the record, so a
+        smaller number that still suffices saves memory.
+      with_activity: whether to return the record of what was open as well.
+
+    Returns:
+      y of shape (..., d_out) in x's dtype, summed in float32 at least; with `with_activity`
+      ``(y, activity)``, with the `Activity` on which penalties can be built.
+
+    Raises:
+      TypeError: an operand is not a floating-point array.
+      ValueError: shapes that do not fit, a variant or a fill that leaves no zeros, or a surrogate
+        of unbounded support.
+      NotImplementedError: the implementation asked for cannot compute this call.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxtrelu
+      >>> key = jax.random.key(0)
+      >>> x, w = jax.random.normal(key, (4, 8)), jax.random.normal(key, (64, 8))
+      >>> y, activity = jaxtrelu.sparse_mlp(x, w, w, 5.0, with_activity=True)
+      >>> dense = jaxtrelu.thresholded_relu(x @ w.T, 5.0) @ w
+      >>> bool(jnp.allclose(y, dense, atol=1e-4)), activity.l0.shape
+      (True, (4,))
+
+    Source: exact sparse product for JumpReLU (arXiv 2407.14435) and for thresholded feed-forward
+    layers (arXiv 2310.04564).
+    """
+    spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
+    plan, block = checked_call(spec, capacity, x, w_in, w_out, threshold, b_in, b_out)
+    operands = operands_of(block)
+    y, activity = (fused if has_elements(operands) else without_elements)(plan, operands)
+    y = finished(y, block.b_out, block.lead, block.x.dtype)
+    return (y, in_shape(activity, block.lead)) if with_activity else y
+
+
+class Operands(NamedTuple):
+    """x (B, d), w_in (m, d), b_in (m,) or None, threshold (m,), w_out (m, d_out)."""
+
+    x: jax.Array
+    w_in: jax.Array
+    b_in: jax.Array | None
+    threshold: jax.Array
+    w_out: jax.Array
+
+
+def checked_call(
+    spec: Spec, capacity, x, w_in, w_out, threshold, b_in, b_out
+) -> tuple[Plan, Block]:
+    """The static part of a call and its operands, both checked."""
+    check_skips(spec, "sparse_mlp")
+    block = block_operands(x, {"w_in": w_in}, w_out, threshold, {"b_in": b_in}, b_out)
+    (examples, _), (features, _) = block.x.shape, block.w_out.shape
+    return Plan(spec, entries_for(capacity, examples, features, CROSSOVER)), block
+
+
+def operands_of(block: Block) -> Operands:
+    """The operands of the fused function, which vary over the same axes of a `shard_map`."""
+    (w_in,), (b_in,) = block.w_in, block.b_in
+    operands = Operands(block.x, w_in, b_in, block.threshold, block.w_out)
+    leaves = jax.tree.leaves(operands)
+    return jax.tree.map(lambda leaf: varying_like(leaf, *leaves), operands)
+
+
+def has_elements(operands: Operands) -> bool:
+    """Whether no operand is empty: lists of nothing have no shape that loops could work on."""
+    return all(o.size for o in (operands.x, operands.w_in, operands.w_out))
+
+
+def in_shape(activity: Activity, lead: tuple) -> Activity:
+    """The record with the leading axes of x."""
+    return activity._replace(counts=activity.counts.reshape(lead), l0=activity.l0.reshape(lead))
+
+
+# the fused function and its gradient
+
+
+class Residuals(NamedTuple):
+    """What the gradient needs: one bit per element, and what stands at the entries."""
+
+    operands: Operands
+    visited: Entries
+    window: Entries | None
+    overflow: jax.Array
+
+
+def dense_forward(plan: Plan, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    """Returns y and l0 by dense product: the reference, and the path for what is not sparse."""
+    z = biased(encoded(operands.x, operands.w_in), operands.b_in)
+    l0 = jnp.sum(gates(plan, z, operands.threshold), axis=-1)
+    return decoded(plan, z, operands.threshold, operands.w_out), l0
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def fused(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
+    """Returns y (B, d_out) in the accumulator's type, without b_out, and the record of activity."""
+    return forward(plan, operands)[0]
+
+
+@compiled_once
+def forward(plan: Plan, operands: Operands):
+    """Returns what `fused` does, and what the gradient needs."""
+    _, w_in, b_in, threshold, w_out = operands
+    product = encoded(operands.x, w_in)
+    support = support_of(plan, product, b_in, threshold, apart=plan.window_is_silent)
+    visited, overflow = support.visited, support.overflow
+
+    def activations(entries):
+        a = activated(plan, entries.z, take(threshold, entries.by_row.member))
+        return jnp.where(entries.used, a, 0)
+
+    values = activations(visited)
+
+    def sparse(product):
+        return gather_sum(visited.groups, visited.by_row.member, values, w_out, 0)
+
+    def through_dense(z):
+        # The bias is added here again, so that the sum need not be kept as an operand.
+        return decoded(plan, biased(z, b_in), threshold, w_out)
+
+    y = lax.cond(overflow, through_dense, sparse, product)
+    every, counts = visited, visited.groups.counts
+    if support.window is not None:
+        # One list of all entries, in row order: dropped by the compiler where nobody reads it.
+        all_words = groups_of(support.opened | support.window.groups.words)
+        every, counts = entries_of(plan, all_words, overflow, product, b_in), all_words.counts
+        values = activations(every)
+    examples, features = product.shape
+    activity = Activity(
+        features=jnp.where(every.used, every.by_row.member, features),
+        rows=jnp.where(every.used, every.by_row.group, examples),
+        values=values,
+        counts=counts,
+        l0=bits.count(support.opened).astype(values.dtype),
+        fired=bits.count(bits.transpose(support.opened, features)),
+        overflow=overflow,
+    )
+    return (y, activity), Residuals(operands, visited, support.window, overflow)
+
+
+def _backward(plan: Plan, residuals: Residuals, cotangents):
+    g, activity = cotangents
+    return (_gradients(plan, residuals, (g, activity.values, activity.l0)),)
+
+
+@compiled_once
+def _gradients(plan: Plan, residuals: Residuals, given) -> Operands:
+    """The gradients for cotangents of y, of the entries' values and of l0."""
+    dense, sparse = partial(dense_gradients, plan), partial(_sparse_gradients, plan)
+    return lax.cond(residuals.overflow, dense, sparse, residuals, given)
+
+
+def dense_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
+    """The gradients by dense product, for cotangents of y, of the entries' values and of l0."""
+    g, _, l0 = given
+    return jax.vjp(partial(dense_forward, plan), residuals.operands)[1]((g, l0))[0]
+
+
+class AtEntries(NamedTuple):
+    """Gradients before weights' are summed, in a list by feature."""
+
+    columns: Groups
+    feature: jax.Array
+    row: jax.Array
+    a: jax.Array
+    """The activations."""
+    dz: jax.Array
+    threshold: jax.Array
+    """The gradient of the threshold, (m,), summed already."""
+    x: jax.Array
+    """The gradient of x, (B, d), summed already."""
+
+
+def at_entries(plan: Plan, residuals: Residuals, given) -> AtEntries:
+    """The gradients at the entries, for cotangents of y, of the entries' values and of l0."""
+    g, values, l0 = given
+    x, w_in, _, threshold, w_out = residuals.operands
+    rows, by_row, at_rows, total = residuals.visited
+    window, features = residuals.window, w_in.shape[0]
+    columns = groups_of(bits.transpose(rows.words, features))
+    by_column = list_entries(columns, total, plan.size)
+    feature, row = by_column
+    dtype = at_rows.dtype
+
+    def pulled_back(z, row, feature, dots):
+        """The activations, dz and dθ at some entries."""
+        # In the record of activity an entry stands after those of both lists that come before it.
+        place = position(rows, row, feature)
+        if window is not None:
+            place = place + position(window.groups, row, feature)
+
+        def both(z, threshold):
+            return activated(plan, z, threshold), gates(plan, z, threshold)
+
+        (a, _), pullback = jax.vjp(both, z, take(threshold, feature))
+        return a, *pullback((dots + take(values, place), take(l0, row)))
+
+    z = take(at_rows, position(rows, row, feature))
+    dots = entry_dots(by_column, total, w_out, g, dtype)
+    a, dz, at_threshold = pulled_back(z, row, feature, dots)
+    dthreshold = scalar_sum(features, feature, at_threshold, total)
+    if window is not None:
+        dots = entry_dots(window.by_row, window.total, g, w_out, dtype)
+        _, _, at_threshold = pulled_back(window.z, *window.by_row, dots)
+        inside = window.by_row.member
+        dthreshold = dthreshold + scalar_sum(features, inside, at_threshold, window.total)
+
+    dz_by_row = take(dz, position(columns, by_row.member, by_row.group))
+    dx = gather_sum(rows, by_row.member, dz_by_row, w_in, 0).astype(x.dtype)
+    return AtEntries(columns, feature, row, a, dz, dthreshold.astype(threshold.dtype), dx)
+
+
+def summed(plan: Plan, operands: Operands, found: AtEntries, g, features: Groups) -> Operands:
+    """The gradients summed by feature, for all features or for some of `found.columns`."""
+    x, w_in, b_in, _, w_out = operands
+
+    def by_feature(values, table):
+        return gather_sum(features, found.row, values, table, plan.direct)
+
+    def bias():
+        number, total = w_in.shape[0], found.columns.total
+        return scalar_sum(number, found.feature, found.dz, total)
+
+    return Operands(
+        x=found.x,
+        w_in=by_feature(found.dz, x).astype(w_in.dtype),
+        b_in=None if b_in is None else bias().astype(b_in.dtype),
+        threshold=found.threshold,
+        w_out=by_feature(found.a, g).astype(w_out.dtype),
+    )
+
+
+def _sparse_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
+    found = at_entries(plan, residuals, given)
+    return summed(plan, residuals.operands, found, given[0], found.columns)
+
+
+def without_elements(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
+    """The same as `fused` for operands without an element: by dense product, and with no list."""
+    y, l0 = dense_forward(plan, operands)
+    features = operands.w_in.shape[0]
+    z = biased(encoded(operands.x, operands.w_in), operands.b_in)
+    threshold = operands.threshold[None]
+    opened = visited = ~(z <= threshold)
+    if plan.spec.surrogate is not None:
+        visited = opened | formulas.window(z, threshold, plan.spec)
+    record = Activity(
+        features=jnp.full(plan.size, features, jnp.int32),
+        rows=jnp.full(plan.size, l0.shape[0], jnp.int32),
+        values=jnp.zeros(plan.size, y.dtype),
+        counts=jnp.sum(visited, axis=-1, dtype=jnp.int32),
+        l0=l0,
+        fired=jnp.sum(opened, axis=0, dtype=jnp.int32),
+        overflow=jnp.any(visited),
+    )
+    return y, record
+
+
+fused.defvjp(forward, _backward)

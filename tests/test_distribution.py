@@ -1,0 +1,34 @@
+"""What the wheel and the sdist hold, asked of the build back end without building them."""
+
+from pathlib import Path
+
+import pytest
+
+sdist = pytest.importorskip("hatchling.builders.sdist", reason="hatchling is not installed")
+from hatchling.builders.wheel import WheelBuilder
+
+ROOT = Path(__file__).parent.parent
+
+
+def _held(builder) -> set[str]:
+    return {file.relative_path for file in builder.recurse_included_files()}
+
+
+def test_the_sdist_holds_what_its_tests_read():
+    held = _held(sdist.SdistBuilder(str(ROOT)))
+    for folder in ("jaxtrelu", "tests", "benchmarks", "notebooks", "docs"):
+        wanted = {
+            str(path.relative_to(ROOT))
+            for path in (ROOT / folder).rglob("*.*")
+            if path.is_file() and not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)
+        }
+        assert wanted and wanted <= held, f"missing: {sorted(wanted - held)[:5]}"
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile"):
+        assert name in held
+
+
+def test_the_wheel_holds_the_package_and_nothing_else():
+    held = _held(WheelBuilder(str(ROOT)))
+    assert "jaxtrelu/py.typed" in held and "jaxtrelu/__init__.py" in held
+    assert {path.split("/")[0] for path in held} == {"jaxtrelu"}
+    assert not [path for path in held if not path.endswith((".py", "py.typed"))]
