@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 import jaxtrelu
-from jaxtrelu.gate import gate
-from jaxtrelu.packing import Packing, pack_last
+from jaxtrelu._primitive.packing import Packing, pack_last
+from jaxtrelu._primitive.rules import gate
 
 THETA = 0.5
 # XLA calls cuBLASLt, and so its epilogues, only where it is told to, and no Triton product instead.
@@ -150,7 +150,10 @@ def linear(rows: int, depth: int, columns: int, torch) -> list[Case]:
         return made | {"w": made["w"] / jnp.bfloat16(depth**0.5)}
 
     def layer(name):
-        return functools.partial(jaxtrelu.thresholded_linear, threshold=THETA, implementation=name)
+        def call(x, w, b):
+            return jaxtrelu.thresholded_linear(x, w, THETA, b=b, implementation=name)
+
+        return call
 
     def forward(name):
         def function(x, w, b):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrelu.packing import unpack_last
-from jaxtrelu.variants import Spec
+from jaxtrelu._primitive.packing import unpack_last
+from jaxtrelu._primitive.spec import Spec
 
 ELEMENTWISE = [  # shape, dtype, shape of the threshold, function
     ((33, 200), "float32", (1, 200), Spec("shift", ceiling=0.75)),
@@ -61,7 +61,7 @@ def check(interpret) -> Checks:
 
 
 def _elementwise(checks, eighths, shape, dtype, threshold_shape, spec, interpret) -> None:
-    from jaxtrelu.kernels import gpu
+    from jaxtrelu._backends.mosaic_gpu import elementwise as gpu
 
     x, threshold = eighths(shape, dtype), eighths(threshold_shape, "float32")
     poison()
@@ -76,7 +76,7 @@ def _elementwise(checks, eighths, shape, dtype, threshold_shape, spec, interpret
 
 
 def _linear(checks, eighths, rows, depth, columns, dtype, spec, interpret) -> None:
-    from jaxtrelu.kernels import gpu_linear
+    from jaxtrelu._backends.mosaic_gpu import linear as gpu_linear
 
     x, w, ct = (eighths(s, dtype) for s in ((rows, depth), (depth, columns), (rows, columns)))
     b, threshold = eighths((1, columns), dtype), eighths((1, columns), "float32")

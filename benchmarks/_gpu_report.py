@@ -11,7 +11,7 @@ from _harness import environment
 from rich.console import Console
 from rich.table import Table
 
-from jaxtrelu.cli.files import write_file
+from jaxtrelu._files import write_file
 
 OURS = ("xla", "mosaic_gpu")
 NUMBERS = ("ms", "spread", "device ms", "per second", "relative", "difference", "MB")

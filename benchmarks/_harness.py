@@ -29,8 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxtrelu.cli.errors import UserError
-from jaxtrelu.cli.files import check_file, write_file
+from jaxtrelu._files import OutputError, check_file, write_file
 
 # Seconds between two peers: PyTorch's threads spin on after a call, on the cores of the next one.
 _PAUSE = 5e-3
@@ -230,7 +229,7 @@ def run(
     add_arguments(parser)
     try:
         args = parser.parse_args()
-    except UserError as error:
+    except OutputError as error:
         parser.error(str(error))
     console = Console(width=None if Console().is_terminal else 140, highlight=False)
     found = environment()

@@ -33,8 +33,7 @@ from _gpu_timing import PEER_LIMIT, Budget, Row, measure, reason
 from jax import export
 from rich.console import Console
 
-from jaxtrelu.cli.errors import UserError
-from jaxtrelu.cli.files import check_file
+from jaxtrelu._files import OutputError, check_file
 
 SECONDS = 420.0  # in which work may be started
 STOP = 470.0  # after which the process stops itself
@@ -112,7 +111,7 @@ def main() -> int:
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)  # in a process of its own
     try:
         args = parser.parse_args()
-    except UserError as error:
+    except OutputError as error:
         parser.error(str(error))
     if not args.dry_run and jax.default_backend() != "gpu":
         parser.error("JAX sees no GPU. Install jaxtrelu[cuda], or pass --dry-run.")

@@ -31,7 +31,7 @@ import jax
 import numpy as np
 
 from jaxtrelu import Rectangle, sae
-from jaxtrelu.cli.files import check_file, write_file
+from jaxtrelu._files import check_file, write_file
 
 BATCH, FEATURES = 512, 128
 BANDWIDTH, FIRST = 0.1, 0.1

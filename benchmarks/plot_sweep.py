@@ -14,7 +14,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from jaxtrelu.cli.files import check_file, write_file
+from jaxtrelu._files import check_file, write_file
 
 LABELS = {"dense JAX": ("dense", "#888888"), "jaxtrelu": ("jaxtrelu.sparse_mlp", "#c44536")}
 

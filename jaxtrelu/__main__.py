@@ -1,12 +1,15 @@
-"""`python -m jaxtrelu`. See `jaxtrelu.cli`."""
+"""`python -m jaxtrelu`. See `jaxtrelu._cli`."""
 
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from jaxtrelu.cli import parser, process
-from jaxtrelu.cli.errors import UserError, missing_extra
+from jaxtrelu._cli import UserError, console, parser, process
+from jaxtrelu._files import OutputError
+
+# Top-level modules that the `cli` extra brings. Any other missing module is a defect, and shows.
+_EXTRA_MODULES = frozenset({"flax", "optax", "orbax", "matplotlib", "rich", "sklearn"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,9 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 after an error that the user can put right (said in one sentence on
         stderr), 130 after an interrupt, 141 if the reader of stdout went away.
     """
+    console.spell_out(sys.stdout)
     try:
         return _run(argv)
-    except UserError as error:
+    except (UserError, OutputError) as error:
         print(f"jaxtrelu: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -35,20 +39,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
+        whole = parser.build()
         try:
-            args = parser.build().parse_args(argv)
+            args = whole.parse_args(sys.argv[1:] if argv is None else argv)
         except SystemExit as stop:  # after --help and --version
             return int(stop.code or 0)
+        if args.command is None:
+            whole.print_help()
+            return 0
         command = parser.load(args.command)
         if argv is None and getattr(command, "HUGE_PAGES", False):
             process.restart_with_huge_pages()
         process.avoid_wrong_sums(version("jaxlib"))
+        process.check_platforms()
         return command.run(args)
     except ModuleNotFoundError as error:
         known = missing_extra(error)
         if known is None:
             raise
         raise known from None
+
+
+def missing_extra(error: ModuleNotFoundError) -> UserError | None:
+    """The sentence for a module that the `cli` extra would have installed, else None."""
+    module = (error.name or "").partition(".")[0]
+    if module not in _EXTRA_MODULES:
+        return None
+    return UserError(
+        f"this command needs {module}, which is not installed: pip install 'jaxtrelu[cli]'."
+    )
 
 
 if __name__ == "__main__":

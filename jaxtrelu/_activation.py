@@ -44,7 +44,9 @@ def thresholded_relu(
     Gradients: dx is the cotangent where the gate is open, else 0. The threshold's is minus the
     cotangent where open (``shift``), plus the cotangent where closed (``clamp``), and 0 (``hard``)
     unless a surrogate is given; summed to the threshold's shape. Reverse mode keeps one bit per
-    element for the activation.
+    element for the activation (with a surrogate, what its class says on top). Words run on over
+    the whole array, also over a batch under `jax.vmap`; where examples are differentiated one by
+    one (`jax.vmap` of `jax.grad`, a step of `jax.lax.scan`) each example's last word is padded.
 
     Args:
       x: array of any shape, floating point or integer.

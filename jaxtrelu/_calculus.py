@@ -52,7 +52,8 @@ def derivative(
     """
     spec = checked_spec(variant, ceiling, fill)
     x, threshold = activation_operands(x, threshold, spec)
-    return formulas.gate(x, threshold, spec).astype(x.dtype)
+    slope = formulas.gate(x, threshold, spec).astype(x.dtype)
+    return slope if spec.row.input_slope == 1 else spec.row.input_slope * slope
 
 
 def antiderivative(
@@ -109,7 +110,7 @@ def antiderivative(
     # Through the activation itself, so that every derivative follows its convention.
     above = thresholded(x, threshold, Spec("shift"))
     integral = spec.row.integral
-    assert integral is not None  # every public variant has one
+    assert integral is not None, "a public variant has an integral"
     if spec.ceiling is None:
         return integral(above, x, threshold, spec.fill).astype(dtype)
     capped = thresholded(x, threshold, spec)

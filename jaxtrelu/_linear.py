@@ -48,9 +48,9 @@ def thresholded_linear(
     """Linear layer with a thresholded ReLU, fused: ``thresholded_relu(x @ w + b, threshold)``.
 
     The product is accumulated, biased and compared in float32 at least, then rounded once. Reverse
-    mode keeps x, w and one bit per output (with a `Rectangle`, two), not the pre-activation.
-    Reverse mode only: for forward mode or higher derivatives write
-    ``thresholded_relu(x @ w + b, threshold)``.
+    mode keeps x, w and one bit per output, not the pre-activation; a surrogate adds what it adds to
+    `thresholded_relu`. Reverse mode only, unless a surrogate is given: for forward mode or higher
+    derivatives write ``thresholded_relu(x @ w + b, threshold)``.
 
     Convention at the threshold: the gate is closed at ``x @ w + b == threshold``, and the
     derivative there is 0, as in `thresholded_relu`.
@@ -145,12 +145,18 @@ def _forward(spec: Spec, x, w, b, threshold):
 
 
 def _backward(spec: Spec, kept, ct):
-    """With g = ct where open, else 0: dx = g w', dw = x' g, db = sum g; dt = slope . ct, summed."""
+    """With g = s ct where open, else 0, s the slope in the input: dx = g w', dw = x' g, db = sum g.
+
+    The threshold's is the sum of its slopes, where open and where closed, times ct.
+    """
     x, w, b, threshold, words = kept
     dx, dw, total = linear_gradient_p.bind(
         x, w, ct, words, packing=BY_ROW, implementation=spec.implementation
     )
-    return dx, dw, total.astype(b.dtype), _threshold_gradient(spec, threshold, ct, words, total)
+    dt = _threshold_gradient(spec, threshold, ct, words, total)
+    if (slope := spec.row.input_slope) != 1:
+        dx, dw, total = slope * dx, slope * dw, slope * total
+    return dx, dw, total.astype(b.dtype), dt
 
 
 def _threshold_gradient(spec: Spec, threshold, ct, words, total):

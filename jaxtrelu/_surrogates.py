@@ -93,7 +93,8 @@ class Surrogate(abc.ABC):
 class Rectangle(Surrogate):
     """``D(d) = 1/bandwidth`` where ``|d| < bandwidth/2``, else 0: the published surrogate.
 
-    Two-sided: elements just below the threshold count. Its residual is one bit per element.
+    Two-sided: elements just below the threshold count. Its residual is one bit per element where
+    the function jumps; a smoothed gate (``shift``) is kept in the dtype of ``x``.
 
     >>> from jaxtrelu import Rectangle
     >>> Rectangle(0.1).density(jnp.array([-0.2, -0.02, 0.03])).tolist()
@@ -106,12 +107,12 @@ class Rectangle(Surrogate):
     flat: ClassVar[bool] = True
 
     def density(self, distance: jax.Array) -> jax.Array:
-        """The density D: see `Surrogate.density`."""
+        """The density D at a distance: see `Surrogate.density`."""
         inside = jnp.abs(distance) < self.bandwidth / 2
         return jnp.where(inside, jnp.ones_like(distance) / self.bandwidth, 0)
 
     def cumulative(self, distance: jax.Array) -> jax.Array:
-        """The integral of D: see `Surrogate.cumulative`."""
+        """The integral of D up to a distance: see `Surrogate.cumulative`."""
         return jnp.clip(distance / self.bandwidth + 0.5, 0, 1)
 
 
@@ -131,11 +132,11 @@ class Triangle(Surrogate):
     reach: ClassVar[float | None] = 1.0
 
     def density(self, distance: jax.Array) -> jax.Array:
-        """The density D: see `Surrogate.density`."""
+        """The density D at a distance: see `Surrogate.density`."""
         return jnp.maximum(1 - jnp.abs(distance) / self.bandwidth, 0) / self.bandwidth
 
     def cumulative(self, distance: jax.Array) -> jax.Array:
-        """The integral of D: see `Surrogate.cumulative`."""
+        """The integral of D up to a distance: see `Surrogate.cumulative`."""
         u = jnp.clip(distance / self.bandwidth, -1, 1)
         return 0.5 + u - 0.5 * u * jnp.abs(u)
 
@@ -154,12 +155,12 @@ class Gaussian(Surrogate):
     """
 
     def density(self, distance: jax.Array) -> jax.Array:
-        """The density D: see `Surrogate.density`."""
+        """The density D at a distance: see `Surrogate.density`."""
         u = distance / self.bandwidth
         return jnp.exp(-0.5 * u * u) / (self.bandwidth * math.sqrt(2 * math.pi))
 
     def cumulative(self, distance: jax.Array) -> jax.Array:
-        """The integral of D: see `Surrogate.cumulative`."""
+        """The integral of D up to a distance: see `Surrogate.cumulative`."""
         return jax.scipy.stats.norm.cdf(distance / self.bandwidth)
 
 
@@ -178,10 +179,10 @@ class Sigmoid(Surrogate):
     """
 
     def density(self, distance: jax.Array) -> jax.Array:
-        """The density D: see `Surrogate.density`."""
+        """The density D at a distance: see `Surrogate.density`."""
         u = distance / self.bandwidth
         return jax.nn.sigmoid(u) * jax.nn.sigmoid(-u) / self.bandwidth
 
     def cumulative(self, distance: jax.Array) -> jax.Array:
-        """The integral of D: see `Surrogate.cumulative`."""
+        """The integral of D up to a distance: see `Surrogate.cumulative`."""
         return jax.nn.sigmoid(distance / self.bandwidth)

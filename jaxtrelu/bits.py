@@ -11,7 +11,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Bool, Int, Int32, Shaped, UInt32
 
 from jaxtrelu._primitive.packing import (
     WORD_BITS,
@@ -32,7 +34,7 @@ _HALVES = ((16, 0x0000FFFF), (8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), 
 _BLOCKS = 16
 
 
-def pack(mask: ArrayLike) -> jax.Array:
+def pack(mask: Shaped[ArrayLike, "*batch n"]) -> UInt32[Array, "*batch w"]:
     """Packs a mask along its last axis, 32 elements to a word.
 
     Args:
@@ -53,7 +55,7 @@ def pack(mask: ArrayLike) -> jax.Array:
     return pack_last(mask if mask.dtype == jnp.bool_ else mask != 0)
 
 
-def unpack(words: ArrayLike, width: int) -> jax.Array:
+def unpack(words: UInt32[ArrayLike, "*batch w"], width: int) -> Bool[Array, "*batch {width}"]:
     """The inverse of `pack`.
 
     Args:
@@ -70,15 +72,11 @@ def unpack(words: ArrayLike, width: int) -> jax.Array:
     [True, False, True]
     """
     words = _checked(words)
-    if not 0 <= width <= words.shape[-1] * WORD_BITS:
-        raise ValueError(
-            f"`width` should be between 0 and {words.shape[-1] * WORD_BITS}, the number of bits in "
-            f"words of shape {words.shape}, but is {width!r}."
-        )
+    _check_width(words, width)
     return unpack_last(words, width)
 
 
-def count(words: ArrayLike) -> jax.Array:
+def count(words: UInt32[ArrayLike, "*batch w"]) -> Int32[Array, "*batch"]:
     """The number of set bits in each row.
 
     Args:
@@ -96,48 +94,55 @@ def count(words: ArrayLike) -> jax.Array:
     return jnp.sum(population(_checked(words)), axis=-1, dtype=jnp.int32)
 
 
-def transpose(words: ArrayLike, width: int) -> jax.Array:
+def transpose(words: UInt32[ArrayLike, "rows w"], width: int) -> UInt32[Array, "{width} down"]:
     """The words of the transposed mask, without unpacking it.
 
     Five rounds exchange half-blocks of every 32 x 32 bits (Warren, Hacker's Delight, 7-3).
 
     Args:
-      words: (rows, w) uint32.
+      words: (..., rows, w) uint32.
       width: the number of columns n, at most 32 w.
 
     Returns:
-      uint32 words of shape (n, ceil(rows / 32)).
+      uint32 words of shape (..., n, ceil(rows / 32)).
 
     Raises:
-      TypeError, ValueError: `words` are not words, or not a matrix.
+      TypeError, ValueError: `words` are not words or have no rows, or `width` does not fit them.
 
     >>> transpose(pack(jnp.array([[True, True], [False, True]])), 2).tolist()
     [[1], [3]]
     """
     words = _checked(words)
-    if words.ndim != 2:
-        raise ValueError(f"`words` should be a matrix, but have shape {words.shape}.")
-    rows, across = words.shape
+    if words.ndim < 2:
+        raise ValueError(
+            f"`words` should have shape (..., rows, w), but have {words.shape}. Pass words[None]."
+        )
+    _check_width(words, width)
+    *lead, rows, across = words.shape
     down = words_for(rows)
-    block = jnp.pad(words, ((0, down * WORD_BITS - rows), (0, 0)))
+    block = jnp.pad(words, [(0, 0)] * len(lead) + [(0, down * WORD_BITS - rows), (0, 0)])
     for half, ones in _HALVES:
         low, mask = jnp.uint32(half), jnp.uint32(ones)
-        block = block.reshape(down, WORD_BITS // (2 * half), 2, half, across)
-        upper, lower = block[:, :, 0], block[:, :, 1]
+        block = block.reshape(*lead, down, WORD_BITS // (2 * half), 2, half, across)
+        upper, lower = block[..., 0, :, :], block[..., 1, :, :]
         block = jnp.stack(
             [(upper & mask) | ((lower & mask) << low), ((upper >> low) & mask) | (lower & ~mask)],
-            axis=2,
+            axis=-3,
         )
-    block = block.reshape(down, WORD_BITS, across).transpose(2, 1, 0)
-    return block.reshape(across * WORD_BITS, down)[:width]
+    block = block.reshape(*lead, down, WORD_BITS, across)
+    block = jnp.moveaxis(block, (-1, -3), (-3, -1)).reshape(*lead, across * WORD_BITS, down)
+    return block[..., :width, :]
 
 
-def rank(words: ArrayLike, index: ArrayLike) -> jax.Array:
+def rank(
+    words: UInt32[ArrayLike, "*batch w"], index: Int[ArrayLike, "*batch k"]
+) -> Int32[Array, "*batch k"]:
     """The number of set bits before `index`: where an open entry stands among the open ones.
 
     Args:
       words: (..., w) uint32.
-      index: (..., k) integers, from 0 to the width (which gives the row's count).
+      index: (..., k) integers, from 0 to the width (which gives the row's count). Leading axes
+        broadcast against those of `words`, as in `select`.
 
     Returns:
       int32 ranks of shape (..., k).
@@ -148,7 +153,9 @@ def rank(words: ArrayLike, index: ArrayLike) -> jax.Array:
     >>> rank(jnp.array([5], jnp.uint32), jnp.array([0, 1, 2, 3])).tolist()
     [0, 1, 1, 2]
     """
-    words, index = _checked(words), jnp.asarray(index, jnp.int32)
+    words, index = _one_lead(_checked(words), jnp.asarray(index, jnp.int32))
+    if words.shape[-1] == 0:
+        return jnp.zeros_like(index)
     ones = population(words)
     before = jnp.cumsum(ones, axis=-1) - ones
     place = jnp.clip(index // WORD_BITS, 0, words.shape[-1] - 1)
@@ -158,12 +165,14 @@ def rank(words: ArrayLike, index: ArrayLike) -> jax.Array:
     )
 
 
-def select(words: ArrayLike, k: ArrayLike) -> jax.Array:
+def select(
+    words: UInt32[ArrayLike, "*#batch w"], k: Int[ArrayLike, "*#batch j"]
+) -> Int32[Array, "*batch j"]:
     """The index of the k-th set bit, counted from 0; the inverse of `rank` on open entries.
 
     Args:
       words: (..., w) uint32.
-      k: (..., j) integers.
+      k: (..., j) integers. Leading axes broadcast against those of `words`.
 
     Returns:
       int32 indices of shape (..., j); 32 w where a row has no k-th set bit.
@@ -174,20 +183,22 @@ def select(words: ArrayLike, k: ArrayLike) -> jax.Array:
     >>> select(jnp.array([5], jnp.uint32), jnp.array([0, 1, 2])).tolist()
     [0, 2, 32]
     """
-    words, k = _checked(words), jnp.asarray(k, jnp.int32)
-    lead = jnp.broadcast_shapes(words.shape[:-1], k.shape[:-1])
-    words, k = (jnp.broadcast_to(a, (*lead, a.shape[-1])) for a in (words, k))
+    words, k = _one_lead(_checked(words), jnp.asarray(k, jnp.int32))
     width = words.shape[-1]
     if width == 0:
         return jnp.zeros_like(k)
-    rows = math.prod(lead)
+    rows = math.prod(words.shape[:-1])
     found = _select_rows(words.reshape(rows, width), k.reshape(rows, k.shape[-1]))
     return found.reshape(k.shape)
 
 
 def compact(
-    words: ArrayLike, size: int, values: ArrayLike | None = None
-) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    words: UInt32[ArrayLike, "*batch w"],
+    size: int,
+    values: Shaped[ArrayLike, "*batch n"] | None = None,
+) -> tuple[
+    Int32[Array, "*batch {size}"], Shaped[Array, "*batch {size}"] | None, Int32[Array, "*batch"]
+]:
     """The set bits of each row as a list of indices, with the values that stand there.
 
     Args:
@@ -213,7 +224,7 @@ def compact(
     if size < 0:
         raise ValueError(f"`size` should be at least 0, but is {size!r}.")
     counts = count(words)
-    slots = jnp.broadcast_to(jnp.arange(size), (*words.shape[:-1], size))
+    slots = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (*words.shape[:-1], size))
     indices = select(words, slots)
     if values is None:
         return indices, None, counts
@@ -222,7 +233,9 @@ def compact(
     return indices, jnp.where(slots < counts[..., None], there, jnp.zeros_like(there)), counts
 
 
-def expand(indices: ArrayLike, values: ArrayLike, width: int) -> jax.Array:
+def expand(
+    indices: Int[ArrayLike, "*batch K"], values: Shaped[ArrayLike, "*batch K"], width: int
+) -> Shaped[Array, "*batch {width}"]:
     """Back from lists to a dense array: the inverse of `compact`.
 
     Args:
@@ -234,7 +247,7 @@ def expand(indices: ArrayLike, values: ArrayLike, width: int) -> jax.Array:
       A dense array (..., n) in the dtype of `values`, zero where no index points.
 
     Raises:
-      ValueError: the shapes of `indices` and `values` differ.
+      ValueError: the shapes of `indices` and `values` differ, or `width` is negative.
 
     >>> expand(jnp.array([0, 2, 32]), jnp.array([7.0, 9.0, 0.0]), 3).tolist()
     [7.0, 0.0, 9.0]
@@ -245,10 +258,19 @@ def expand(indices: ArrayLike, values: ArrayLike, width: int) -> jax.Array:
             f"`indices` and `values` should have one shape, but have {indices.shape} and "
             f"{values.shape}."
         )
-    lead, size = indices.shape[:-1], indices.shape[-1]
-    rows = jnp.zeros((*lead, width), values.dtype).reshape(-1, width)
+    if indices.ndim == 0:
+        raise ValueError("`indices` should have at least one axis, but is a scalar.")
+    if width < 0:
+        raise ValueError(f"`width` should be at least 0, but is {width!r}.")
+    *lead, size = indices.shape
+    rows = math.prod(lead)  # not -1, which has no answer for an array without elements
     put = jax.vmap(lambda row, i, v: row.at[i].set(v, mode="drop"))
-    return put(rows, indices.reshape(-1, size), values.reshape(-1, size)).reshape(*lead, width)
+    dense = put(
+        jnp.zeros((rows, width), values.dtype),
+        indices.reshape(rows, size),
+        values.reshape(rows, size),
+    )
+    return dense.reshape(*lead, width)
 
 
 def _select_rows(words: jax.Array, k: jax.Array) -> jax.Array:
@@ -270,19 +292,33 @@ def _select_rows(words: jax.Array, k: jax.Array) -> jax.Array:
     first = jnp.arange(rows, dtype=jnp.int32)[:, None] * blocks
     place, before = jnp.broadcast_to(first, k.shape), jnp.zeros_like(k)
     for end in jnp.split(upto[:, :-1], blocks - 1, axis=1) if blocks > 1 else ():
-        place = place + (end <= k)
+        place = place + (end <= k).astype(jnp.int32)
         before = jnp.where(end <= k, end, before)
     left = k - before
     for level in reversed(counts):
         lower = level.reshape(-1).at[2 * place].get(mode="promise_in_bounds")
         above = left >= lower
         left = jnp.where(above, left - lower, left)
-        place = 2 * place + above
+        place = 2 * place + above.astype(jnp.int32)
     word = words.reshape(-1).at[place].get(mode="promise_in_bounds")
     bit = select_in_word(word, left)
     place = place - first * 2**levels
     there = (k >= 0) & (k < upto[:, -1:])
     return jnp.where(there, place * WORD_BITS + bit, width * WORD_BITS)
+
+
+def _one_lead(words: jax.Array, index: jax.Array) -> list[jax.Array]:
+    """Both with the leading axes to which those of the two broadcast."""
+    lead = jnp.broadcast_shapes(words.shape[:-1], index.shape[:-1])
+    return [jnp.broadcast_to(array, (*lead, array.shape[-1])) for array in (words, index)]
+
+
+def _check_width(words: jax.Array, width: int) -> None:
+    if not 0 <= width <= words.shape[-1] * WORD_BITS:
+        raise ValueError(
+            f"`width` should be between 0 and {words.shape[-1] * WORD_BITS}, the number of bits in "
+            f"words of shape {words.shape}, but is {width!r}."
+        )
 
 
 def _checked(words: ArrayLike) -> jax.Array:

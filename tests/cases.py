@@ -2,17 +2,32 @@
 
 The expected values and slopes come from the float64 oracle, at inputs in quarters, so that no
 rounding decides a gate: elements lie at the threshold exactly, or well away from it.
+
+A law of all cases is a generator: it yields a function and its operands, gets back what the
+function returns, and checks it in NumPy:
+
+    @over_cases
+    def test_grad(case):
+        dx = yield jax.grad(lambda x: case.function(x, case.threshold).sum()), case.x
+        close(dx, case.expected()[1], case)
+
+The functions of all cases of a dtype are compiled as one program: one compilation in place of
+twenty, or of hundreds where each is run step by step. `make test` takes the cases `PAIRS`, in which
+each two of variant, dtype and kind meet, and one of them step by step; `make test-all` takes all
+80, and all of `PAIRS` step by step. `together` does the same for any other generators.
 """
 
 import dataclasses
 import functools
 import zlib
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from runs import one_program, step_by_step
 
 import jaxtrelu
 
@@ -34,6 +49,9 @@ class Case:
     variant: str
     dtype: str
     kind: str
+
+    def __str__(self):
+        return f"{self.variant}-{self.dtype}-{self.kind}"
 
     @property
     def tolerance(self) -> dict:
@@ -87,21 +105,97 @@ class Case:
 
 
 CASES = [Case(v, d, k) for v in VARIANTS for d in DTYPES for k in KINDS]
+#: Each variant with each dtype, each variant with each kind, each dtype with each kind.
+PAIRS = [
+    Case(v, d, KINDS[(i + j) % len(KINDS)])
+    for i, v in enumerate(VARIANTS)
+    for j, d in enumerate(DTYPES)
+]
 
 
-def over_cases(test):
-    """Runs a test ``f(case)`` for every case of the table, float64 ones with x64 enabled."""
+def examples(count):
+    """Of hypothesis: ``count`` in `make test`, four times as many in `make test-all`."""
+    return hypothesis.settings(
+        max_examples=max(1, count * hypothesis.settings().max_examples // 100)
+    )
 
-    @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.variant}-{c.dtype}-{c.kind}")
-    @functools.wraps(test)
-    def run(case):
-        # A fresh copy: its arrays are made under this test's setting of x64.
-        with jax.enable_x64(case.dtype == "float64"):
-            fresh = dataclasses.replace(case)
-            _ = fresh.x, fresh.threshold  # drawn here, not first inside a trace
-            test(fresh)
 
-    return run
+def together(laws, run=one_program) -> None:
+    """Runs generators, given by name, that yield ``(function, *operands)`` and check the result.
+
+    `runs.py` says what ``run`` can be. Every failure of a check
+    is collected, and all are raised as one, each with its name.
+    """
+    failures: dict[str, Exception] = {}
+    answers = dict.fromkeys(laws)
+    while answers:
+        functions, operands = {}, {}
+        for name, answer in answers.items():
+            try:
+                function, *given = laws[name].send(answer)
+            except StopIteration:
+                continue
+            except Exception as error:
+                failures[name] = error
+                continue
+            functions[name], operands[name] = _named(name, function), given
+        answers = run(functions, operands) if functions else {}
+    if failures:
+        words = "\n\n".join(f"{name}: {error}" for name, error in failures.items())
+        raise AssertionError(
+            f"{len(failures)} of {len(laws)} fail: {', '.join(failures)}\n\n{words}"
+        ) from next(iter(failures.values()))
+
+
+def _named(name, function):
+    """The function; an exception out of it says which case it was tracing."""
+
+    @functools.wraps(function)
+    def traced(*operands):
+        try:
+            return function(*operands)
+        except Exception as error:
+            error.add_note(f"in the case {name}")
+            raise
+
+    return traced
+
+
+def over_cases(law=None, *, run=one_program):
+    """A law of every case of the table: by dtype in one program each, and some of them alone.
+
+    Alone they run step by step; with a ``run`` of its own, which compiles or exports in another
+    way, a law has no test alone. float64 cases have x64 enabled.
+    """
+    if law is None:
+        return functools.partial(over_cases, run=run)
+
+    parameters = []
+    for dtype in DTYPES:
+        pairs = [case for case in PAIRS if case.dtype == dtype]
+        others = [case for case in CASES if case.dtype == dtype and case not in pairs]
+        parameters.append(pytest.param(run, pairs, id=dtype))
+        rest = f"{dtype}, other cases"
+        parameters.append(pytest.param(run, others, id=rest, marks=pytest.mark.slow))
+    if run is one_program:
+        always = PAIRS[zlib.crc32(law.__name__.encode()) % len(PAIRS)]
+        for case in PAIRS:
+            marks = () if case == always else pytest.mark.slow
+            parameters.append(pytest.param(step_by_step, [case], id=str(case), marks=marks))
+
+    @pytest.mark.parametrize(("run", "cases"), parameters)
+    @functools.wraps(law)
+    def test(run, cases):
+        # Fresh copies: their arrays are made under this test's setting of x64.
+        with jax.enable_x64(cases[0].dtype == "float64"):
+            fresh = {str(case): dataclasses.replace(case) for case in cases}
+            for case in fresh.values():
+                _ = case.x, case.threshold  # drawn here, not first inside a trace
+            together({name: law(case) for name, case in fresh.items()}, run)
+
+    # `wraps` shows pytest the law's own signature, which asks for a fixture `case`.
+    del test.__wrapped__
+    return test
 
 
 def close(actual, expected, case: Case) -> None:

@@ -1,7 +1,21 @@
-"""Set-up shared by all tests: the CPU with eight virtual devices, and strict promotion."""
+"""Set-up shared by all tests, and what they can use.
 
+- The CPU with eight virtual devices.
+- ``@pytest.mark.slow``: a test left out of `make test`, because a cheaper one there covers its law.
+  ``--all`` (`make test-all`) runs these too. A test that is named (``file.py::test``) always runs.
+- Hypothesis profiles: "quick" with 100 examples, and under ``--all`` "thorough" with 400, the same
+  ones in every run. ``@examples(count)`` of cases.py takes ``count`` of each 100.
+- Memory: what JAX compiled is let go of whenever a worker has grown past ``MEMORY`` (MB).
+- `strict_promotion`, a fixture.
+- At the end of a run, one line for each reason to skip a test.
+"""
+
+import collections
+import ctypes
+import gc
 import importlib.metadata
 import os
+import sys
 
 _JAX = tuple(int(part) for part in importlib.metadata.version("jax").split(".")[:2])
 
@@ -16,8 +30,71 @@ os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).s
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("JAX_ENABLE_X64", None)
 
+import hypothesis
 import jax
 import pytest
+
+pytest.register_assert_rewrite("cases", "kernel_back_ends")
+
+MEMORY = 1000
+
+hypothesis.settings.register_profile(
+    "quick",
+    max_examples=100,
+    deadline=None,  # the first example compiles
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "thorough", hypothesis.settings.get_profile("quick"), max_examples=400
+)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the slow tests, and more examples")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: left out of `make test`; --all runs it")
+    hypothesis.settings.load_profile("thorough" if config.getoption("--all") else "quick")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--all") or config.option.markexpr:
+        return
+    named = any("::" in argument for argument in config.args)
+    slow = [item for item in items if item.get_closest_marker("slow") and not named]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in set(slow)]
+
+
+def _megabytes():
+    """What this process has in memory now."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except OSError:  # no Linux: then at most what it once had
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    # Compiled programs are kept until they are let go of; unchecked, a worker grows to 5 GB.
+    if _megabytes() > MEMORY:
+        jax.clear_caches()
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = collections.Counter(str(r.longrepr[2]).removeprefix("Skipped: ") for r in reports)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
 
 
 @pytest.fixture

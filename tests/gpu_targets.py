@@ -67,7 +67,7 @@ def main(target: str, room: str) -> None:
         return y.astype(jnp.float32).sum()
 
     def linear(x, w, b, threshold):
-        y = jaxtrelu.thresholded_linear(x, w, b, threshold, implementation="mosaic_gpu")
+        y = jaxtrelu.thresholded_linear(x, w, threshold, b=b, implementation="mosaic_gpu")
         return y.astype(jnp.float32).sum()
 
     for dtype in ("float32", "bfloat16", "float16"):
@@ -95,7 +95,7 @@ def main(target: str, room: str) -> None:
     compiled("peer folded", lambda x, w, b: jnp.maximum(x @ w + (b - jnp.bfloat16(0.5)), 0), *sizes)
     compiled(
         "peer shift",
-        lambda x, w, b: jaxtrelu.thresholded_linear(x, w, b, 0.5, implementation="xla"),
+        lambda x, w, b: jaxtrelu.thresholded_linear(x, w, 0.5, b=b, implementation="xla"),
         *sizes,
     )
     Path(room, "programs.json").write_text(json.dumps(found))

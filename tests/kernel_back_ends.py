@@ -13,10 +13,9 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxtrelu import dispatch
-from jaxtrelu.gate import gate_p
-from jaxtrelu.linear import linear_gradient_p, linear_p
-from jaxtrelu.primitive import thresholded_p
+from jaxtrelu._linear import linear_gradient_p, linear_p
+from jaxtrelu._primitive.lowering import BACK_ENDS
+from jaxtrelu._primitive.rules import gate_p, thresholded_p
 
 #: The last is how "mosaic_gpu" runs before compute capability 9.0, without TMA.
 IMPLEMENTATIONS = ("xla", "mosaic_tpu", "mosaic_gpu", "mosaic_gpu direct")
@@ -42,7 +41,7 @@ class Interpreted:
     """A back end's functions of arrays, interpreted, with further options of theirs."""
 
     def __init__(self, module: str, **options):
-        self.module = importlib.import_module(f"jaxtrelu.kernels.{module}")
+        self.module = importlib.import_module(module)
         self.options = options
 
     def __getattr__(self, function):
@@ -58,20 +57,15 @@ def on_this_machine(implementation, monkeypatch, linear_config=None) -> str:
     name, _, direct = implementation.partition(" ")
     if name == "xla":
         return name
-    options, short = {"interpret": interpreter(name)}, name.removeprefix("mosaic_")
-    linear = Interpreted(f"{short}_linear", **options)
+    options, room = {"interpret": interpreter(name)}, f"jaxtrelu._backends.{name}"
+    linear = Interpreted(f"{room}.linear", **options)
     if linear_config is not None:
         linear.options["config"] = linear.module.Config(**linear_config)
     if name == "mosaic_gpu":
         options["direct"] = bool(direct)
-    elementwise = Interpreted(short, **options)
-    monkeypatch.setattr(dispatch, "_back_end", lambda _: elementwise)
-    monkeypatch.setattr(dispatch, "_linear_back_end", lambda _: linear)
-    for primitive, kernel in (
-        (thresholded_p, dispatch.thresholded_kernel),
-        (gate_p, dispatch.gate_kernel),
-        (linear_p, dispatch.linear_kernel),
-        (linear_gradient_p, dispatch.linear_gradient_kernel),
-    ):
-        monkeypatch.setattr(primitive, "impl", functools.partial(kernel, name))
+    elementwise = Interpreted(f"{room}.elementwise", **options)
+    monkeypatch.setattr(f"{room}._elementwise", lambda: elementwise)
+    monkeypatch.setattr(f"{room}._linear", lambda: linear)
+    for primitive in (thresholded_p, gate_p, linear_p, linear_gradient_p):
+        monkeypatch.setattr(primitive, "impl", BACK_ENDS[name].kernels[primitive.name].run)
     return name

@@ -1,9 +1,13 @@
 """`compare`: data that is refused, numbers that are right, files that can be read."""
 
+import contextlib
 import csv
+import dataclasses
 import io
 import json
+import os
 import pickle
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +17,7 @@ import rich.console
 from flax import nnx
 
 from jaxtrelu.__main__ import main
-from jaxtrelu.cli import data, measure, network, results, settings, table
+from jaxtrelu._cli.compare import data, experiment, network, results, settings, training
 
 # One of each sort.
 SOME = ["relu", "leaky_relu", "gelu", "shift-fixed", "clamp-calibrated", "hard-learned"]
@@ -31,16 +35,49 @@ def compare(*arguments):
     return main(["compare", *map(str, arguments)])
 
 
+class Ran(NamedTuple):
+    """A run that went well."""
+
+    output: object  # the folder
+    out: str
+    err: str
+
+
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """One run on a small file of the user's own."""
-    folder = tmp_path_factory.mktemp("compare")
+def mine(tmp_path_factory):
+    """A small file of the user's own."""
+    path = tmp_path_factory.mktemp("compare") / "mine.npz"
     x, y = rows()
-    np.savez(folder / "mine.npz", X=x, y=np.array(["red", "green", "blue"])[y])
-    output = folder / "output"
-    extra = ("--activations", *SOME[1:])
-    assert compare("--data", folder / "mine.npz", "--output", output, *TINY, *extra) == 0
-    return output
+    np.savez(path, X=x, y=np.array(["red", "green", "blue"])[y])
+    return path
+
+
+@pytest.fixture(scope="module")
+def tiny(mine):
+    """One run of all sorts on it, in a terminal of 100 characters."""
+    output = mine.parent / "output"
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "100")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            arguments = ("--data", mine, "--output", output, *TINY, "--activations", *SOME[1:])
+            assert compare(*arguments) == 0
+    return Ran(output, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def ascii_run(mine):
+    """ReLU alone, in a terminal that has nothing but ASCII."""
+    output = mine.parent / "ascii"
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with contextlib.redirect_stdout(stream):
+        assert compare("--data", mine, "--output", output, *TINY, "--activations", "relu") == 0
+        stream.flush()
+    return Ran(output, stream.buffer.getvalue().decode("ascii"), "")
+
+
+def per_seed(output, name):
+    return json.loads((output / "compare.json").read_text())["per_seed"][name]
 
 
 # What it writes.
@@ -50,16 +87,16 @@ def test_files(tiny):
     figures = ("accuracy_sparsity", "learned_thresholds", "learning_curves")
     expected = ["compare.csv", "compare.json"]
     expected += [f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
-    assert sorted(path.name for path in tiny.iterdir()) == sorted(expected)
+    assert sorted(path.name for path in tiny.output.iterdir()) == sorted(expected)
     for name in figures:
-        assert (tiny / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-        assert (tiny / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+        assert (tiny.output / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert (tiny.output / f"{name}.svg").read_text().rstrip().endswith("</svg>")
 
 
 def test_csv_and_json_agree(tiny):
-    with open(tiny / "compare.csv", newline="") as stream:
+    with open(tiny.output / "compare.csv", newline="") as stream:
         table = list(csv.DictReader(stream))
-    document = json.loads((tiny / "compare.json").read_text())
+    document = json.loads((tiny.output / "compare.json").read_text())
     assert [record["activation"] for record in table] == SOME
     assert list(table[0]) == list(document["columns"]) == list(results.COLUMNS)
     for record, found in zip(table, document["results"], strict=True):
@@ -72,7 +109,7 @@ def test_csv_and_json_agree(tiny):
 
 
 def test_numbers_are_possible(tiny):
-    found = json.loads((tiny / "compare.json").read_text())["results"]
+    found = json.loads((tiny.output / "compare.json").read_text())["results"]
     for record in found:
         for share in ("test_accuracy", "zeros", "closed"):
             assert 0 <= record[share] <= 1
@@ -86,27 +123,38 @@ def test_numbers_are_possible(tiny):
     assert by_name["relu"]["difference"] == 0
 
 
-def test_seeds_reproduce(tmp_path, capsys):
-    documents = []
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        output = tmp_path / name
-        common = ("--data", "iris", "--output", output, *TINY, "--activations", "relu")
-        assert compare(*common, "--seed", seed) == 0
-        documents.append(json.loads((output / "compare.json").read_text())["per_seed"])
-    assert documents[0] == documents[1] != documents[2]
+def test_the_same_seed_gives_the_same(tiny, ascii_run):
+    """Whatever else is compared."""
+    assert per_seed(tiny.output, "relu") == per_seed(ascii_run.output, "relu")
 
 
-def test_table_and_sentence(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    arguments = ("--data", "wine", "--output", tmp_path, *TINY, "--activations", "gelu")
-    assert compare(*arguments) == 0
-    out, err = capsys.readouterr()
-    assert "wine: 178 rows" in out
-    assert "±" in out
-    assert "do not show" in out.replace("\n", " ")
-    assert f"wrote {tmp_path / 'compare.csv'}" in out
+def test_another_seed_gives_another_start(mine):
+    """Other splits, other kernels, another order of batches."""
+    small = settings.Settings(("relu",), 1, 1, 2, 1, 8, (0.01,), 0.8, 1.0, 0)
+    found = [
+        training.stack_runs(data.load(str(mine)), dataclasses.replace(small, seed=seed))[0]
+        for seed in (0, 1)
+    ]
+    for part in ("train", "kernels", "key"):
+        first, second = (jax.tree.leaves(getattr(runs, part))[0] for runs in found)
+        assert jnp.any(first != second), part
+
+
+def test_table_and_sentence(tiny):
+    assert "mine: 30 rows" in tiny.out
+    assert "±" in tiny.out
+    assert "do not show" in tiny.out.replace("\n", " ")
+    assert f"wrote {tiny.output / 'compare.csv'}" in tiny.out
     # Without a terminal the progress is a line per activation.
-    assert [line.split()[0] for line in err.splitlines()] == ["relu", "gelu"]
+    assert [line.split()[0] for line in tiny.err.splitlines()] == SOME
+
+
+def test_a_table_in_ascii(ascii_run):
+    (line,) = [line for line in ascii_run.out.splitlines() if line.startswith("relu")]
+    assert " +- " in line
+    assert "(1 x 8 hidden" in ascii_run.out
+    assert "\\u" not in ascii_run.out
+    assert f"wrote {ascii_run.output / 'compare.csv'}" in ascii_run.out
 
 
 @pytest.mark.parametrize(("width", "quartiles", "rate"), [(80, 0, 0), (90, 1, 0), (100, 1, 1)])
@@ -116,7 +164,7 @@ def test_a_narrow_terminal_shows_every_measure(width, quartiles, rate):
     record = dict(zip(results.COLUMNS, ("clamp-calibrated", *values), strict=True))
     chosen = settings.Settings(("relu",), 5, 30, 128, 2, 64, (0.003,), 0.8, 1.0, 0)
     screen = rich.console.Console(width=width, file=io.StringIO())
-    table.show(screen, [{**record, "activation": "relu"}, record], chosen, data.load("iris"))
+    results.show(screen, [{**record, "activation": "relu"}, record], chosen, data.load("iris"))
     lines = screen.file.getvalue().splitlines()
     header = next(line for line in lines if line.startswith("activation"))
     columns = "activation accuracy, % vs relu zeros closed dead bytes time"
@@ -129,9 +177,15 @@ def test_a_narrow_terminal_shows_every_measure(width, quartiles, rate):
         assert any(line.startswith(f"{name} ") for line in lines), f"{name} is not explained"
 
 
-def test_relu_learns_digits(tmp_path):
-    arguments = ["--epochs", "5", "--seeds", "2", "--width", "32", "--activations", "relu"]
-    assert compare("--output", tmp_path, *arguments, "--learning-rate", 3e-3) == 0
+def test_relu_learns_digits_and_a_reader_that_goes_away_costs_no_file(tmp_path):
+    """The reader goes as `head -1` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    size = ["--epochs", "5", "--seeds", "1", "--width", "32", "--depth", "1"]
+    arguments = [*size, "--activations", "relu", "--learning-rate", "3e-3"]
+    with os.fdopen(writer, "w") as stream, contextlib.redirect_stdout(stream):
+        assert compare("--output", tmp_path, *arguments) == 141
+    assert {path.suffix for path in tmp_path.iterdir()} == {".csv", ".json", ".png", ".svg"}
     (record,) = json.loads((tmp_path / "compare.json").read_text())["results"]
     assert record["activation"] == "relu"
     assert record["test_accuracy"] > 0.85
@@ -146,7 +200,7 @@ def test_relu_learns_digits(tmp_path):
 )
 def test_kept_bytes(name, kept):
     kernels = network.initial_kernels(jax.random.key(0), (10, 64, 64, 3))
-    found = measure.kept_bytes_per_unit(network.Network(kernels, name, 1.0), batch=128)
+    found = experiment.kept_bytes_per_unit(network.Network(kernels, name, 1.0), batch=128)
     assert found == pytest.approx(kept, abs=0.01)
 
 
@@ -183,7 +237,7 @@ def test_only_learned_thresholds_are_trained(name):
 
 
 def test_time_ratio_of_a_call_that_does_more():
-    ratio, seconds = measure.time_ratio(lambda: sum(range(200_000)), lambda: None)
+    ratio, seconds = experiment.time_ratio(lambda: sum(range(200_000)), lambda: None)
     assert ratio.low > 1
     assert seconds > 0
 
@@ -297,7 +351,10 @@ def test_a_damaged_file(tmp_path, capsys):
         (["--epochs", "-1"], "--epochs should be from 1"),
         (["--epochs", "many"], "invalid int value: 'many'"),
         (["--batch", "0"], "--batch should be from 1"),
-        (["--seed", "-1"], "--seed should be from 0"),
+        (["--seed", "-1"], "--seed should be from 0 to 4294967295, but is -1."),
+        (["--seed", "1" + "0" * 400], "--seed should be from 0 to 4294967295, but is 1000"),
+        (["--seed", "-1e3"], "invalid int value: '-1e3'"),
+        (["--threshold", "-1e9"], "--threshold should be from -1e+06 to 1e+06, but is -1e+09."),
         (["--sparsity", "1"], "--sparsity should be from 0.01 to 0.99"),
         (["--threshold", "nan"], "--threshold should be from"),
         (["--learning-rate", "0"], "--learning-rate should be from"),

@@ -1,5 +1,7 @@
 """The command line as a whole: help, errors, files, and what is imported when."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -7,8 +9,8 @@ import sys
 
 import pytest
 
-from jaxtrelu.__main__ import main
-from jaxtrelu.cli import errors, files, parser, process
+from jaxtrelu.__main__ import main, missing_extra
+from jaxtrelu._cli import UserError, console, parser, process
 
 
 def refused(capsys, *argv):
@@ -43,7 +45,13 @@ def test_version(capsys):
 def test_unknown_command_and_option(capsys):
     assert "'comapre'" in refused(capsys, "comapre")
     assert "--colour" in refused(capsys, "plot", "--colour", "red")
-    assert "COMMAND" in refused(capsys)
+
+
+def test_without_arguments_it_prints_its_help(capsys):
+    assert main(["--help"]) == 0
+    asked = capsys.readouterr()
+    assert main([]) == 0
+    assert capsys.readouterr() == asked
 
 
 def test_help_and_info_load_nothing_heavy():
@@ -60,20 +68,19 @@ print(json.dumps(sorted(heavy & set(sys.modules))))
 
 def test_a_missing_extra_is_named(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for module in [name for name in sys.modules if name.startswith("jaxtrelu.cli.plot_")]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.delitem(sys.modules, "jaxtrelu.cli.style", raising=False)
+    monkeypatch.delitem(sys.modules, "jaxtrelu._cli.plot.figure", raising=False)
+    monkeypatch.delattr("jaxtrelu._cli.plot.figure", raising=False)
     message = refused(capsys, "plot", "--output", tmp_path / "plot.png")
     assert "matplotlib" in message
     assert "pip install 'jaxtrelu[cli]'" in message
 
 
 def test_other_missing_modules_are_defects():
-    assert errors.missing_extra(ModuleNotFoundError(name="jaxtrelu.cli.nothing")) is None
-    assert errors.missing_extra(ModuleNotFoundError("no name")) is None
+    assert missing_extra(ModuleNotFoundError(name="jaxtrelu._cli.nothing")) is None
+    assert missing_extra(ModuleNotFoundError("no name")) is None
 
 
-@pytest.mark.parametrize(("raised", "status"), [(KeyboardInterrupt, 130), (errors.UserError, 2)])
+@pytest.mark.parametrize(("raised", "status"), [(KeyboardInterrupt, 130), (UserError, 2)])
 def test_exit_status(raised, status, monkeypatch, capsys):
     def stop(args):
         raise raised("stopped")
@@ -109,59 +116,76 @@ def test_info_reports_versions_devices_and_lowerings(capsys):
         assert any(line[0] == platform and len(line) > 1 for line in lines), platform
 
 
-# Files: whole or not at all.
+# Numbers.
 
 
-def test_write_files_replaces_and_leaves_nothing_else(tmp_path):
-    (tmp_path / "a.txt").write_text("old")
-    paths = files.write_files(tmp_path, {"a.txt": "new", "b.bin": b"\x00"})
-    assert [path.name for path in paths] == ["a.txt", "b.bin"]
-    assert (tmp_path / "a.txt").read_text() == "new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.bin"]
+@pytest.mark.parametrize(
+    ("option", "given", "words"),
+    [
+        ("--seed", "-1", "--seed should be from 0 to 9223372036854775807, but is -1."),
+        ("--seed", "9" * 30, "--seed should be from 0 to 9223372036854775807, but is 999"),
+        ("--features", "0", "--features should be from 1 to 2147483647, but is 0."),
+        ("--steps", "9" * 30, "--steps should be from 1 to 2147483647, but is 999"),
+        ("--batch-size", "0", "--batch-size should be from 1 to 2147483647, but is 0."),
+        ("--checkpoint-every", "0", "--checkpoint-every should be at least 1, not 0."),
+    ],
+)
+def test_whole_numbers_of_sae(option, given, words, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert words in refused(capsys, "sae", option, given, "--output", output)
+    assert not output.exists()
 
 
-def test_write_files_writes_all_or_none(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("old")
-    calls = []
-
-    def full_disk(descriptor):
-        calls.append(descriptor)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(errors.UserError, match="no space left"):
-        files.write_files(tmp_path, {"a.txt": "new", "b.txt": "new"})
-    assert (tmp_path / "a.txt").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+def test_a_number_looks_like_no_option(capsys):
+    """-1e-3 is a number, -e is an option, and what does not follow an option stays as it is."""
+    assert "unrecognized arguments: -e" in refused(capsys, "plot", "-e", "-1e-3")
+    assert "unrecognized arguments: -1e-3x" in refused(capsys, "plot", "--threshold", "1", "-1e-3x")
+    assert parser.build().parse_args(["plot", "--threshold", "-1e-3"]).threshold == [-0.001]
 
 
-def test_written_files_have_ordinary_permissions(tmp_path):
-    (tmp_path / "plain").touch()
-    path = files.write_file(tmp_path / "written", "x")
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+# Characters that a terminal does not have.
 
 
-def test_checks_create_nothing(tmp_path):
-    assert files.check_folder(tmp_path / "new" / "deeper") == tmp_path / "new" / "deeper"
-    assert files.check_file(tmp_path / "new" / "x.png") == tmp_path / "new" / "x.png"
+def test_spelling():
+    assert console.spelled("θ ± 1", "utf-8") == "θ ± 1"
+    assert console.spelled("1 ± 2", "latin-1") == "1 ± 2"
+    assert console.spelled("θ ± 1 – é", "ascii") == "theta +- 1 - \\xe9"
+
+
+def test_help_in_ascii():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with contextlib.redirect_stdout(stream):
+        assert main(["plot", "--help"]) == 0
+        stream.flush()
+    assert b"at x = theta the gate is closed" in b" ".join(stream.buffer.getvalue().split())
+
+
+# Platforms.
+
+
+@pytest.mark.parametrize("platforms", ["foo", "cuda"])
+def test_platforms_that_do_not_start(platforms, tmp_path):
+    """One sentence from every command. `cuda` fails in JAX by another way than an unknown name."""
+    code = """
+import sys
+import jaxtrelu.__main__
+print([jaxtrelu.__main__.main([command]) for command in sys.argv[1:]])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *parser.COMMANDS],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "JAX_PLATFORMS": platforms},
+    )
+    if platforms == "cuda" and done.stdout.startswith("versions"):
+        pytest.skip("there is a GPU")
+    assert done.stdout == f"{[2] * len(parser.COMMANDS)}\n"
+    sentences = [line for line in done.stderr.splitlines() if line.startswith("jaxtrelu: error: ")]
+    assert len(sentences) == len(parser.COMMANDS)
+    assert all(f"JAX_PLATFORMS={platforms} asks for" in line for line in sentences)
+    assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_unwritable_places(tmp_path):
-    (tmp_path / "file").touch()
-    for bad in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(errors.UserError, match="cannot write"):
-            files.check_folder(bad)
-    with pytest.raises(errors.UserError, match="the name of a folder is needed"):
-        files.check_folder("")
-    with pytest.raises(errors.UserError, match="it is a folder"):
-        files.check_file(tmp_path)
-    with pytest.raises(errors.UserError, match="cannot write"):
-        files.check_file(tmp_path / ("x" * 300) / "y" / ("z" * 300))
-    if sys.platform == "linux":
-        with pytest.raises(errors.UserError, match="cannot write"):
-            files.check_folder("/proc/here")
 
 
 # Huge pages.

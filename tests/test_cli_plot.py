@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxtrelu.__main__ import main
-from jaxtrelu.cli import curves, parser
-from jaxtrelu.cli.settings import PEERS, VARIANTS
+from jaxtrelu._cli import parser
+from jaxtrelu._cli.plot import figure as curves
+from jaxtrelu._cli.style import PEERS, VARIANTS
 
 SIGNATURES = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF-"}
 
@@ -23,10 +24,24 @@ def test_writes_a_real_picture(kind, tmp_path, capsys):
     assert [found.name for found in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--threshold", "-1e-3", "-5E-1"], ["--range", "-1e6", "1e6"], ["--thresh", "-.5e0"]],
+    ids=" ".join,
+)
+def test_negative_numbers_in_exponent_form(words, tmp_path, capsys):
+    path = tmp_path / "plot.svg"
+    arguments = ["--variant", "shift", "--points", "2", *words]
+    assert main(["plot", *arguments, "--output", str(path)]) == 0
+    if "range" not in words[0]:
+        labels = [f"θ = {float(word):g}".replace("-", "−") for word in words[1:]]
+        assert all(label in path.read_text() for label in labels)
+
+
 def test_the_picture_has_ink_of_every_curve(tmp_path, capsys):
     from matplotlib import colors, image
 
-    from jaxtrelu.cli import style
+    from jaxtrelu._cli import style
 
     path = tmp_path / "plot.png"
     assert main(["plot", "--threshold", "0", "1", "--output", str(path)]) == 0
@@ -98,6 +113,9 @@ def test_antiderivatives_of_peers_are_zero_at_zero(name):
         (["--range", "2", "1"], "from low to high, but is 2 1"),
         (["--range", "1", "1"], "from low to high"),
         (["--range", "0", "inf"], "--range takes numbers"),
+        (["--range", "-inf", "0"], "--range takes numbers"),
+        (["--threshold", "-1e9"], "--threshold takes numbers"),
+        (["--output", "-1e3"], "--output: expected one argument"),
         (["--points", "1"], "--points should be from 2"),
         (["--points", "1000000000"], "--points should be from 2"),
         (["--ceiling", "0"], "--ceiling should be above 0"),

@@ -80,7 +80,15 @@ VALUE_ERRORS = {
     "fill of shift": (lambda: thresholded_relu(X, fill=1), r"`fill` belongs to variant='hard'"),
     "surrogate on clamp": (
         lambda: thresholded_relu(X, variant="clamp", surrogate=Rectangle(0.1)),
-        r"nothing to estimate for variant='clamp'.*true gradient",
+        r"nothing to estimate for variant='clamp', max\(x, threshold\).*pass variant='hard'",
+    ),
+    "no zeros": (
+        lambda: jaxtrelu.thresholded_glu(X, X, variant="clamp"),
+        r"'clamp' has no zeros to skip: it is max\(x, threshold\). Pass 'shift' or 'hard'",
+    ),
+    "shapes of a linear layer": (
+        lambda: jaxtrelu.thresholded_linear(X, X, 0.5),
+        r"`x` should have shape \(\.\.\., d\) and `w` \(d, n\), but.*\(8, 16\) and \(8, 16\)",
     ),
     "integer out of range": (
         lambda: thresholded_relu(jnp.arange(3, dtype=jnp.uint8), -1),
@@ -111,3 +119,9 @@ def test_bandwidths(surrogate, bandwidth):
 def test_errors_come_under_jit_too():
     with pytest.raises(ValueError, match=r"shape \(8, 16\), but has shape \(5,\)"):
         jax.jit(thresholded_relu)(X, jnp.ones(5))
+
+
+def test_the_family_of_surrogates_is_abstract():
+    with pytest.raises(TypeError, match="abstract"):
+        jaxtrelu.Surrogate(0.1)
+    assert isinstance(Rectangle(0.1), jaxtrelu.Surrogate)

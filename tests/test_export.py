@@ -82,9 +82,10 @@ def test_rocm_takes_xla():
 
 def test_linear_for_all_platforms():
     def linear(x, w, b):
-        return jax.grad(lambda *a: jaxtrelu.thresholded_linear(*a).sum(), argnums=(0, 1, 2))(
-            x, w, b
-        )
+        def loss(x, w, b):
+            return jaxtrelu.thresholded_linear(x, w, b=b).sum()
+
+        return jax.grad(loss, argnums=(0, 1, 2))(x, w, b)
 
     operands = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((64, 128), (128, 256), (256,))]
     exported = export.export(jax.jit(linear), platforms=PLATFORMS)(*operands)
@@ -101,7 +102,7 @@ def test_cuda_linear_kernels(dtype, sizes):
     rows, depth, columns = sizes
 
     def named(x, w, b):
-        y = jaxtrelu.thresholded_linear(x, w, b, 0.5, implementation="mosaic_gpu")
+        y = jaxtrelu.thresholded_linear(x, w, 0.5, b=b, implementation="mosaic_gpu")
         return y.astype(jnp.float32).sum()
 
     shapes = ((rows, depth), (depth, columns), (columns,))
@@ -123,9 +124,8 @@ def test_sparse_products_for_all_platforms():
     @jax.jit
     def gradients(x, w_in, w_out):
         def loss(x, w_in, threshold, w_out):
-            y, activity = jaxtrelu.sparse_mlp(
-                x, w_in, None, threshold, w_out, surrogate=jaxtrelu.Rectangle(0.3)
-            )
+            jump = {"variant": "hard", "surrogate": jaxtrelu.Rectangle(0.3)}
+            y, activity = jaxtrelu.sparse_mlp(x, w_in, w_out, threshold, **jump, with_activity=True)
             gated = jaxtrelu.gated_mlp(x, w_in, w_in, w_out, 4.0)
             return (y**2).sum() + activity.l0.sum() + gated.sum()
 

@@ -1,4 +1,4 @@
-"""`jaxtrelu.linen.ThresholdedReLU`: construction, values, gradients and Flax's transformations."""
+"""`jaxtrelu.linen`: collections, lifted transformations, optimisers, checkpoints."""
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +8,15 @@ import oracle
 import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
-from flax import traverse_util
 
-import jaxtrelu
-from jaxtrelu.linen import ThresholdedReLU
+from jaxtrelu import Rectangle
+from jaxtrelu.linen import CompactMLP, JumpReLU, ThresholdedReLU
 
 RNG = np.random.default_rng(1)
 X = RNG.normal(size=(6, 5)).astype(np.float32)
 PER_CHANNEL = (-0.6, -0.2, 0.1, 0.4, 0.9)
-CONTINUOUS = [("shift", None), ("shift", 0.75), ("clamp", None)]
 KEY = jax.random.key(0)
+SOFTPLUS = {"surrogate": Rectangle(0.1), "parametrisation": "softplus"}
 
 
 class Net(nn.Module):
@@ -36,49 +35,15 @@ def assert_same(a, b):
     jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-6), a, b)
 
 
-# --- construction ----------------------------------------------------------------------------
+# --- modules ---------------------------------------------------------------------------------
 
 
-def test_fixed_number_stores_nothing():
-    layer = ThresholdedReLU(0.25)
-    assert layer.init(KEY, X) == {}
-    np.testing.assert_array_equal(layer.apply({}, X), jaxtrelu.thresholded_relu(X, 0.25))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "shape"),
-    [
-        ({"threshold": 0.25, "axis": -1}, (5,)),
-        ({"threshold": PER_CHANNEL}, (5,)),
-        ({"threshold": np.float32(PER_CHANNEL), "axis": 1}, (5,)),
-        ({"threshold": nn.initializers.constant(0.25)}, ()),
-        ({"threshold": nn.initializers.uniform(0.25), "axis": (0, 1)}, (6, 5)),
-    ],
-)
-def test_fixed_threshold_that_is_stored_is_no_parameter(arguments, shape):
-    layer = ThresholdedReLU(**arguments)
-    variables = layer.init(KEY, X)
-    assert list(variables) == ["thresholds"]
-    theta = np.asarray(variables["thresholds"]["threshold"])
-    assert theta.shape == shape
-    np.testing.assert_allclose(layer.apply(variables, X), oracle.value(X, theta), rtol=1e-6)
-
-
-def test_a_module_with_a_tuple_is_hashable():
+def test_modules_with_tuples_are_hashable():
     assert hash(ThresholdedReLU(PER_CHANNEL)) == hash(ThresholdedReLU(PER_CHANNEL))
     assert ThresholdedReLU(PER_CHANNEL) != ThresholdedReLU(PER_CHANNEL, variant="hard")
-
-
-def test_default_is_the_function_with_threshold_one():
-    np.testing.assert_array_equal(ThresholdedReLU().apply({}, X), jaxtrelu.thresholded_relu(X))
-
-
-def test_initialiser_draws_from_the_params_stream():
-    layer = ThresholdedReLU(nn.initializers.uniform(0.5), axis=-1, learned=True)
-    theta = layer.init(KEY, X)["params"]["threshold"]
-    assert theta.shape == (5,)
-    assert len(np.unique(theta)) == 5
-    np.testing.assert_array_equal(theta, layer.init(KEY, X)["params"]["threshold"])
+    assert hash(JumpReLU(2, Rectangle(0.1), (0.1, 0.2))) == hash(
+        JumpReLU(2, Rectangle(0.1), (0.1, 0.2))
+    )
 
 
 def test_initialiser_with_partitioning():
@@ -86,49 +51,9 @@ def test_initialiser_with_partitioning():
     layer = ThresholdedReLU(init, axis=-1, learned=True)
     variables = layer.init(KEY, X)
     assert nn.get_partition_spec(variables)["params"]["threshold"] == jax.P("model")
-    np.testing.assert_array_equal(
-        layer.apply(variables, X), jaxtrelu.thresholded_relu(X, np.float32(0.25))
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"variant": "hard", "learned": True}, "would not learn.*jaxtrelu.Rectangle"),
-        (
-            {
-                "variant": "hard",
-                "learned": True,
-                "threshold": 0.0,
-                "surrogate": jaxtrelu.Rectangle(1),
-            },
-            "would not leave 0",
-        ),
-        ({"learned": True, "param_dtype": jnp.float16}, "param_dtype.*float32"),
-        ({"variant": "soft"}, "'shift', 'hard', 'clamp'"),
-        ({"variant": "hard", "ceiling": 1.0}, "ceiling"),
-        ({"threshold": float("nan")}, "NaN"),
-    ],
-)
-def test_construction_refuses_what_cannot_work(arguments, words):
-    with pytest.raises(ValueError, match=words):
-        ThresholdedReLU(**arguments)
-
-
-@pytest.mark.parametrize("threshold", ["0.5", None, True, (0.1, "a")])
-def test_construction_refuses_what_is_no_number(threshold):
-    with pytest.raises(TypeError, match="`threshold` of a layer should be a number, an array"):
-        ThresholdedReLU(threshold)
-
-
-def test_wrong_number_of_channels_names_both_shapes():
-    with pytest.raises(ValueError, match=r"shape of the channels, \(6,\).*shape \(5,\)"):
-        ThresholdedReLU(PER_CHANNEL, axis=0).init(KEY, X)
-    with pytest.raises(ValueError, match="does not have"):
-        ThresholdedReLU(0.1, axis=2).init(KEY, X)
-    layer = ThresholdedReLU(0.1, axis=-1, learned=True)
-    with pytest.raises(Exception, match=r"shape"):  # Flax's own ScopeParamShapeError, or ours
-        layer.apply(layer.init(KEY, X), X[:, :4])
+    np.testing.assert_allclose(layer.apply(variables, X), oracle.value(X, 0.25), rtol=1e-6)
+    found = layer.apply(variables, method="threshold_value")
+    np.testing.assert_array_equal(found, np.full(5, 0.25, np.float32))
 
 
 def test_as_an_attribute_and_in_a_table():
@@ -142,84 +67,66 @@ def test_as_an_attribute_and_in_a_table():
     assert "(20 B)" in nn.tabulate(Holder(), KEY)(X)
 
 
-# --- values and gradients ---------------------------------------------------------------------
+# --- a collection that is not passed -------------------------------------------------------------
+
+STORED = {
+    "ThresholdedReLU": ThresholdedReLU(PER_CHANNEL),
+    "CompactMLP": CompactMLP(4, threshold=(0.1, 0.2, 0.3, 0.4)),
+    "JumpReLU": JumpReLU(5, **SOFTPLUS),
+}
 
 
-@pytest.mark.parametrize(("variant", "ceiling"), CONTINUOUS)
-@pytest.mark.parametrize("threshold", [0.3, PER_CHANNEL], ids=["scalar", "channel"])
-def test_learned_threshold_gets_the_true_gradient(variant, ceiling, threshold):
-    layer = ThresholdedReLU(threshold, learned=True, variant=variant, ceiling=ceiling)
-    ct = RNG.normal(size=X.shape).astype(np.float32)
-    theta = np.float32(threshold)
+@pytest.mark.parametrize("kind", STORED)
+def test_a_missing_collection_says_what_to_pass(kind):
+    layer = STORED[kind]
     variables = layer.init(KEY, X)
-    wanted = oracle.value(X, theta, variant=variant, ceiling=ceiling)
-    np.testing.assert_allclose(layer.apply(variables, X), wanted, rtol=1e-6)
-    grads, dx = jax.grad(lambda v, x: jnp.sum(layer.apply(v, x) * ct), argnums=(0, 1))(
-        variables, jnp.asarray(X)
-    )
-    ox, ot = oracle.cotangents(X, theta, ct, variant=variant, ceiling=ceiling)
-    np.testing.assert_array_equal(dx, ox.astype(np.float32))
-    np.testing.assert_allclose(grads["params"]["threshold"], ot, rtol=1e-5, atol=1e-6)
-
-    def slope(index, step=1e-6):
-        bump = np.zeros(theta.shape)
-        bump[index] = step
-        ends = [
-            (oracle.value(X, theta + sign * bump, variant=variant, ceiling=ceiling) * ct).sum()
-            for sign in (1, -1)
-        ]
-        return (ends[0] - ends[1]) / (2 * step)
-
-    for index in np.ndindex(theta.shape):
-        np.testing.assert_allclose(grads["params"]["threshold"][index], slope(index), atol=1e-5)
+    assert "thresholds" in variables
+    params = {"params": variables.get("params", {})}
+    words = f"of {kind} .*'thresholds', and is not there. Pass all collections.*variable_axes="
+    with pytest.raises(ValueError, match=words):
+        layer.apply(params, X)
+    with pytest.raises(ValueError, match=words):
+        layer.apply({**params, "thresholds": {"of_another": jnp.ones(5)}}, X)
+    with pytest.raises(ValueError, match=r"is not there\. Pass all collections"):
+        layer.apply(params, method="threshold_value")
 
 
-def test_hard_learns_with_a_surrogate():
-    surrogate = jaxtrelu.Rectangle(0.4)
-    layer = ThresholdedReLU(PER_CHANNEL, learned=True, variant="hard", surrogate=surrogate)
-    variables = layer.init(KEY, X)
-    grads = jax.grad(lambda v: layer.apply(v, X).sum())(variables)
-    _, wanted = oracle.cotangents(
-        X, np.float32(PER_CHANNEL), 1.0, variant="hard", density=lambda d: (abs(d) < 0.2) / 0.4
-    )
-    assert np.count_nonzero(wanted) >= 3
-    np.testing.assert_allclose(grads["params"]["threshold"], wanted, rtol=1e-5)
+def test_a_learned_threshold_that_is_not_there():
+    with pytest.raises(ValueError, match=r"'threshold' of ThresholdedReLU .*'params', and is not"):
+        ThresholdedReLU(0.1, learned=True).apply({}, method="threshold_value")
 
 
-@pytest.mark.parametrize("axis", [1, -3, (1, -1), (-1, 1)])
-def test_channels_along_any_axes(axis):
-    x = RNG.normal(size=(2, 3, 4, 5)).astype(np.float32)
-    layer = ThresholdedReLU(nn.initializers.normal(), axis=axis, learned=True)
-    variables = layer.init(KEY, x)
-    theta = np.asarray(variables["params"]["threshold"])
-    axes = [a % 4 for a in np.atleast_1d(axis)]
-    assert theta.shape == tuple(x.shape[a] for a in axes)
-    letters = "".join("abcd"[a] for a in axes)
-    aligned = np.einsum(f"{letters},abcd->abcd", theta, np.ones(x.shape))
-    np.testing.assert_allclose(layer.apply(variables, x), oracle.value(x, aligned), rtol=1e-6)
+class Block(nn.Module):
+    """One step of a scan with a stored threshold and a stored scale."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        x = ThresholdedReLU(PER_CHANNEL)(nn.Dense(5)(x))
+        return JumpReLU(5, **SOFTPLUS)(x), None
 
 
-# --- dtypes ----------------------------------------------------------------------------------
+def test_a_scan_that_does_not_declare_the_collection_says_how():
+    def scanned(**lifted):
+        axes = {"params": 0, **lifted.pop("axes", {})}
+        split = {"params": True}
+        return nn.scan(Block, variable_axes=axes, split_rngs=split, length=3, **lifted)()
 
-
-def test_bfloat16_activations_with_a_float32_threshold():
-    layer = ThresholdedReLU(1.001, learned=True, dtype=jnp.bfloat16)
-    x = jnp.float32([0.5, 1.0, 1.0078125, 2.0])
-    variables = layer.init(KEY, x)
-    assert variables["params"]["threshold"].dtype == jnp.float32
-    y = layer.apply(variables, x)
-    assert y.dtype == jnp.bfloat16
-    assert (np.asarray(y) > 0).tolist() == [False, False, True, True]
-    grad = jax.grad(lambda v: layer.apply(v, x).astype(jnp.float32).sum())(variables)
-    assert grad["params"]["threshold"].dtype == jnp.float32
-    assert grad["params"]["threshold"] == -2
-
-
-def test_dtype_by_default_is_that_of_x():
-    layer = ThresholdedReLU(0.1, learned=True)
-    variables = layer.init(KEY, X)
-    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
-        assert layer.apply(variables, jnp.asarray(X, dtype)).dtype == dtype
+    words = r"\(ThresholdedReLU_0\).*variable_axes={'params': 0, 'thresholds': 0}"
+    with pytest.raises(ValueError, match=words):
+        scanned().init(KEY, X, None)
+    declared = scanned(axes={"thresholds": 0})
+    variables = declared.init(KEY, X, None)
+    with pytest.raises(ValueError, match=words):
+        scanned().apply(variables, X, None)
+    with pytest.raises(ValueError, match=words):
+        declared.apply({"params": variables["params"]}, X, None)
+    assert variables["thresholds"]["ThresholdedReLU_0"]["threshold"].shape == (3, 5)
+    y, _ = declared.apply(variables, X, None)
+    shared = scanned(variable_broadcast="thresholds")
+    once = shared.init(KEY, X, None)
+    assert once["thresholds"]["ThresholdedReLU_0"]["threshold"].shape == (5,)
+    same = {"params": variables["params"], "thresholds": once["thresholds"]}
+    np.testing.assert_allclose(shared.apply(same, X, None)[0], y, rtol=1e-6)
 
 
 # --- transformations ---------------------------------------------------------------------------
@@ -302,14 +209,31 @@ def test_scan_with_one_threshold_shared_by_all_steps():
 # --- optimisers and checkpoints ------------------------------------------------------------------
 
 
+def by_name(params, threshold, other):
+    """As the docstring of `jaxtrelu.linen` has it."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: threshold if "threshold" in jax.tree_util.keystr(path[-1:]) else other,
+        params,
+    )
+
+
+@pytest.mark.parametrize("made", ["once", "by Optax"])
+def test_weight_decay_spares_thresholds_by_name(made):
+    params = Net().init(KEY, X)["params"]
+    mask = by_name(params, False, True) if made == "once" else lambda p: by_name(p, False, True)
+    optimiser = optax.adamw(1.0, weight_decay=0.5, mask=mask)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimiser.update(nothing, optimiser.init(params), params)
+    after = optax.apply_updates(params, updates)
+    assert_same(after["ThresholdedReLU_0"], params["ThresholdedReLU_0"])
+    assert_same(after["Dense_0"]["kernel"], params["Dense_0"]["kernel"] / 2)
+
+
 def test_multi_transform_gives_thresholds_their_own_rate():
     net = Net()
     params = net.init(KEY, X)["params"]
-    labels = traverse_util.path_aware_map(
-        lambda path, _: "threshold" if path[-1] == "threshold" else "weight", params
-    )
     rates = {"threshold": optax.sgd(1.0), "weight": optax.set_to_zero()}
-    optimiser = optax.multi_transform(rates, labels)
+    optimiser = optax.multi_transform(rates, by_name(params, "threshold", "weight"))
     grads = jax.grad(lambda p: total(net)({"params": p}, X))(params)
     updates, _ = optimiser.update(grads, optimiser.init(params), params)
     after = optax.apply_updates(params, updates)

@@ -1,4 +1,4 @@
-"""`jaxtrelu.nnx.ThresholdedReLU`: construction, values, gradients and Flax's transformations."""
+"""`jaxtrelu.nnx`: the threshold's variables, Flax's transformations, optimisers, checkpoints."""
 
 import subprocess
 import sys
@@ -12,13 +12,20 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-import jaxtrelu
-from jaxtrelu.nnx import FixedThreshold, Threshold, ThresholdedReLU
+from jaxtrelu import Rectangle
+from jaxtrelu.nnx import (
+    CompactMLP,
+    FixedThreshold,
+    JumpReLU,
+    Threshold,
+    ThresholdedReLU,
+    ThresholdScale,
+    threshold_labels,
+)
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(6, 5)).astype(np.float32)
 PER_CHANNEL = np.float32([-0.6, -0.2, 0.1, 0.4, 0.9])
-CONTINUOUS = [("shift", None), ("shift", 0.75), ("clamp", None)]
 
 
 class Net(nnx.Module):
@@ -32,104 +39,61 @@ class Net(nnx.Module):
         return self.act(self.dense(x))
 
 
-def weighted(cotangent):
-    return lambda layer, x: jnp.sum(layer(x) * cotangent)
+# --- variables -------------------------------------------------------------------------------
 
 
-# --- construction ----------------------------------------------------------------------------
-
-
-def test_fixed_number_stores_nothing():
-    layer = ThresholdedReLU(0.25)
-    assert layer.threshold == 0.25
-    assert not jax.tree.leaves(nnx.state(layer))
-    np.testing.assert_array_equal(layer(X), jaxtrelu.thresholded_relu(X, 0.25))
-
-
-@pytest.mark.parametrize(
-    ("threshold", "features"), [(0.25, 5), (PER_CHANNEL, None), (jnp.float32(0.5), None)]
-)
-def test_fixed_threshold_that_is_stored_is_no_parameter(threshold, features):
-    layer = ThresholdedReLU(threshold, features=features)
-    assert isinstance(layer.threshold, FixedThreshold)
-    assert not jax.tree.leaves(nnx.state(layer, nnx.Param))
-    assert layer.threshold[...].shape == (() if np.ndim(threshold) == 0 and not features else (5,))
-    wanted = oracle.value(X, np.asarray(threshold))
-    np.testing.assert_allclose(layer(X), wanted, rtol=1e-6)
-    layer.threshold[...] = jnp.full_like(layer.threshold[...], 0.5)  # as a calibration does
-    np.testing.assert_array_equal(layer(X), jaxtrelu.thresholded_relu(X, 0.5))
-
-
-def test_learned_threshold_is_a_param_of_its_own_type():
-    model = Net(nnx.Rngs(0))
-    assert isinstance(model.act.threshold, Threshold)
-    assert isinstance(model.act.threshold, nnx.Param)
-    found = nnx.to_flat_state(nnx.state(model, Threshold))
+def test_a_filter_tells_thresholds_from_weights():
+    found = nnx.to_flat_state(nnx.state(Net(nnx.Rngs(0)), Threshold))
     assert [path for path, _ in found] == [("act", "threshold")]
 
 
-def test_default_is_the_function_with_threshold_one():
-    np.testing.assert_array_equal(ThresholdedReLU()(X), jaxtrelu.thresholded_relu(X))
-
-
-def test_initialiser_draws_from_the_params_stream():
-    init = nnx.initializers.uniform(0.5)
-    layer = ThresholdedReLU(init, features=5, learned=True, rngs=nnx.Rngs(params=3))
-    drawn = init(nnx.Rngs(params=3).params(), (5,), jnp.float32)
-    np.testing.assert_array_equal(layer.threshold[...], drawn)
-    assert len(np.unique(drawn)) == 5
+def test_each_variable_has_the_type_that_says_whether_it_learns():
+    softplus = {"surrogate": Rectangle(0.1), "parametrisation": "softplus"}
+    fixed = ThresholdedReLU(PER_CHANNEL)
+    jump, raw = JumpReLU(5, **softplus), JumpReLU(5, surrogate=Rectangle(0.1))
+    assert isinstance(fixed.threshold, FixedThreshold)
+    assert isinstance(
+        CompactMLP(5, 4, threshold=[1.0] * 4, rngs=nnx.Rngs(0)).threshold, FixedThreshold
+    )
+    assert isinstance(jump.threshold, Threshold)
+    assert isinstance(jump.threshold_scale, ThresholdScale)
+    assert raw.threshold_scale is None
+    for kind in (FixedThreshold, ThresholdScale):
+        assert not issubclass(kind, nnx.Param)
+    fixed.threshold[...] = jnp.full(5, 0.5)  # as a calibration does
+    np.testing.assert_allclose(fixed(X), oracle.value(X, 0.5), rtol=1e-6)
 
 
 def test_metadata_reaches_the_variable():
     metadata = {"tag": "width"}
     layer = ThresholdedReLU(0.1, features=5, learned=True, threshold_metadata=metadata)
     assert layer.threshold.tag == "width"
+    layer = JumpReLU(5, surrogate=Rectangle(0.1), threshold_metadata=metadata)
+    assert layer.threshold.tag == "width"
+    with pytest.raises(ValueError, match="no variable to go to"):
+        ThresholdedReLU(0.1, threshold_metadata=metadata)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"variant": "hard", "learned": True}, "would not learn.*jaxtrelu.Rectangle"),
-        (
-            {"variant": "hard", "learned": True, "threshold": 0.0, "surrogate": "Rectangle"},
-            "would not leave 0",
-        ),
-        ({"learned": True, "param_dtype": jnp.bfloat16}, "param_dtype.*float32"),
-        ({"variant": "soft"}, "'shift', 'hard', 'clamp'"),
-        ({"variant": "hard", "ceiling": 1.0}, "ceiling"),
-        ({"threshold": float("nan")}, "NaN"),
-        ({"threshold": [0.1, float("nan")]}, "NaN"),
-        ({"threshold": PER_CHANNEL, "features": 4}, r"\(4,\).*\(5,\)"),
-        ({"axis": 1}, "features"),
+        ({"axis": 1}, "one threshold for all of x. Pass `features`"),
         ({"features": (2, 3), "axis": 1}, "one axis of x for each"),
+        ({"features": 0}, "at least 1, but is 0"),
+        ({"features": -2}, "at least 1, but is -2"),
+        ({"threshold": PER_CHANNEL, "features": 4}, r"\(4,\).*\(5,\)"),
         ({"threshold": nnx.initializers.ones, "features": 3}, "rngs=nnx.Rngs"),
     ],
 )
-def test_construction_refuses_what_cannot_work(arguments, words):
-    if arguments.get("surrogate") == "Rectangle":
-        arguments = arguments | {"surrogate": jaxtrelu.Rectangle(0.1)}
+def test_a_number_of_channels_that_does_not_fit_is_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         ThresholdedReLU(**arguments)
+    for features in (2.0, "5", True):
+        with pytest.raises(TypeError, match="`features` should be an integer or several"):
+            ThresholdedReLU(0.1, features=features)
 
 
-@pytest.mark.parametrize("threshold", ["0.5", None, True, [0.1, "a"], [[1.0], [1.0, 2.0]], 1j])
-def test_construction_refuses_what_is_no_number(threshold):
-    with pytest.raises(TypeError, match="`threshold` of a layer should be a number, an array"):
-        ThresholdedReLU(threshold)
-
-
-@pytest.mark.parametrize("arguments", [{"features": 2.0}, {"features": "5"}])
-def test_construction_refuses_a_number_of_channels_that_is_none(arguments):
-    with pytest.raises(TypeError, match="`features` should be an integer or several"):
-        ThresholdedReLU(0.1, **arguments)
-
-
-def test_wrong_number_of_channels_names_both_shapes():
-    layer = ThresholdedReLU(0.1, features=4, learned=True)
-    with pytest.raises(ValueError, match=r"shape \(4,\).*axis -1.*shape \(6, 5\) has 5"):
-        layer(X)
-    with pytest.raises(ValueError, match="does not have"):
-        ThresholdedReLU(0.1, features=4, axis=2)(X)
+def test_axes_of_one_channel_each_are_told_apart():
     with pytest.raises(ValueError, match="twice"):
         ThresholdedReLU(0.1, features=(6, 6), axis=(0, -2))(X)
 
@@ -152,133 +116,6 @@ except ImportError as error:
     for name, line in zip(("nnx", "linen"), out.stdout.splitlines(), strict=True):
         assert f"jaxtrelu.{name} needs Flax" in line
         assert "pip install 'jaxtrelu[flax]'" in line
-
-
-# --- values and gradients ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("variant", "ceiling"), CONTINUOUS)
-@pytest.mark.parametrize("threshold", [np.float32(0.3), PER_CHANNEL], ids=["scalar", "channel"])
-def test_learned_threshold_gets_the_true_gradient(variant, ceiling, threshold):
-    layer = ThresholdedReLU(threshold, learned=True, variant=variant, ceiling=ceiling)
-    ct = RNG.normal(size=X.shape).astype(np.float32)
-    wanted = oracle.value(X, threshold, variant=variant, ceiling=ceiling)
-    np.testing.assert_allclose(layer(X), wanted, rtol=1e-6)
-
-    dlayer, dx = nnx.grad(weighted(ct), argnums=(0, 1))(layer, jnp.asarray(X))
-    ox, ot = oracle.cotangents(X, threshold, ct, variant=variant, ceiling=ceiling)
-    np.testing.assert_array_equal(dx, ox.astype(np.float32))
-    np.testing.assert_allclose(dlayer.threshold[...], ot, rtol=1e-5, atol=1e-6)
-
-    # Finite differences of the oracle: exact for a piecewise linear function away from its kinks.
-    def total(theta):
-        return (oracle.value(X, theta, variant=variant, ceiling=ceiling) * ct).sum()
-
-    step = 1e-6
-    for index in np.ndindex(np.shape(threshold)):
-        up, down = np.float64(threshold), np.float64(threshold)
-        bump = np.zeros(np.shape(threshold))
-        bump[index] = step
-        slope = (total(up + bump) - total(down - bump)) / (2 * step)
-        np.testing.assert_allclose(ot[index], slope, rtol=1e-6, atol=1e-6)
-
-
-def test_hard_learns_with_a_surrogate():
-    surrogate = jaxtrelu.Triangle(0.4)
-    layer = ThresholdedReLU(PER_CHANNEL, learned=True, variant="hard", surrogate=surrogate)
-    dlayer = nnx.grad(weighted(jnp.ones_like(X)))(layer, X)
-
-    def density(d):
-        return np.maximum(1 - np.abs(d) / 0.4, 0) / 0.4
-
-    _, wanted = oracle.cotangents(X, PER_CHANNEL, 1.0, variant="hard", density=density)
-    assert np.count_nonzero(wanted) >= 4
-    np.testing.assert_allclose(dlayer.threshold[...], wanted, rtol=1e-5)
-
-
-def test_fill_closes_to_a_value():
-    layer = ThresholdedReLU(0.25, variant="hard", fill=-2.0)
-    wanted = oracle.value(X, 0.25, variant="hard", fill=-2.0)
-    np.testing.assert_array_equal(layer(X), wanted.astype(np.float32))
-
-
-@pytest.mark.parametrize(
-    ("shape", "axis", "aligned"),
-    [
-        ((3,), 1, (1, 3, 1, 1)),
-        ((3,), -3, (1, 3, 1, 1)),
-        ((5,), None, (1, 1, 1, 5)),
-        ((4, 5), None, (1, 1, 4, 5)),
-        ((3, 5), (1, -1), (1, 3, 1, 5)),
-        ((2, 4), (0, -2), (2, 1, 4, 1)),
-    ],
-)
-def test_channels_along_any_axes(shape, axis, aligned):
-    x = RNG.normal(size=(2, 3, 4, 5)).astype(np.float32)
-    theta = RNG.normal(size=shape).astype(np.float32)
-    layer = ThresholdedReLU(theta, axis=axis, learned=True)
-    wanted = oracle.value(x, theta.reshape(aligned))
-    np.testing.assert_allclose(layer(x), wanted, rtol=1e-6)
-    grad = nnx.grad(lambda layer: layer(x).sum())(layer).threshold[...]
-    counted = oracle.cotangents(x, theta.reshape(aligned), 1.0)[1].reshape(shape)
-    np.testing.assert_array_equal(grad, counted.astype(np.float32))
-
-
-def test_axes_in_another_order_transpose_the_threshold():
-    x = RNG.normal(size=(2, 3, 4)).astype(np.float32)
-    theta = RNG.normal(size=(4, 2)).astype(np.float32)
-    layer = ThresholdedReLU(theta, axis=(-1, 0), learned=True)
-    np.testing.assert_allclose(layer(x), oracle.value(x, theta.T[:, None, :]), rtol=1e-6)
-
-
-# --- dtypes ----------------------------------------------------------------------------------
-
-
-def test_bfloat16_activations_with_a_float32_threshold():
-    # bfloat16(1) < 1.001, which rounds to 1 in bfloat16: the gate at 1 tells which was compared.
-    x = jnp.asarray([0.5, 1.0, 1.0078125, 2.0], jnp.bfloat16)
-    theta = np.float32([0.999, 0.999, 1.001, 1.001])
-    layer = ThresholdedReLU(theta, learned=True)
-    y = layer(x)
-    assert y.dtype == jnp.bfloat16
-    assert layer.threshold[...].dtype == jnp.float32
-    assert (np.asarray(y) > 0).tolist() == [False, True, True, True]
-    wanted = oracle.rounded(oracle.value(np.asarray(x), theta), "bfloat16")
-    np.testing.assert_allclose(np.float64(y), wanted, rtol=oracle.RTOL["bfloat16"])
-    grad = nnx.grad(lambda layer: layer(x).astype(jnp.float32).sum())(layer).threshold[...]
-    assert grad.dtype == jnp.float32
-    assert grad.tolist() == [0.0, -1.0, -1.0, -1.0]
-
-
-def test_dtype_casts_the_activations_and_not_the_threshold():
-    layer = ThresholdedReLU(PER_CHANNEL, learned=True, dtype=jnp.bfloat16)
-    y = layer(X)
-    assert y.dtype == jnp.bfloat16
-    x = jnp.asarray(X, jnp.bfloat16)
-    np.testing.assert_array_equal(y, jaxtrelu.thresholded_relu(x, PER_CHANNEL))
-    np.testing.assert_array_equal(layer.threshold[...], PER_CHANNEL)
-
-
-def test_dtype_by_default_is_that_of_x():
-    layer = ThresholdedReLU(PER_CHANNEL, learned=True)
-    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
-        assert layer(jnp.asarray(X, dtype)).dtype == dtype
-
-
-def test_float64_thresholds():
-    with jax.enable_x64(True):
-        layer = ThresholdedReLU(0.1, features=5, learned=True, param_dtype=jnp.float64)
-        assert layer.threshold[...].dtype == jnp.float64
-        y = layer(X.astype(np.float64))
-        np.testing.assert_allclose(y, oracle.value(X, 0.1), rtol=1e-14)
-
-
-def test_integers_with_an_integer_threshold():
-    x = jnp.arange(-3, 4)
-    fixed = ThresholdedReLU(1)
-    assert fixed(x).tolist() == [0, 0, 0, 0, 0, 1, 2]
-    stored = ThresholdedReLU(1, features=7, param_dtype=jnp.int32)
-    assert stored(x).tolist() == [0, 0, 0, 0, 0, 1, 2]
 
 
 # --- transformations ---------------------------------------------------------------------------
@@ -382,21 +219,61 @@ def test_optimiser_of_thresholds_alone(model):
     assert not np.array_equal(model.act.threshold[...], theta)
 
 
-def test_multi_transform_gives_thresholds_their_own_rate(model):
-    params = nnx.state(model, nnx.Param)
-    labels = jax.tree.map(
-        lambda v: "threshold" if isinstance(v, Threshold) else "weight",
+def after_a_step_without_gradient(model, transform):
+    optimiser = nnx.Optimizer(model, transform, wrt=nnx.Param)
+    nothing = jax.tree.map(jnp.zeros_like, gradients(model, X))
+    nnx.jit(lambda model, optimiser, g: optimiser.update(model, g))(model, optimiser, nothing)
+    return float(model.act.threshold[0]), float(jnp.abs(model.dense.kernel[...]).sum())
+
+
+def looks_for_the_type(params):
+    return jax.tree.map(
+        lambda v: not isinstance(v, Threshold),
         params,
         is_leaf=lambda v: isinstance(v, nnx.Variable),
     )
-    rates = {"threshold": optax.sgd(1.0), "weight": optax.set_to_zero()}
-    optimiser = nnx.Optimizer(model, optax.multi_transform(rates, labels), wrt=nnx.Param)
+
+
+def test_weight_decay_spares_thresholds_by_labels_and_not_by_a_function_that_looks_for_the_type():
+    """`nnx.Optimizer.update` hands Optax plain arrays: there the type is gone."""
+    model = Net(nnx.Rngs(0))
+    weights = float(jnp.abs(model.dense.kernel[...]).sum())
+    masks = {
+        "none": None,
+        "function": looks_for_the_type,
+        "labels": threshold_labels(model, threshold=False, other=True),
+    }
+    found = {
+        name: after_a_step_without_gradient(
+            Net(nnx.Rngs(0)), optax.adamw(1.0, weight_decay=0.5, mask=mask)
+        )
+        for name, mask in masks.items()
+    }
+    for threshold, kernel in found.values():
+        assert kernel == pytest.approx(weights / 2, rel=1e-6)
+        assert threshold in (pytest.approx(0.2), pytest.approx(0.1))
+    assert found["none"][0] == pytest.approx(0.1)
+    assert found["labels"][0] == pytest.approx(0.2)
+    # The trap. Should Flax come to pass variables on, this line may go, and the docstring of
+    # `Threshold` with it.
+    assert found["function"][0] == pytest.approx(0.1)
+
+
+def test_multi_transform_gives_thresholds_their_own_rate(model):
+    rates = {"threshold": optax.sgd(1.0), "other": optax.set_to_zero()}
+    transform = optax.multi_transform(rates, threshold_labels(model))
+    optimiser = nnx.Optimizer(model, transform, wrt=nnx.Param)
     grads = gradients(model, X)
     kernel, theta = np.asarray(model.dense.kernel[...]), np.asarray(model.act.threshold[...])
     optimiser.update(model, grads)
     np.testing.assert_array_equal(model.dense.kernel[...], kernel)
     moved = theta - np.asarray(grads.act.threshold[...])
     np.testing.assert_allclose(model.act.threshold[...], moved, rtol=1e-6)
+
+
+def test_labels_follow_the_filter_of_the_optimiser(model):
+    assert jax.tree.leaves(threshold_labels(model, wrt=Threshold)) == ["threshold"]
+    assert sorted(jax.tree.leaves(threshold_labels(model))) == ["other", "other", "threshold"]
 
 
 def test_fixed_thresholds_stay_while_a_model_trains():

@@ -7,30 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import SHAPE, close, over_cases
-from jax import export, lax
-from jax.experimental import checkify
+import runs
+from cases import PAIRS, SHAPE, close, over_cases
+from jax import lax
 
 import jaxtrelu
-
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 @over_cases
 def test_eager_equals_jit_equals_definition(case):
-    value, _, _ = case.expected()
+    compiled = yield case.function, case.x, case.threshold
     eager = case.function(case.x, case.threshold)
-    compiled = jax.jit(case.function)(case.x, case.threshold)
     assert eager.dtype == compiled.dtype == case.x.dtype
     assert not eager.weak_type
     np.testing.assert_array_equal(eager, compiled)
-    close(eager, value, case)
+    close(eager, case.expected()[0], case)
 
 
-@over_cases
+@over_cases(run=runs.without_jit)
 def test_disable_jit(case):
-    with jax.disable_jit():
-        close(case.function(case.x, case.threshold), case.expected()[0], case)
+    value = yield case.function, case.x, case.threshold
+    close(value, case.expected()[0], case)
 
 
 @over_cases
@@ -55,20 +52,17 @@ def test_control_flow(case):
             rows.append(out)
         return (carry * carry).sum() + jnp.stack(rows).sum()
 
-    close(jax.grad(looped)(case.x), np.asarray(jax.grad(unrolled)(case.x), np.float64), case)
-    # Forward mode through a loop, which a custom_vjp would refuse.
-    close(
-        jax.jvp(looped, (case.x,), (case.x,))[1],
-        np.asarray(jax.jvp(unrolled, (case.x,), (case.x,))[1], np.float64),
-        case,
-    )
+    def program(x):
+        # Forward mode through a loop, too, which a custom_vjp would refuse.
+        return [(jax.grad(f)(x), jax.jvp(f, (x,), (x,))[1]) for f in (looped, unrolled)]
+
+    in_loop, without = yield program, case.x
+    for one, other in zip(in_loop, without, strict=True):
+        close(one, np.asarray(other, np.float64), case)
 
 
 @over_cases
 def test_while_and_cond(case):
-    value = case.expected()[0]
-
-    @jax.jit
     def twice_or_not(x, flag):
         _count, once = lax.while_loop(
             lambda state: state[0] < 1,
@@ -77,65 +71,65 @@ def test_while_and_cond(case):
         )
         return lax.cond(flag, lambda x: x, lambda x: case.function(x, case.threshold), once)
 
-    close(twice_or_not(case.x, True), value, case)
-    twice = case.expected(np.asarray(case.function(case.x, case.threshold), np.float64))[0]
-    close(twice_or_not(case.x, False), twice, case)
+    once, twice = yield lambda x, *flags: [twice_or_not(x, f) for f in flags], case.x, True, False
+    value = case.expected()[0]
+    close(once, value, case)
+    again = np.asarray(jnp.asarray(value, case.dtype), np.float64)
+    close(twice, case.expected(again)[0], case)
 
 
-@over_cases
+@over_cases(run=runs.ahead_of_time_and_donated)
 def test_ahead_of_time_and_donation(case):
-    compiled = (
-        jax.jit(case.function, donate_argnums=0, static_argnums=1 if case.kind == "number" else ())
-        .lower(case.x, case.threshold)
-        .compile()
-    )
-    x = case.x + 0
-    arguments = (x,) if case.kind == "number" else (x, case.threshold)
-    close(compiled(*arguments), case.expected()[0], case)
-    assert x.is_deleted()
+    value = yield case.function, case.x, case.threshold
+    close(value, case.expected()[0], case)
 
 
-@over_cases
-def test_checkify_and_debug_nans(case):
-    def loss(x):
-        return (case.function(x, case.threshold) ** 2).sum()
+@over_cases(run=runs.checked)
+def test_checkify(case):
+    return _gradient_of_the_square(case)
 
-    error, gradient = checkify.checkify(jax.jit(jax.grad(loss)), errors=checkify.float_checks)(
-        case.x
-    )
-    error.throw()
+
+@over_cases(run=runs.nans_watched)
+def test_debug_nans(case):
+    return _gradient_of_the_square(case)
+
+
+def _gradient_of_the_square(case):
+    def loss(x, threshold):
+        return (case.function(x, threshold) ** 2).sum()
+
+    gradient = yield jax.grad(loss), case.x, case.threshold
     value, slope, _ = case.expected()
     close(gradient, 2 * value * slope, case)
-    with jax.debug_nans(True):
-        close(jax.jit(jax.grad(loss))(case.x), 2 * value * slope, case)
-        with pytest.raises(FloatingPointError):
-            case.function(case.x.at[0, 0].set(jnp.nan), case.threshold)
 
 
-@over_cases
+@pytest.mark.parametrize("case", PAIRS[::5], ids=str)
+def test_debug_nans_finds_one(case):
+    with (
+        jax.enable_x64(case.dtype == "float64"),
+        jax.debug_nans(True),
+        pytest.raises(FloatingPointError),
+    ):
+        case.function(case.x.at[0, 0].set(jnp.nan), case.threshold)
+
+
+@over_cases(run=runs.exported)
 def test_export_with_symbolic_shapes(case):
-    """One artifact for all platforms and any number of rows, with its derivatives in it."""
+    """With its derivatives in it."""
 
     def both(x, threshold):
         value, pullback = jax.vjp(case.function, x, threshold)
         tangent = jax.jvp(case.function, (x, threshold), (x, threshold))[1]
-        return value, pullback(x), tangent
+        return value, *pullback(x), tangent
 
-    threshold = jnp.asarray(case.threshold)
-    (n,) = export.symbolic_shape("n")
-    rows = (n, *SHAPE[1:])
-    operands = (
-        jax.ShapeDtypeStruct(rows, case.dtype),
-        jax.ShapeDtypeStruct(rows if case.kind == "full" else threshold.shape, threshold.dtype),
-    )
-    exported = export.export(jax.jit(both), platforms=PLATFORMS)(*operands)
-    for got, wanted in zip(
-        jax.tree.leaves(exported.call(case.x, threshold)),
-        jax.tree.leaves(both(case.x, threshold)),
-        strict=True,
-    ):
-        assert got.dtype == wanted.dtype
-        close(got, np.asarray(wanted, np.float64), case)
+    got = yield both, case.x, jnp.asarray(case.threshold)
+    value, dx, dt = case.expected()
+    x, threshold = (np.asarray(o, np.float64) for o in (case.x, case.threshold))
+    wanted = value, dx * x, case.threshold_cotangent(dt * x), dx * x + dt * threshold
+    types = [case.dtype, case.dtype, jnp.asarray(case.threshold).dtype, case.dtype]
+    for one, other, dtype in zip(got, wanted, types, strict=True):
+        assert one.dtype == dtype
+        close(one, other, case)
 
 
 BY_HAND = {
@@ -174,18 +168,28 @@ def test_the_compiled_forward_is_that_of_a_select_by_hand(variant, where):
 
 
 def test_strict_promotion(strict_promotion):
+    """Traced and lowered, which is where a promotion would be refused."""
     x = jnp.ones(SHAPE, jnp.bfloat16)
-    for threshold in (0.5, jnp.float32(0.5), jnp.full(SHAPE[-1:], 0.5), jnp.full(SHAPE, 0.5)):
-        for variant in ("shift", "hard", "clamp"):
-            gradient = jax.grad(
-                lambda x, t, v=variant: (
-                    jaxtrelu.thresholded_relu(x, t, variant=v).astype(jnp.float32).sum()
-                ),
-                (0, 1),
-            )(x, threshold)
-            assert gradient[0].dtype == jnp.bfloat16
-        for surrogate in (jaxtrelu.Rectangle(0.5), jaxtrelu.Gaussian(0.5, to_input=True)):
-            jax.grad(lambda x, t, s=surrogate: jaxtrelu.step(x, t, surrogate=s)[0, 0])(x, threshold)
-            jax.hessian(
-                lambda t, s=surrogate: jaxtrelu.jump_relu(x, t, surrogate=s)[0, 0].astype(t.dtype)
-            )(jnp.float32(0.5))
+    thresholds = (0.5, jnp.float32(0.5), jnp.full(SHAPE[-1:], 0.5), jnp.full(SHAPE, 0.5))
+
+    def first(function, x, threshold, **options):
+        return function(x, threshold, **options)[0, 0].astype(jnp.float32)
+
+    def of(function, **options):
+        return functools.partial(first, function, **options)
+
+    def gradients(x, thresholds):
+        found = []
+        for threshold in thresholds:
+            for variant in BY_HAND:
+                f = of(jaxtrelu.thresholded_relu, variant=variant)
+                found.append(jax.grad(f, (0, 1))(x, threshold))
+            for surrogate in (jaxtrelu.Rectangle(0.5), jaxtrelu.Gaussian(0.5, to_input=True)):
+                found.append(jax.grad(of(jaxtrelu.step, surrogate=surrogate), (0, 1))(x, threshold))
+                jump = of(jaxtrelu.jump_relu, surrogate=surrogate)
+                found.append((x, jax.hessian(jump, 1)(x, jnp.float32(0.5))))
+        return found
+
+    out = jax.jit(gradients).lower(x, thresholds).out_info
+    assert len(out) == len(thresholds) * (len(BY_HAND) + 4)
+    assert all(dx.dtype == jnp.bfloat16 for dx, _ in out)

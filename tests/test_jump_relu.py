@@ -9,81 +9,147 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax_interfaces import Linen, both
 
 import jaxtrelu
 from jaxtrelu import Rectangle, sae
 from jaxtrelu.linen import JumpReLU as LinenJumpReLU
-from jaxtrelu.nnx import InputScale, JumpReLU, SparseAutoencoder, Threshold
+from jaxtrelu.nnx import JumpReLU, Threshold
+from jaxtrelu.sae import InputScale, SparseAutoencoder
 
 Z = jnp.array([[0.10, 0.52, 0.48, 1.0], [0.7, 0.2, 0.53, 0.47]])
 SURROGATE = Rectangle(0.1)
+FIRST = (0.5, 0.5, 0.3, 0.6)
+both_parametrisations = pytest.mark.parametrize("parametrisation", ["raw", "softplus"])
 
 
-def test_both_interfaces_are_the_function():
-    theta = np.float32([0.5, 0.4, 0.3, 0.6])
-    wanted = jaxtrelu.jump_relu(Z, theta, surrogate=SURROGATE)
-    layer = JumpReLU(4, surrogate=SURROGATE, threshold=theta)
-    np.testing.assert_array_equal(layer(Z), wanted)
-    linen = LinenJumpReLU(4, surrogate=SURROGATE, threshold=tuple(theta.tolist()))
-    variables = linen.init(jax.random.key(0), Z)
-    y, l0 = linen.apply(variables, Z, with_l0=True)
-    np.testing.assert_array_equal(y, wanted)
-    assert l0 == layer.l0(Z) == np.mean(np.sum(np.asarray(Z) > theta, axis=1))
-    assert set(variables) == {"params"}  # nothing is sown
+def layer_of(flax, threshold=0.5, features=4, x=Z, **arguments):
+    arguments = {"surrogate": SURROGATE, **arguments}
+    return flax("JumpReLU", x, features, threshold=threshold, **arguments)
 
 
-def test_gradients_of_the_layer_are_the_hand_values():
-    layer = JumpReLU(4, surrogate=SURROGATE, threshold=0.5)
-    pulled = nnx.grad(lambda layer: layer(Z[:1]).sum())(layer).parameter[...]
+@both
+def test_the_layer_is_the_function(flax):
+    layer = layer_of(flax, FIRST)
+    theta = np.float32(FIRST)
+    np.testing.assert_array_equal(layer(Z), jaxtrelu.jump_relu(Z, theta, surrogate=SURROGATE))
+    assert layer.l0(Z) == np.mean(np.sum(np.asarray(Z) > theta, axis=1))
+    assert list(layer.params) == ["threshold"]
+    assert not layer.fixed
+
+
+def test_linen_returns_the_penalty_beside_the_value():
+    layer = layer_of(Linen, FIRST)
+    y, l0 = layer.layer.apply(layer.variables, Z, with_l0=True)
+    np.testing.assert_array_equal(y, layer(Z))
+    assert l0 == layer.l0(Z)
+
+
+@both
+def test_gradients_of_the_layer_are_the_hand_values(flax):
+    layer = layer_of(flax)
+    pulled = layer.gradients(lambda layer: layer(Z[:1]).sum())["threshold"]
     np.testing.assert_allclose(pulled, [0, -5, -5, 0], rtol=1e-6)
-    pulled = nnx.grad(lambda layer: layer.l0(Z[:1]))(layer).parameter[...]
+    pulled = layer.gradients(lambda layer: layer.l0(Z[:1]))["threshold"]
     np.testing.assert_allclose(pulled, [0, -10, -10, 0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("parametrisation", ["raw", "softplus"])
-def test_parametrisations_start_where_they_were_told_to_and_stay_positive(parametrisation):
-    first = np.float32([0.2, 0.5, 0.9, 1.3])
-    layer = JumpReLU(4, surrogate=SURROGATE, threshold=first, parametrisation=parametrisation)
-    np.testing.assert_allclose(layer.threshold, first, rtol=1e-5)
-    layer.parameter[...] = layer.parameter[...] - 30.0
-    assert (np.asarray(layer.threshold) >= 0).all()
+@both
+@both_parametrisations
+def test_parametrisations_start_where_they_were_told_to_and_stay_positive(flax, parametrisation):
+    layer = layer_of(flax, (0.2, 0.5, 0.9, 1.3), parametrisation=parametrisation)
+    np.testing.assert_allclose(layer.threshold_value, [0.2, 0.5, 0.9, 1.3], rtol=1e-5)
+    layer.shift_threshold(-30.0)
+    assert (np.asarray(layer.threshold_value) >= 0).all()
 
 
-def test_a_raw_threshold_below_zero_still_receives_a_gradient():
-    layer = JumpReLU(1, surrogate=SURROGATE, threshold=0.0)
-    layer.parameter[...] = jnp.array([-0.3])
-    assert layer.threshold.tolist() == [0.0]
-    pulled = nnx.grad(lambda layer: layer.l0(jnp.array([[0.02]])))(layer).parameter[...]
+@both
+def test_softplus_thresholds_of_very_different_sizes(flax):
+    """expm1(5 / 0.0035) is infinite in float32, and log(expm1(u)) loses a small u."""
+    first = np.full(2000, 1e-3, np.float32)
+    first[7] = 5
+    layer = layer_of(flax, first, 2000, x=jnp.zeros((1, 2000)), parametrisation="softplus")
+    assert np.isfinite(layer.params["threshold"]).all()
+    np.testing.assert_allclose(layer.threshold_value, first, rtol=1e-5)
+
+
+@both
+@both_parametrisations
+def test_a_state_gives_its_thresholds_to_a_layer_constructed_with_others(flax, parametrisation):
+    trained = layer_of(flax, FIRST, parametrisation=parametrisation)
+    trained.shift_threshold(0.01)
+    other = layer_of(flax, 3.0, parametrisation=parametrisation)
+    assert not np.allclose(other.threshold_value, trained.threshold_value)
+    other.take_state_of(trained)
+    np.testing.assert_array_equal(other.threshold_value, trained.threshold_value)
+    np.testing.assert_array_equal(other(Z), trained(Z))
+
+
+@both
+def test_the_scale_is_no_parameter(flax):
+    layer = layer_of(flax, FIRST, parametrisation="softplus")
+    assert list(layer.params) == ["threshold"]
+    np.testing.assert_allclose(layer.fixed["threshold_scale"], np.mean(FIRST), rtol=1e-6)
+    pulled = layer.gradients(lambda layer: layer.l0(Z))
+    assert list(pulled) == ["threshold"]
+    assert np.any(pulled["threshold"])
+    if flax is Linen:  # whoever differentiates all variables does not move it either
+        of_all = jax.grad(lambda v: layer.layer.apply(v, Z, method="l0"))(layer.variables)
+        assert of_all["thresholds"]["threshold_scale"] == 0
+
+
+@both
+def test_a_raw_threshold_below_zero_still_receives_a_gradient(flax):
+    x = jnp.array([[0.02]])
+    layer = layer_of(flax, 0.0, 1, x=x)
+    layer.shift_threshold(-0.3)
+    assert layer.threshold_value.tolist() == [0.0]
+    pulled = layer.gradients(lambda layer: layer.l0(x))["threshold"]
     np.testing.assert_allclose(pulled, [-10], rtol=1e-6)
 
 
 def test_a_small_softplus_threshold_moves_as_fast_as_a_raw_one():
     """Under Adam a logarithm (or an unscaled softplus) would move it by θ · lr a step."""
     moved = {}
+    z = 0.02 * jax.random.normal(jax.random.key(0), (512, 8))
+
+    @nnx.jit
+    def update(layer, optimizer):
+        optimizer.update(layer, nnx.grad(lambda layer: layer.l0(z))(layer))
+
     for parametrisation in ("raw", "softplus"):
         layer = JumpReLU(
             8, surrogate=Rectangle(0.02), threshold=0.01, parametrisation=parametrisation
         )
         optimizer = nnx.Optimizer(layer, optax.adam(1e-4), wrt=Threshold)
-        z = 0.02 * jax.random.normal(jax.random.key(0), (512, 8))
         for _ in range(20):
-            optimizer.update(layer, nnx.grad(lambda m, z=z: m.l0(z))(layer))
-        moved[parametrisation] = float(jnp.mean(layer.threshold) - 0.01)
+            update(layer, optimizer)
+        moved[parametrisation] = float(jnp.mean(layer.threshold_value) - 0.01)
     assert moved["raw"] == pytest.approx(20e-4, rel=0.05)
     assert moved["softplus"] == pytest.approx(moved["raw"], rel=0.5)
 
 
-def test_axis_and_dtype():
-    layer = JumpReLU(2, surrogate=SURROGATE, threshold=0.5, axis=0)
+@both
+def test_axis_and_dtype(flax):
+    layer = layer_of(flax, features=2, axis=0)
     np.testing.assert_array_equal(layer(Z), np.where(np.asarray(Z) > 0.5, Z, 0))
     low = layer(Z.astype(jnp.bfloat16))
     assert low.dtype == jnp.bfloat16
-    assert layer.parameter.dtype == jnp.float32
     assert layer.l0(Z.astype(jnp.bfloat16)).dtype == jnp.float32
+    assert layer.params["threshold"].dtype == jnp.float32
+    cast = layer_of(flax, features=2, axis=0, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(cast(Z), low)
+
+
+@both
+def test_features_of_any_integer_type(flax):
+    layer = layer_of(flax, features=np.int64(4), axis=np.int64(1))
+    assert layer.threshold_value.shape == (4,)
+    np.testing.assert_array_equal(layer(Z), layer_of(flax)(Z))
 
 
 def test_layer_under_transformations():
-    layer = JumpReLU(4, surrogate=SURROGATE, threshold=0.5)
+    layer = JumpReLU(4, surrogate=SURROGATE, threshold=0.5, parametrisation="softplus")
     wanted = layer(Z)
     np.testing.assert_array_equal(nnx.jit(lambda m, z: m(z))(layer, Z), wanted)
     np.testing.assert_array_equal(nnx.remat(lambda m, z: m(z))(layer, Z), wanted)
@@ -91,6 +157,20 @@ def test_layer_under_transformations():
     np.testing.assert_array_equal(each, wanted)
     graph, thresholds, rest = nnx.split(layer, Threshold, ...)
     np.testing.assert_array_equal(nnx.merge(graph, thresholds, rest)(Z), wanted)
+
+
+def test_layers_made_by_vmap_have_a_scale_each():
+    starts = jnp.float32([0.2, 0.5])
+
+    @nnx.vmap
+    def make(start):
+        return JumpReLU(4, surrogate=SURROGATE, threshold=start, parametrisation="softplus")
+
+    layers = make(starts)
+    assert layers.threshold_scale.shape == (2,)
+    y = nnx.vmap(lambda layer, z: layer(z), in_axes=(0, None))(layers, Z)
+    for row, start in zip(y, starts.tolist(), strict=True):
+        np.testing.assert_array_equal(row, np.where(np.asarray(Z) > start, Z, 0))
 
 
 def test_linen_layer_trains_inside_a_network():
@@ -109,28 +189,35 @@ def test_linen_layer_trains_inside_a_network():
     ("changed", "error", "words"),
     [
         ({"threshold": -0.1}, ValueError, "at least 0, but is -0.1"),
-        ({"threshold": float("nan")}, ValueError, "finite"),
-        ({"threshold": (0.1, 0.2)}, ValueError, r"shape \(4,\).*shape \(2,\)"),
+        ({"threshold": float("inf")}, ValueError, "finite"),
+        ({"threshold": float("nan")}, ValueError, "NaN"),
+        ({"threshold": (0.1, 0.2)}, ValueError, r"shape of the channels, \(4,\).*shape \(2,\)"),
+        ({"threshold": "0.1"}, TypeError, "should be a number"),
+        ({"threshold": jax.nn.initializers.ones}, TypeError, "one entry per feature"),
         ({"threshold": 0.0, "parametrisation": "softplus"}, ValueError, "greater than 0 under"),
         ({"parametrisation": "log"}, ValueError, "'raw' or 'softplus', but is 'log'"),
-        ({"surrogate": None}, TypeError, "without one the thresholds would not learn"),
-        ({"features": 0}, ValueError, "whole number ≥ 1"),
+        ({"surrogate": None}, TypeError, "without one a JumpReLU's thresholds do not learn"),
+        ({"surrogate": 0.1}, TypeError, "should be a jaxtrelu surrogate"),
+        ({"features": 0}, ValueError, "`features` should be at least 1, but is 0"),
+        ({"features": 4.0}, TypeError, "`features` should be a whole number, but is 4.0"),
+        ({"features": True}, TypeError, "`features` should be a whole number"),
+        ({"axis": (0, 1)}, ValueError, "one axis of x for each axis of the threshold"),
+        ({"param_dtype": jnp.bfloat16}, ValueError, "param_dtype.*float32"),
     ],
 )
-def test_bad_arguments(kind, changed, error, words):
-    arguments = {"features": 4, "surrogate": SURROGATE, **changed}
-
-    def build():
-        layer = kind(**arguments)
-        layer.init(jax.random.key(0), Z)  # Linen checks when it is first called
-
+def test_bad_arguments_are_refused_at_construction(kind, changed, error, words):
     with pytest.raises(error, match=words):
-        build()
+        kind(**{"features": 4, "surrogate": SURROGATE, **changed})
 
 
-def test_wrong_number_of_features():
-    with pytest.raises(ValueError, match=r"4 features along axis -1, but has shape \(2, 3\)"):
-        JumpReLU(4, surrogate=SURROGATE)(jnp.ones((2, 3)))
+@both
+def test_x_that_the_layer_does_not_take(flax):
+    layer = layer_of(flax)
+    for call in (layer, layer.l0):
+        with pytest.raises(ValueError, match=r"shape \(4,\).*axis -1 of x.*\(2, 3\) has 3"):
+            call(jnp.ones((2, 3)))
+        with pytest.raises(TypeError, match="floating point"):
+            call(jnp.ones((2, 4), jnp.int32))
 
 
 # --- the autoencoder ---------------------------------------------------------------------------
@@ -144,7 +231,7 @@ def test_autoencoder_keeps_its_units(recipe):
     small, large = models
     np.testing.assert_allclose(large.encode(50 * x), small.encode(x), rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(large(50 * x), 50 * small(x), rtol=2e-3, atol=2e-2)
-    losses = [float(m.loss(c * x, 0.1)[0]) for m, c in ((small, 1.0), (large, 50.0))]
+    losses = [float(m.loss(c * x, 0.1, sparse=False)[0]) for m, c in ((small, 1.0), (large, 50.0))]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert len(jax.tree.leaves(nnx.state(small, nnx.Param))) == 5
     assert len(jax.tree.leaves(nnx.state(small, InputScale))) == 1
@@ -158,7 +245,7 @@ def test_autoencoder_trains_as_a_module():
 
     @nnx.jit
     def update(model, optimizer):
-        value, gradient = nnx.value_and_grad(lambda model: model.loss(x, 0.5)[0])(model)
+        value, gradient = nnx.value_and_grad(lambda m: m.loss(x, 0.5, sparse=False)[0])(model)
         optimizer.update(model, model.constrained_gradient(gradient))
         model.constrain()
         return value
@@ -173,17 +260,17 @@ def test_autoencoder_trains_as_a_module():
 def test_a_flax_loop_is_the_same_run_as_the_plain_step(recipe):
     """Gradient, projection, Adam and constraint: `sae.train_step` with a λ that follows a ramp."""
     x = np.asarray(jax.random.normal(jax.random.key(1), (128, 12)), np.float32)
-    model = SparseAutoencoder(80, x, recipe=recipe, rngs=nnx.Rngs(0))
+    model = SparseAutoencoder(24, x, recipe=recipe, rngs=nnx.Rngs(0))
     scale = float(model.input_scale[...])
     optimizer = nnx.Optimizer(model, recipe.optimizer(40), wrt=nnx.Param)
     schedule = recipe.coefficient_schedule(40)
-    settings = sae.Settings(80, 40, recipe)
+    settings = sae.Settings(24, 40, recipe, sparse=False)
     state = sae.initial_state(settings, x * scale)
     state = state._replace(weights=jax.tree.map(jnp.copy, model.weights))
 
     @nnx.jit
     def update(model, optimizer, coefficient):
-        gradient = nnx.grad(lambda model: model.loss(x, coefficient)[0])(model)
+        gradient = nnx.grad(lambda m: m.loss(x, coefficient, sparse=False)[0])(model)
         optimizer.update(model, model.constrained_gradient(gradient))
         model.constrain()
 
@@ -202,8 +289,14 @@ def test_the_modules_loss_skips_zeros_by_default():
     model = SparseAutoencoder(512, x, recipe=recipe, rngs=nnx.Rngs(0))
     found = {}
     for sparse in (True, False):
-        loss = nnx.value_and_grad(lambda m, s=sparse: m.loss(x, 0.5, sparse=s)[0])
-        found[sparse] = jax.tree.leaves(loss(model))
+
+        @nnx.jit
+        def loss_and_gradient(model, x, sparse=sparse):
+            # Where it is not asked for, the default.
+            options = {} if sparse else {"sparse": False}
+            return nnx.value_and_grad(lambda m: m.loss(x, 0.5, **options)[0])(model)
+
+        found[sparse] = jax.tree.leaves(loss_and_gradient(model, x))
         listed = "while" in str(jax.make_jaxpr(lambda x, s=sparse: model.loss(x, 0.5, sparse=s))(x))
         assert listed == sparse
     for a, b in zip(*found.values(), strict=True):
@@ -217,7 +310,7 @@ def test_an_optimizer_of_thresholds_moves_nothing_else_and_a_checkpoint_brings_a
     before = jax.tree.map(jnp.copy, model.weights)
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=Threshold)
     wrt = nnx.DiffState(0, Threshold)
-    optimizer.update(model, nnx.grad(lambda m: m.loss(x, 5.0)[0], argnums=wrt)(model))
+    optimizer.update(model, nnx.grad(lambda m: m.loss(x, 5.0, sparse=False)[0], argnums=wrt)(model))
     moved = [bool((a != b).any()) for a, b in zip(before, model.weights, strict=True)]
     assert moved == [name == "threshold" for name in sae.Weights._fields]
 
@@ -231,6 +324,47 @@ def test_an_optimizer_of_thresholds_moves_nothing_else_and_a_checkpoint_brings_a
     np.testing.assert_array_equal(again.input_scale[...], model.input_scale[...])
 
 
+def test_an_autoencoder_around_trained_weights_is_the_plain_functions():
+    recipe = dataclasses.replace(sae.short_run(), batch_size=64)
+    x = np.asarray(3 * jax.random.normal(jax.random.key(1), (256, 12)), np.float32)
+    found = sae.train(sae.Rows(x), sae.Settings(24, 5, recipe, sparse=False))
+    model = SparseAutoencoder.from_weights(found.weights, found.scale, recipe)
+    theta = found.weights.threshold
+    pi = sae.pre_activations(found.weights, x * found.scale)
+    wanted = sae.reconstruct(found.weights, jnp.where(pi > theta, pi, 0)) / found.scale
+    np.testing.assert_allclose(model(x), wanted, rtol=1e-5, atol=1e-5)
+    assert 0 < np.count_nonzero(model.encode(x)) < pi.size
+    np.testing.assert_array_equal(model.decode(model.encode(x)), model(x))
+    np.testing.assert_array_equal(model.threshold_value, theta)
+    np.testing.assert_array_equal(model.pre_activations(x) > theta, model.encode(x) != 0)
+    for ours, theirs in zip(model.weights, found.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    # It is a module as any other, with buffers of its own.
+    assert isinstance(model.threshold, Threshold)
+    for buffer in found.weights:
+        buffer.delete()
+    fresh = SparseAutoencoder(24, x, recipe=recipe, rngs=nnx.Rngs(3))
+    nnx.update(fresh, nnx.state(model))
+    np.testing.assert_array_equal(
+        nnx.jit(lambda m, x: m(x))(fresh, x), nnx.jit(lambda m, x: m(x))(model, x)
+    )
+    gradient = nnx.grad(lambda m: m.loss(x, 0.5, sparse=False)[0])(model)
+    tangent = model.constrained_gradient(gradient)["decoder"][...]
+    along = jnp.sum(tangent * model.decoder[...], axis=1)
+    np.testing.assert_allclose(along, np.zeros(24), atol=1e-3)
+
+
+def test_weights_that_do_not_go_together_are_named():
+    weights = sae.initial_weights(jax.random.key(0), 4, jnp.ones((2, 3)), sae.short_run())
+    with pytest.raises(ValueError, match=r"`decoder` should have shape \(4, 3\).*\(3, 4\)"):
+        SparseAutoencoder.from_weights(
+            weights._replace(decoder=weights.decoder.T), 1.0, sae.short_run()
+        )
+    with pytest.raises(ValueError, match="`scale` should be finite and greater than 0, but is 0"):
+        SparseAutoencoder.from_weights(weights, 0, sae.short_run())
+
+
 def test_autoencoder_names_what_is_wrong():
     x = np.ones((8, 3), np.float32)
     x[5, 1] = np.nan
@@ -239,3 +373,7 @@ def test_autoencoder_names_what_is_wrong():
     model = SparseAutoencoder(4, np.ones((8, 3)), recipe=sae.gemma_scope(), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"3 columns.*shape \(2, 5\)"):
         model(jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match=r"shape \(examples, dimension\), but has shape \(3,\)"):
+        SparseAutoencoder(4, np.ones(3), recipe=sae.gemma_scope(), rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="`features` should be a whole number"):
+        SparseAutoencoder(4.0, np.ones((8, 3)), recipe=sae.gemma_scope(), rngs=nnx.Rngs(0))

@@ -17,32 +17,40 @@ def _tangents(case):
 
 @over_cases
 def test_grad_and_vjp(case):
-    _, dx, dt = case.expected()
+    def program(x, threshold, cotangent):
+        value, pullback = jax.vjp(case.function, x, jnp.asarray(threshold))
+        only_x = jax.grad(lambda x: (case.function(x, case.threshold) * cotangent).sum())
+        return value, *pullback(cotangent), only_x(x)
+
     cotangent = case.draw()
-    value, pullback = jax.vjp(case.function, case.x, jnp.asarray(case.threshold))
-    close(value, case.expected()[0], case)
-    from_x, from_threshold = pullback(cotangent)
+    value, from_x, from_threshold, only_x = yield program, case.x, case.threshold, cotangent
+    expected, dx, dt = case.expected()
     weights = np.asarray(cotangent, np.float64)
+    close(value, expected, case)
     assert from_x.dtype == case.x.dtype
     close(from_x, dx * weights, case)
     close(from_threshold, case.threshold_cotangent(dt * weights), case)
-    only_x = jax.jit(jax.grad(lambda x: (case.function(x, case.threshold) * cotangent).sum()))
-    close(only_x(case.x), dx * weights, case)
+    close(only_x, dx * weights, case)
 
 
 @over_cases
 def test_jvp_and_linearize(case):
-    _, slope_x, slope_t = case.expected()
+    def program(operands, tangents):
+        value, tangent = jax.jvp(case.function, operands, tangents)
+        linear_value, linear = jax.linearize(case.function, *operands)
+        back = jax.linear_transpose(linear, *tangents)(jnp.ones_like(value))
+        return value, tangent, linear_value, linear(*tangents), back
+
     dx, dt = _tangents(case)
-    expected = slope_x * np.asarray(dx, np.float64) + slope_t * np.asarray(dt, np.float64)
     operands = (case.x, jnp.asarray(case.threshold))
-    value, tangent = jax.jvp(case.function, operands, (dx, dt))
+    value, tangent, linear_value, linear, (from_x, from_t) = yield program, operands, (dx, dt)
+    expected, slope_x, slope_t = case.expected()
+    pushed = slope_x * np.asarray(dx, np.float64) + slope_t * np.asarray(dt, np.float64)
     assert tangent.dtype == case.x.dtype
-    close(value, case.expected()[0], case)
-    close(tangent, expected, case)
-    value, linear = jax.linearize(case.function, *operands)
-    close(linear(dx, dt), expected, case)
-    (from_x, from_t) = jax.linear_transpose(linear, dx, dt)(jnp.ones_like(value))
+    close(value, expected, case)
+    close(tangent, pushed, case)
+    close(linear_value, expected, case)
+    close(linear, pushed, case)
     close(from_x, slope_x, case)
     close(from_t, case.threshold_cotangent(slope_t), case)
 
@@ -50,10 +58,14 @@ def test_jvp_and_linearize(case):
 @over_cases
 def test_adjointness(case):
     """<J t, c> = <t, J' c>: both modes come from one rule."""
+
+    def program(operands, tangents, cotangent):
+        _, forward = jax.jvp(case.function, operands, tangents)
+        return forward, jax.vjp(case.function, *operands)[1](cotangent)
+
     operands = (case.x, jnp.asarray(case.threshold))
     tangents, cotangent = _tangents(case), case.draw()
-    _, forward = jax.jvp(case.function, operands, tangents)
-    backward = jax.vjp(case.function, *operands)[1](cotangent)
+    forward, backward = yield program, operands, tangents, cotangent
 
     def dot(a, b):
         return float(np.vdot(np.asarray(a, np.float64), np.asarray(b, np.float64)))
@@ -65,41 +77,51 @@ def test_adjointness(case):
 
 @over_cases
 def test_jacobians(case):
+    def program(x, threshold):
+        return [jacobian(case.function)(x, threshold) for jacobian in (jax.jacfwd, jax.jacrev)]
+
     x, threshold = case.first(9)
     slope = case.expected(x, threshold)[1]
-    for jacobian in (jax.jacfwd, jax.jacrev):
-        close(jacobian(case.function)(x, threshold), np.diag(slope), case)
+    for jacobian in (yield program, x, threshold):
+        close(jacobian, np.diag(slope), case)
 
 
 @over_cases
 def test_second_derivatives(case):
     """Of the function itself exactly zero; of its square, the square of its slope."""
+
+    def program(x, threshold):
+        def total(x, threshold):
+            return case.function(x, threshold).sum()
+
+        def square(x):
+            return (case.function(x, threshold) ** 2).sum()
+
+        zeros = jax.hessian(total, argnums=(0, 1))(x, jnp.asarray(threshold))
+        return zeros, jax.hessian(square)(x), jax.jacrev(jax.jacfwd(square))(x)
+
     x, threshold = case.first(9)
-    _value, slope, _ = case.expected(x, threshold)
-
-    def total(x, threshold):
-        return case.function(x, threshold).sum()
-
-    zeros = jax.hessian(total, argnums=(0, 1))(x, jnp.asarray(threshold))
+    zeros, square, over = yield program, x, threshold
     for block in jax.tree.leaves(zeros):
         np.testing.assert_array_equal(np.asarray(block, np.float64), 0)
-    square = jax.hessian(lambda x: (case.function(x, threshold) ** 2).sum())(x)
+    slope = case.expected(x, threshold)[1]
     close(square, np.diag(2 * slope**2), case)
-    over = jax.jacrev(jax.jacfwd(lambda x: (case.function(x, threshold) ** 2).sum()))(x)
     close(over, np.diag(2 * slope**2), case)
 
 
 @over_cases
 def test_jet(case):
-    slope = case.expected()[1]
-    first, second = case.draw(), case.draw()
-    value, terms = jet(lambda x: case.function(x, case.threshold), (case.x,), ([first, second],))
-    close(value, case.expected()[0], case)
-    for term, series in zip(terms, (first, second), strict=True):
-        close(term, slope * np.asarray(series, np.float64), case)
-    gradient, _ = jet(
-        jax.grad(lambda x: case.function(x, case.threshold).sum()), (case.x,), ([first, second],)
-    )
+    def program(x, threshold, series):
+        value, terms = jet(lambda x: case.function(x, threshold), (x,), (series,))
+        gradient, _ = jet(jax.grad(lambda x: case.function(x, threshold).sum()), (x,), (series,))
+        return value, terms, gradient
+
+    series = [case.draw(), case.draw()]
+    value, terms, gradient = yield program, case.x, case.threshold, series
+    expected, slope, _ = case.expected()
+    close(value, expected, case)
+    for term, given in zip(terms, series, strict=True):
+        close(term, slope * np.asarray(given, np.float64), case)
     close(gradient, slope, case)
 
 

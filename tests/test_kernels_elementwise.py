@@ -13,14 +13,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jaxtrelu
-from jaxtrelu import Rectangle, dispatch, thresholded_relu
-from jaxtrelu.gate import gate
-from jaxtrelu.kernels import half
-from jaxtrelu.kernels.views import View
-from jaxtrelu.operation import packing_of
-from jaxtrelu.packing import Packing, words_for
-from jaxtrelu.primitive import thresholded_p
-from jaxtrelu.variants import Spec
+from jaxtrelu import Rectangle, thresholded_relu
+from jaxtrelu._backends.mosaic_tpu import half
+from jaxtrelu._backends.views import View
+from jaxtrelu._primitive.lowering import BACK_ENDS
+from jaxtrelu._primitive.packing import Packing, words_for
+from jaxtrelu._primitive.rules import gate, packing_of, thresholded_p
+from jaxtrelu._primitive.spec import Spec
 
 VARIANTS = [
     {"variant": "shift"},
@@ -153,21 +152,21 @@ class TestElementwise:
             np.testing.assert_allclose(dx[i], expected[0], rtol=1e-6)
             np.testing.assert_allclose(dt[i], expected[1], rtol=1e-5)
 
+    # XLA: test_sharding.py. Mosaic GPU: interpreted on one device only.
+    @pytest.mark.parametrize("name", ["mosaic_tpu"], indirect=True)
     def test_shard_map(self, name):
         """The kernels themselves, in a compiled program over two devices."""
-        if name != "mosaic_tpu":
-            pytest.skip("XLA: test_sharding.py; Mosaic GPU: interpreted on one device only")
         mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         x, threshold = draw(0, (4, 70)), draw(1, (1, 70))
-        packing = Packing()
+        packing, kernels = Packing(), BACK_ENDS[name].kernels
 
         def local(x, threshold):
             threshold = jax.lax.pcast(threshold, "data", to="varying")
-            y, words = dispatch.thresholded_kernel(
-                name, x, threshold, spec=Spec(), packing=packing, outputs=("value", "gate")
+            y, words = kernels["thresholded_relu"].run(
+                x, threshold, spec=Spec(), packing=packing, outputs=("value", "gate")
             )
             options = {"packing": packing, "invert": False, "implementation": name}
-            return y, dispatch.gate_kernel(name, x, words, **options)
+            return y, kernels["thresholded_gate"].run(x, words, **options)
 
         # JAX 0.10's interpreter declares no varying axes for its callbacks.
         mapped = jax.shard_map(

@@ -28,7 +28,6 @@ pytestmark = [
         reason=f"the GPU compiler is not installed: pip install 'jaxtrelu[kernels-test-gpu]' "
         f"(missing: {', '.join(missing())})",
     ),
-    pytest.mark.xdist_group("gpu_compile"),
 ]
 TARGETS = {"h100": "sm_90a", "a100": "sm_80"}
 

@@ -18,7 +18,6 @@ pytestmark = [
         importlib.util.find_spec("libtpu") is None,
         reason="the TPU compiler is not installed: pip install 'jaxtrelu[kernels-test]'",
     ),
-    pytest.mark.xdist_group("libtpu"),
 ]
 GENERATIONS = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 ELEMENTWISE = {"thresholded_relu_tpu", "thresholded_gate_tpu"}
@@ -51,7 +50,7 @@ def summed(x, threshold, **options):
 
 
 def linear(x, w, b, threshold, **options):
-    return jaxtrelu.thresholded_linear(x, w, b, threshold, **options).astype(jnp.float32).sum()
+    return jaxtrelu.thresholded_linear(x, w, threshold, b=b, **options).astype(jnp.float32).sum()
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

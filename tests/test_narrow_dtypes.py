@@ -1,20 +1,23 @@
 """float8 and integers through every transformation; other integers: test_values_and_dtypes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from jax import export, lax
-from jax.experimental import checkify
+import runs
+from cases import together
+from jax import lax
 from jax.experimental.jet import jet
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxtrelu
 
+SLOW = pytest.mark.slow
 SHAPE = (2, 35)
 FLOATS = ("float8_e4m3fn", "float8_e5m2")
 INTEGERS = ("int8", "uint32")
@@ -57,8 +60,8 @@ class Narrow:
     def function(self, x, threshold):
         return jaxtrelu.thresholded_relu(x, threshold, **self.options)
 
-    def at_threshold(self, x):
-        return self.function(x, self.threshold)
+    def operands(self):
+        return self.x, jnp.asarray(self.threshold, self.dtype)
 
     @property
     def axes(self):
@@ -74,8 +77,25 @@ class Narrow:
 
 
 def _cases(dtypes):
-    cases = [Narrow(v, d, k) for v in VARIANTS for d in dtypes for k in KINDS]
-    return pytest.mark.parametrize("case", cases, ids=lambda c: f"{c.variant}-{c.dtype}-{c.kind}")
+    """By dtype: for every variant one kind of threshold, and, slow, all kinds."""
+
+    def of(dtype, i, everything):
+        kinds = list(KINDS) if everything else None
+        return [
+            Narrow(v, dtype, kind)
+            for j, v in enumerate(VARIANTS)
+            for kind in kinds or [list(KINDS)[(i + j) % len(KINDS)]]
+        ]
+
+    quick = [pytest.param(of(d, i, False), id=d) for i, d in enumerate(dtypes)]
+    every = [
+        pytest.param(of(d, 0, True), id=f"{d}, all kinds", marks=pytest.mark.slow) for d in dtypes
+    ]
+    return pytest.mark.parametrize("cases", quick + every)
+
+
+def _all_of(law, cases, run=runs.one_program):
+    together({f"{c.variant}-{c.dtype}-{c.kind}": law(c) for c in cases}, run)
 
 
 def _same(actual, expected, dtype):
@@ -83,104 +103,80 @@ def _same(actual, expected, dtype):
     np.testing.assert_array_equal(oracle.wide(actual), oracle.rounded(expected, dtype))
 
 
-def _mesh(kind):
-    return jax.make_mesh(SHAPE[:1], ("rows",), axis_types=(kind,), devices=jax.devices()[:2])
-
-
-def _scanned(case):
-    rows = (case.x, case.threshold if case.kind == "full" else None)
+def _scanned(case, x, threshold):
+    rows = (x, threshold if case.kind == "full" else None)
 
     def body(carry, row):
-        return carry, case.function(row[0], case.threshold if row[1] is None else row[1])
+        return carry, case.function(row[0], threshold if row[1] is None else row[1])
 
     return lax.scan(body, 0, rows)[1]
 
 
-def _looped(case):
+def _looped(case, x, threshold):
     state = lax.while_loop(
-        lambda s: s[0] < 1, lambda s: (s[0] + 1, case.at_threshold(s[1])), (0, case.x)
+        lambda s: s[0] < 1, lambda s: (s[0] + 1, case.function(s[1], threshold)), (0, x)
     )
     return state[1]
 
 
-def _sharded(case):
-    specs = (P("rows"), P("rows") if case.kind == "full" else P())
+def _sharded(case, x, threshold):
     mapped = jax.shard_map(
-        case.function, mesh=_mesh(AxisType.Auto), in_specs=specs, out_specs=P("rows")
+        case.function,
+        mesh=runs.mesh_of_rows(SHAPE[0], AxisType.Auto),
+        in_specs=(P("rows"), P("rows") if case.kind == "full" else P()),
+        out_specs=P("rows"),
     )
-    return jax.jit(mapped)(case.x, jnp.asarray(case.threshold, case.dtype))
-
-
-def _explicit(case):
-    mesh = _mesh(AxisType.Explicit)
-    with jax.set_mesh(mesh):
-        rows = NamedSharding(mesh, P("rows", None))
-        threshold = case.threshold
-        if case.kind == "full":
-            threshold = jax.device_put(threshold, rows)
-        return case.function(jax.device_put(case.x, rows), threshold)
-
-
-def _exported(case):
-    (n,) = export.symbolic_shape("n")
-    threshold = jnp.asarray(case.threshold, case.dtype)
-    shape = (n, SHAPE[1])
-    operands = [
-        jax.ShapeDtypeStruct(s, case.dtype)
-        for s in (shape, shape if case.kind == "full" else threshold.shape)
-    ]
-    exported = export.export(jax.jit(case.function), platforms=("cpu", "cuda", "rocm", "tpu"))
-    return exported(*operands).call(case.x, threshold)
-
-
-def _donated(case):
-    x = jnp.array(case.x)
-    return jax.jit(case.at_threshold, donate_argnums=0).lower(x).compile()(x)
-
-
-def _checked(case):
-    error, value = checkify.checkify(jax.jit(case.at_threshold))(case.x)
-    error.throw()
-    return value
-
-
-def _without_jit(case):
-    with jax.disable_jit():
-        return case.at_threshold(case.x)
-
-
-def _nans_watched(case):
-    with jax.debug_nans(True):
-        return jax.jit(case.at_threshold)(case.x)
+    return mapped(x, threshold)
 
 
 VALUES = {
-    "eager": lambda case: case.at_threshold(case.x),
-    "jit": lambda case: jax.jit(case.at_threshold)(case.x),
-    "vmap": lambda case: jax.vmap(case.function, case.axes)(case.x, case.threshold),
-    "pmap": lambda case: jax.pmap(case.function, in_axes=case.axes)(case.x, case.threshold),
+    "jit": lambda case, x, t: case.function(x, t),
+    "a number": lambda case, x, t: case.function(x, case.threshold),
+    "vmap": lambda case, x, t: jax.vmap(case.function, case.axes)(x, t),
     "scan": _scanned,
     "while": _looped,
-    "cond": lambda case: lax.cond(True, case.at_threshold, lambda x: x, case.x),
-    "checkpoint": lambda case: jax.checkpoint(case.at_threshold)(case.x),
+    "cond": lambda case, x, t: lax.cond(x[0, 0] == x[0, 0], case.function, lambda x, t: x, x, t),
+    "checkpoint": lambda case, x, t: jax.checkpoint(case.function)(x, t),
     "shard_map": _sharded,
-    "explicit mesh": _explicit,
-    "export, symbolic": _exported,
-    "donation, ahead of time": _donated,
-    "checkify": _checked,
-    "debug_nans": _nans_watched,
-    "disable_jit": _without_jit,
 }
 
 
 @_cases(FLOATS + INTEGERS)
-def test_values(case):
-    for name, transformed in VALUES.items():
-        try:
-            _same(transformed(case), case.value, case.dtype)
-        except AssertionError as error:
-            error.add_note(f"under {name}")
-            raise
+def test_values(cases):
+    def law(case):
+        def program(x, threshold):
+            return {name: f(case, x, threshold) for name, f in VALUES.items()}
+
+        values = yield program, *case.operands()
+        for name, value in values.items():
+            try:
+                _same(value, case.value, case.dtype)
+            except AssertionError as error:
+                raise AssertionError(f"under {name}: {error}") from error
+
+    _all_of(law, cases)
+
+
+RUNS = [
+    runs.step_by_step,
+    runs.without_jit,
+    runs.row_by_device,
+    runs.on_an_explicit_mesh,
+    runs.exported,
+    runs.ahead_of_time_and_donated,
+    runs.checked,
+    runs.nans_watched,
+]
+
+
+@_cases(FLOATS + INTEGERS)
+@pytest.mark.parametrize("run", RUNS)
+def test_values_by_any_run(run, cases):
+    def law(case):
+        value = yield case.function, *case.operands()
+        _same(value.reshape(SHAPE), case.value, case.dtype)
+
+    _all_of(law, cases, run)
 
 
 def _pulled(function, x):
@@ -192,6 +188,14 @@ def _linearized(function, x):
     return jax.linearize(function, x)[1](jnp.ones_like(x))
 
 
+def _diagonal(jacobian):
+    def slopes(f, x):
+        square = jacobian(lambda x: f(x).ravel())(x).astype("float32").reshape(x.size, x.size)
+        return jnp.diagonal(square).reshape(x.shape).astype(x.dtype)
+
+    return slopes
+
+
 SLOPES = {
     "vjp": _pulled,
     "jit of vjp": lambda f, x: jax.jit(lambda x: _pulled(f, x))(x),
@@ -199,40 +203,51 @@ SLOPES = {
     "linearize": _linearized,
     "vjp of checkpoint": lambda f, x: _pulled(jax.checkpoint(f), x),
     "jet": lambda f, x: jet(f, (x,), ([jnp.ones_like(x)],))[1][0],
-    "jacfwd": lambda f, x: jnp.diagonal(
-        jax.jacfwd(lambda x: f(x).ravel())(x).astype("float32").reshape(x.size, x.size)
-    ).reshape(x.shape).astype(x.dtype),
-    "jacrev": lambda f, x: jnp.diagonal(
-        jax.jacrev(lambda x: f(x).ravel())(x).astype("float32").reshape(x.size, x.size)
-    ).reshape(x.shape).astype(x.dtype),
-}  # fmt: skip
+    "jacfwd": _diagonal(jax.jacfwd),
+    "jacrev": _diagonal(jax.jacrev),
+}
 
 
 @_cases(FLOATS)
-def test_slopes(case):
-    for name, transformed in SLOPES.items():
-        try:
-            _same(transformed(case.at_threshold, case.x), case.gate, case.dtype)
-        except AssertionError as error:
-            error.add_note(f"under {name}")
-            raise
-    total = jax.hessian(lambda x: case.at_threshold(x).astype("float32").sum())(case.x)
-    assert not oracle.wide(total).any()
+@pytest.mark.parametrize("run", [runs.one_program, pytest.param(runs.step_by_step, marks=SLOW)])
+def test_slopes(run, cases):
+    def law(case):
+        def program(x, threshold):
+            function = functools.partial(case.function, threshold=threshold)
+            hessian = jax.hessian(lambda x: function(x).astype("float32").sum())(x)
+            return {name: f(function, x) for name, f in SLOPES.items()}, hessian
+
+        slopes, hessian = yield program, *case.operands()
+        for name, slope in slopes.items():
+            try:
+                _same(slope, case.gate, case.dtype)
+            except AssertionError as error:
+                raise AssertionError(f"under {name}: {error}") from error
+        assert not oracle.wide(hessian).any()
+
+    _all_of(law, cases, run)
 
 
 @_cases(FLOATS)
-def test_threshold_cotangents(case):
-    if case.kind == "number":
-        pytest.skip("a number has no cotangent")
-    _, dt = jax.vjp(case.function, case.x, case.threshold)[1](jnp.ones_like(case.x))
-    ones = np.ones(SHAPE)
-    _, expected = oracle.cotangents(case.x, case.threshold, ones, **case.options)
-    _same(dt, expected, case.dtype)
+def test_threshold_cotangents(cases):
+    def law(case):
+        def program(x, threshold):
+            return jax.vjp(case.function, x, threshold)[1](jnp.ones_like(x))[1]
+
+        x, threshold = case.operands()
+        dt = yield program, x, threshold
+        _, expected = oracle.cotangents(x, threshold, np.ones(SHAPE), **case.options)
+        _same(dt, expected, case.dtype)
+
+    _all_of(law, cases)
 
 
 @_cases(INTEGERS)
-def test_integers_have_no_tangents(case):
-    (cotangent,) = jax.vjp(case.at_threshold, case.x)[1](np.zeros(SHAPE, jax.dtypes.float0))
-    assert cotangent.dtype == jax.dtypes.float0
-    _, tangent = jax.jvp(case.at_threshold, (case.x,), (np.zeros(SHAPE, jax.dtypes.float0),))
-    assert tangent.dtype == jax.dtypes.float0
+def test_integers_have_no_tangents(cases):
+    for case in cases:
+        at_threshold = functools.partial(case.function, threshold=case.threshold)
+        zeros = np.zeros(SHAPE, jax.dtypes.float0)
+        (cotangent,) = jax.vjp(at_threshold, case.x)[1](zeros)
+        assert cotangent.dtype == jax.dtypes.float0
+        _, tangent = jax.jvp(at_threshold, (case.x,), (zeros,))
+        assert tangent.dtype == jax.dtypes.float0

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from hypothesis import HealthCheck, given, settings
+from cases import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxtrelu
@@ -50,17 +51,6 @@ INTEGERS = ["int8", "uint8", "int16", "int32", "uint32"]
 SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0])
 
 every_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-
-
-def examples(count):
-    """The same examples in every run, and no limit on the time of one: the first compiles."""
-    return settings(
-        max_examples=count,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -187,7 +187,7 @@ def test_command_killed_hard_reaches_the_same_result(activations, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        (["--features", "0"], "`features` should be a whole number"),
+        (["--features", "0"], "--features should be from 1 to"),
         (["--l0", "99"], "between 0 and the number of features"),
         (["--bandwidth", "-1"], "`bandwidth` of Rectangle"),
         (["--threshold", "-1"], "`initial_threshold` of a recipe should be at least 0"),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 from cases import SHAPE, Case, close, over_cases
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -79,15 +80,6 @@ def test_explicit_mesh(options, shape, spec):
             _expect_same_gradients(actual, options, x, threshold)
 
 
-ROWS = {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}
-
-
-def _over_three_devices(kind):
-    return jax.make_mesh(
-        SHAPE[:1], ("rows",), axis_types=(ROWS[kind],), devices=jax.devices()[: SHAPE[0]]
-    )
-
-
 def _expect_the_definition(gradients, case: Case):
     """Gradients of the sum in x and in the threshold."""
     _, dx, dt = case.expected()
@@ -97,47 +89,47 @@ def _expect_the_definition(gradients, case: Case):
 
 @over_cases
 def test_every_case_in_a_shard_map(case):
-    mesh, threshold = _over_three_devices("Auto"), jnp.asarray(case.threshold)
-    mapped = jax.jit(
-        jax.shard_map(
-            case.function,
-            mesh=mesh,
-            in_specs=(P("rows"), P("rows") if case.kind == "full" else P()),
-            out_specs=P("rows"),
-        )
+    mapped = jax.shard_map(
+        case.function,
+        mesh=runs.mesh_of_rows(SHAPE[0], AxisType.Auto),
+        in_specs=(P("rows"), P("rows") if case.kind == "full" else P()),
+        out_specs=P("rows"),
     )
-    close(mapped(case.x, threshold), case.expected()[0], case)
-    _expect_the_definition(jax.vjp(mapped, case.x, threshold)[1](jnp.ones_like(case.x)), case)
-    _, tangent = jax.jvp(lambda x: mapped(x, threshold), (case.x,), (case.x,))
+
+    def program(x, threshold):
+        # As calls of a compiled function, so that these rules run where the cases run alone.
+        value, pullback = jax.vjp(jax.jit(mapped), x, threshold)
+        _, tangent = jax.jvp(lambda x: mapped(x, threshold), (x,), (x,))
+        return value, pullback(jnp.ones_like(x)), tangent
+
+    value, gradients, tangent = yield program, case.x, jnp.asarray(case.threshold)
+    close(value, case.expected()[0], case)
+    _expect_the_definition(gradients, case)
     close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
 
 
-@over_cases
+@over_cases(run=runs.on_an_explicit_mesh)
 def test_every_case_on_an_explicit_mesh(case):
-    mesh = _over_three_devices("Explicit")
-    with jax.set_mesh(mesh):
-        sharding = NamedSharding(mesh, P("rows", None))
-        x, threshold = jax.device_put(case.x, sharding), jnp.asarray(case.threshold)
-        if case.kind == "full":
-            threshold = jax.device_put(threshold, sharding)
+    def program(x, threshold):
         value, pullback = jax.vjp(jax.jit(case.function), x, threshold)
         assert jax.typeof(value).sharding.spec == P("rows", None)
-        close(value, case.expected()[0], case)
-        _expect_the_definition(pullback(jnp.ones_like(x)), case)
         _, tangent = jax.jvp(lambda x: case.function(x, threshold), (x,), (x,))
-        close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
+        return value, pullback(jnp.ones_like(x)), tangent
+
+    value, gradients, tangent = yield program, case.x, jnp.asarray(case.threshold)
+    assert jax.typeof(value).sharding.spec == P("rows", None)
+    close(value, case.expected()[0], case)
+    _expect_the_definition(gradients, case)
+    close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
 
 
-@over_cases
+@over_cases(run=runs.row_by_device)
 def test_every_case_under_pmap(case):
-    in_axes = (0, 0 if case.kind == "full" else None)
-    threshold = jnp.asarray(case.threshold)
-
     def both(x, threshold):
         value, pullback = jax.vjp(case.function, x, threshold)
         return value, *pullback(jnp.ones_like(x))
 
-    value, dx, dt = jax.pmap(both, in_axes=in_axes)(case.x, threshold)
+    value, dx, dt = yield both, case.x, jnp.asarray(case.threshold)
     # One threshold's cotangent from each device, over its own row.
     dt = dt if case.kind == "full" else dt.sum(axis=0)
     close(value, case.expected()[0], case)

@@ -6,182 +6,195 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from sparse_cases import (  # fmt: skip
+    CAPACITY,
+    CASES,
+    FEATURES,
+    OUT,
+    ROWS,
+    SIDES,
+    close,
+    cotangent,
+    dense_mlp,
+    operands,
+    spoilt,
+)
 
-import jaxtrelu
 from jaxtrelu.sparse import Activity, entry_sum, sparse_mlp
 
-CASES = {
-    "hard": {"variant": "hard"},
-    "shift": {"variant": "shift"},
-    "ceiling": {"variant": "shift", "ceiling": 0.5},
-    "jump": {"variant": "hard", "surrogate": jaxtrelu.Rectangle(0.3)},
-    "jump to input": {"variant": "hard", "surrogate": jaxtrelu.Triangle(0.3, to_input=True)},
-    "smoothed shift": {"variant": "shift", "surrogate": jaxtrelu.Rectangle(0.3)},
-}
-
-
-def dense_mlp(x, w_in, b_in, threshold, w_out, b_out, *, variant, ceiling=None, surrogate=None):
-    """y, l0 and the latent, by dense products."""
-    z = x @ w_in.T + b_in
-    a = jaxtrelu.thresholded_relu(
-        z, threshold, variant=variant, ceiling=ceiling, surrogate=surrogate
-    )
-    gates = jaxtrelu.step(z, threshold, surrogate=surrogate)
-    return a @ w_out + b_out, gates.sum(-1), a
-
-
-def operands(seed, rows, d, m, threshold, shared, d_out=5):
-    rng = np.random.default_rng(seed)
-    shapes = [(rows, d), (m, d), (m,), (m, d_out), (d_out,)]
-    x, w_in, b_in, w_out, b_out = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes
-    )
-    theta = jnp.asarray(threshold if shared else threshold + rng.random(m) * 0.1, jnp.float32)
-    return x, w_in / d**0.5, b_in * 0.1, theta, w_out, b_out
+NAMES = ("x", "w_in", "w_out", "threshold", "b_in", "b_out")
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def sparse_loss(case, capacity, weight, *args):
-    y, activity = sparse_mlp(*args, **CASES[case], capacity=capacity)
-    l1 = entry_sum(jnp.tanh, activity, lambda: dense_mlp(*args, **CASES[case])[2])
-    return jnp.sum(y * weight) + jnp.sum(activity.l0 * weight[:, 0]) + l1
+def sparse(case, capacity, *args):
+    """y, l0 and a penalty on the activations; the record; and gradients of their weighted sum."""
+
+    def outputs(*args):
+        *biases, (b_in, b_out) = args[:4], args[4:]
+        options = CASES[case] | {"b_in": b_in, "b_out": b_out, "capacity": capacity}
+        y, activity = sparse_mlp(*biases[0], **options, with_activity=True)
+        penalty = entry_sum(jnp.tanh, activity, lambda: dense_mlp(*args, **CASES[case])[2])
+        return (y, activity.l0, penalty), activity
+
+    values, pullback, activity = jax.vjp(outputs, *args, has_aux=True)
+    return values, activity, pullback(cotangents(*values))
 
 
 @partial(jax.jit, static_argnums=0)
-def dense_loss(case, weight, *args):
-    y, l0, a = dense_mlp(*args, **CASES[case])
-    return jnp.sum(y * weight) + jnp.sum(l0 * weight[:, 0]) + jnp.sum(jnp.tanh(a))
+def dense(case, *args):
+    def outputs(*args):
+        y, l0, a = dense_mlp(*args, **CASES[case])
+        return y, l0, jnp.sum(jnp.tanh(a))
+
+    values, pullback = jax.vjp(outputs, *args)
+    return values, pullback(cotangents(*values))
 
 
-sparse_grad = jax.jit(jax.grad(sparse_loss, range(3, 9)), static_argnums=(0, 1))
-dense_grad = jax.jit(jax.grad(dense_loss, range(2, 8)), static_argnums=0)
+def cotangents(y, l0, penalty):
+    return cotangent(*y.shape), jnp.sin(jnp.arange(l0.size, dtype=l0.dtype)), jnp.ones(())
 
 
-def compare(case, args, capacity=None):
-    weight = jnp.asarray(np.random.default_rng(9).normal(size=(args[0].shape[0], 5)), jnp.float32)
-    np.testing.assert_allclose(
-        sparse_loss(case, capacity, weight, *args), dense_loss(case, weight, *args),
-        rtol=1e-4, atol=1e-3,
-    )  # fmt: skip
-    ours, theirs = sparse_grad(case, capacity, weight, *args), dense_grad(case, weight, *args)
-    for name, one, other in zip(
-        ("x", "w_in", "b_in", "threshold", "w_out", "b_out"), ours, theirs, strict=True
-    ):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3, err_msg=name)
+def compare(case, args, capacity=CAPACITY):
+    values, activity, gradients = sparse(case, capacity, *args)
+    expected, expected_gradients = dense(case, *args)
+    close(values, expected, ("y", "l0", "penalty"))
+    close(gradients, expected_gradients, NAMES)
+    return activity
 
 
 @pytest.mark.parametrize("case", CASES)
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from([-9.0, 0.3, 1.0, 9.0]), st.sampled_from([64, 4]))
-@example(0, 1.0, 64)
-@example(0, 1.0, 4)
-def test_gradients_against_the_dense_function(case, seed, threshold, capacity):
-    compare(case, operands(seed, 40, 8, 64, threshold, False), capacity)
+@pytest.mark.parametrize("side", SIDES)
+def test_values_and_gradients_on_either_path(case, side):
+    assert bool(compare(case, operands(SIDES[side])).overflow) == (side == "dense")
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 8), (3, 4, 0), (1, 1, 1), (3, 4, 33), (33, 5, 31)])
-@pytest.mark.parametrize("threshold", [-9.0, 0.3])
-def test_shapes_of_every_kind(shape, threshold):
-    compare("jump", operands(1, *shape, threshold, True))
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(list(CASES)), st.integers(0, 2**31), st.sampled_from([-9.0, 1.0, 1.5, 9.0]))
+def test_any_operands(case, seed, threshold):
+    compare(case, operands(threshold, seed=seed))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8), (3, 0, 8), (3, 4, 0), (1, 1, 1), (33, 5, 31)])
+def test_shapes_of_every_kind(shape):
+    for threshold in (-9.0, 0.3):
+        compare("jump", operands(threshold, *shape), 32)
+
+
+def test_without_width():
+    """d = 0: the pre-activations are the bias alone."""
+    x, w_in, w_out, threshold, b_in, b_out = operands(0.0, 3, 0, 8)
+    y = sparse_mlp(x, w_in, w_out, threshold, b_in=b_in + 1, b_out=b_out)
+    np.testing.assert_allclose(y, dense_mlp(x, w_in, w_out, threshold, b_in + 1, b_out)[0], 1e-5)
 
 
 def test_one_full_row_among_empty_ones():
-    x, w_in, b_in, _, w_out, b_out = operands(0, 40, 8, 300, 0.0, True)
+    x, w_in, w_out, threshold, b_in, b_out = operands(0.05)
     x = jnp.zeros_like(x).at[17].set(1.0)
-    b_in, w_in = jnp.zeros_like(b_in), jnp.abs(w_in) + 0.1
-    args = (x, w_in, b_in, jnp.float32(0.05), w_out, b_out)
-    _, activity = sparse_mlp(*args, capacity=32)
-    assert not activity.wide
-    assert activity.counts.tolist() == [300 * (row == 17) for row in range(40)]
-    compare("hard", args, 32)
+    args = (x, jnp.abs(w_in) + 0.1, w_out, threshold, jnp.zeros_like(b_in), b_out)
+    activity = compare("hard", args)
+    assert not activity.overflow
+    assert activity.counts.tolist() == [FEATURES * (row == 17) for row in range(ROWS)]
 
 
-@pytest.mark.parametrize(("capacity", "wide"), [(64, False), (1, True)])
-def test_the_record(capacity, wide):
-    args = operands(3, 40, 8, 64, 0.7, False)
-    _, activity = jax.jit(partial(sparse_mlp, capacity=capacity))(*args)
-    _, l0, latent = dense_mlp(*args, **CASES["hard"])
-    latent = np.asarray(latent)
-    assert isinstance(activity, Activity) and bool(activity.wide) is wide
-    np.testing.assert_array_equal(activity.l0, l0)
-    np.testing.assert_array_equal(activity.counts, (latent != 0).sum(1))
-    np.testing.assert_array_equal(activity.fired, (latent != 0).sum(0))
-    rows, features = np.nonzero(latent)
-    size = 0 if wide else rows.size
+@pytest.mark.parametrize("case", ["hard", "jump"])
+@pytest.mark.parametrize("side", SIDES)
+def test_the_record_in_row_order(case, side):
+    """The window counts, and is listed, beside what is open."""
+    x, w_in, w_out, threshold, b_in, b_out = args = operands(SIDES[side])
+    activity = sparse(case, CAPACITY, *args)[1]
+    z = np.asarray(x @ w_in.T + b_in)
+    is_open = z > threshold
+    visited = is_open | (np.abs(z - threshold) < 0.15) if case == "jump" else is_open
+    assert isinstance(activity, Activity) and bool(activity.overflow) == (side == "dense")
+    np.testing.assert_array_equal(activity.l0, is_open.sum(1))
+    np.testing.assert_array_equal(activity.counts, visited.sum(1))
+    np.testing.assert_array_equal(activity.fired, is_open.sum(0))
+    rows, features = np.nonzero(visited)
+    size = 0 if side == "dense" else rows.size
     np.testing.assert_array_equal(activity.rows[:size], rows[:size])
-    np.testing.assert_array_equal(activity.indices[:size], features[:size])
-    np.testing.assert_allclose(activity.values[:size], latent[rows, features][:size], rtol=1e-5)
-    assert (np.asarray(activity.rows[size:]) == 40).all()
-    assert (np.asarray(activity.indices[size:]) == 64).all()
+    np.testing.assert_array_equal(activity.features[:size], features[:size])
+    values = np.where(is_open, z, 0)[rows, features]
+    np.testing.assert_allclose(activity.values[:size], values[:size], rtol=1e-5)
+    assert (np.asarray(activity.rows[size:]) == ROWS).all()
+    assert (np.asarray(activity.features[size:]) == FEATURES).all()
     assert (np.asarray(activity.values[size:]) == 0).all()
 
 
-@pytest.mark.parametrize("capacity", [64, 4])
-def test_the_record_holds_the_window_in_row_order(capacity):
-    x, w_in, b_in, threshold, w_out, b_out = operands(3, 40, 8, 64, 1.6, False)
-    args = (x, w_in, b_in, threshold, w_out, b_out)
-    jump = CASES["jump"]
-    _, activity = jax.jit(partial(sparse_mlp, **jump, capacity=capacity))(*args)
-    z = np.asarray(x @ w_in.T + b_in)
-    is_open, inside = z > threshold, np.abs(z - threshold) < 0.15
-    assert 0 < is_open.sum() <= 4 * 40 < (is_open | inside).sum()
-    wide = capacity == 4
-    assert bool(activity.wide) is wide  # the window counts: four a row hold the open entries alone
-    np.testing.assert_array_equal(activity.l0, is_open.sum(1))
-    np.testing.assert_array_equal(activity.counts, (is_open | inside).sum(1))
-    rows, features = np.nonzero(is_open | inside)
-    size = 0 if wide else rows.size
-    np.testing.assert_array_equal(activity.rows[:size], rows[:size])
-    np.testing.assert_array_equal(activity.indices[:size], features[:size])
-    values = np.where(is_open, z, 0)[rows, features]
-    np.testing.assert_allclose(activity.values[:size], values[:size], rtol=1e-5)
-    assert (np.asarray(activity.rows[size:]) == 40).all()
-    compare("jump", args, capacity)
+def test_the_window_counts_towards_the_capacity():
+    args = operands(1.1)
+    overflow = {case: bool(compare(case, args).overflow) for case in ("hard", "jump to input")}
+    assert overflow == {"hard": False, "jump to input": True}
 
 
-@pytest.mark.parametrize("capacity", [None, 1])
-def test_nan_everywhere(capacity):
-    args = [a * jnp.nan for a in operands(0, 3, 4, 33, 0.3, False)]
-    y, activity = sparse_mlp(*args, capacity=capacity)
+# NaN and infinity
+
+
+def test_nan_everywhere():
+    args = [a * jnp.nan for a in operands(1.0)]
+    (y, *_), activity, gradients = sparse("jump", CAPACITY, *args)
+    assert activity.overflow and activity.counts.tolist() == [FEATURES] * ROWS
     assert jnp.isnan(y).all()
-    assert activity.counts.tolist() == [33] * 3
-    grads = jax.grad(lambda *args: sparse_mlp(*args, capacity=capacity)[0].sum(), range(5))(*args)
-    assert all(jnp.isnan(g).all() for g in (grads[0], grads[1], grads[2], grads[4]))
+    assert all(jnp.isnan(gradients[NAMES.index(n)]).all() for n in ("x", "w_in", "b_in", "w_out"))
 
 
-def test_a_closed_entry_stays_out_of_the_way_of_nan():
-    x, w_in, b_in, _, w_out, b_out = operands(0, 3, 4, 33, 0.3, True)
-    w_out = w_out.at[5].set(jnp.nan)
-    threshold = jnp.full(33, -9.0).at[5].set(9.0)
-
-    def loss(x, w):
-        return sparse_mlp(x, w_in, b_in, threshold, w, b_out, capacity=33)[0].sum()
-
-    value, grads = jax.value_and_grad(loss, (0, 1))(x, w_out)
-    assert jnp.isfinite(value) and all(jnp.isfinite(g).all() for g in grads)
+def test_a_nan_example_is_seen_on_the_sparse_path_as_well():
+    x, *rest = operands(SIDES["sparse"])
+    (y, *_), activity, gradients = sparse("hard", CAPACITY, x.at[3].set(jnp.nan), *rest)
+    assert not activity.overflow and activity.counts[3] == FEATURES
+    assert jnp.isnan(y).all(axis=1).tolist() == [row == 3 for row in range(ROWS)]
+    assert jnp.isnan(gradients[0]).all(axis=1).tolist() == [row == 3 for row in range(ROWS)]
 
 
-@pytest.mark.parametrize("capacity", [33, 1])
-def test_low_precision_is_no_worse_than_dense(capacity):
-    args = operands(1, 16, 32, 33, 0.3, True)
-    low = [a.astype(jnp.bfloat16) for a in args]
-    exact = [a.astype(jnp.float32) for a in low]
-    truth = dense_mlp(*exact, **CASES["shift"])[0]
-    y, _ = sparse_mlp(*low, variant="shift", capacity=capacity)
-    assert y.dtype == jnp.bfloat16
-    error = jnp.abs(y.astype(jnp.float32) - truth).max()
-    dense = dense_mlp(*low, **CASES["shift"])[0].astype(jnp.float32)
-    assert error <= jnp.abs(dense - truth).max()
-    grad = jax.grad(lambda w: sparse_mlp(low[0], w, *low[2:], capacity=capacity)[0].sum())(low[1])
-    assert grad.dtype == jnp.bfloat16
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("side", SIDES)
+def test_a_closed_entry_contributes_nothing_beside_nan_and_infinity(case, side):
+    sound, bad = spoilt(operands(SIDES[side]))
+    values, activity, gradients = sparse(case, CAPACITY, *bad)
+    expected, _, expected_gradients = sparse(case, CAPACITY, *sound)
+    assert bool(activity.overflow) == (side == "dense")
+    close(values[:2], expected[:2])
+    close(gradients, expected_gradients, NAMES)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_value_of_zero_inside_the_window_contributes_nothing_beside_nan(side):
+    """To the value and to the weights' gradients; the estimate itself is made of that weight."""
+    args = operands(SIDES[side])
+    x, w_in, w_out, threshold, b_in, b_out = args
+    highest = jnp.max((x @ w_in.T + b_in)[:, 7])
+    threshold = threshold.at[7].set(highest + 0.05)
+    args = (x, w_in, w_out, threshold, b_in, b_out)
+    bad = (x, w_in, w_out.at[7].set(jnp.nan), threshold, b_in, b_out)
+    values, activity, gradients = sparse("jump to input", CAPACITY, *bad)
+    expected, _, expected_gradients = sparse("jump to input", CAPACITY, *args)
+    assert bool(activity.overflow) == (side == "dense")
+    close(values[:2], expected[:2])
+    close(gradients[2:3], expected_gradients[2:3], ("w_out",))
+    assert jnp.isnan(gradients[3]).tolist() == [feature == 7 for feature in range(FEATURES)]
+
+
+# dtypes
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_bfloat16_is_the_float32_function_of_the_same_operands_rounded(side):
+    low = [a.astype(jnp.bfloat16) for a in operands(SIDES[side])]
+    (y, *_), activity, gradients = sparse("shift", CAPACITY, *low)
+    assert bool(activity.overflow) == (side == "dense") and y.dtype == jnp.bfloat16
+    (truth, *_), slopes = dense("shift", *[a.astype(jnp.float32) for a in low])
+    for ours, exact in zip((y, *gradients), (truth, *slopes), strict=True):
+        assert ours.dtype == jnp.bfloat16 and exact.dtype == jnp.float32
+        error = jnp.abs(ours.astype(jnp.float32) - exact).max()
+        assert error <= 2**-7 * jnp.abs(exact).max()
 
 
 def test_leading_shapes():
-    x, *rest = operands(0, 6, 4, 33, 0.3, True)
-    y, _ = sparse_mlp(x, *rest)
-    shaped, record = sparse_mlp(x.reshape(2, 3, 4), *rest)
-    np.testing.assert_array_equal(shaped, y.reshape(2, 3, 5))
+    x, w_in, w_out, threshold, b_in, b_out = operands(1.0, 6, 4, 33)
+    call = partial(sparse_mlp, b_in=b_in, b_out=b_out, with_activity=True)
+    y, _ = call(x, w_in, w_out, threshold)
+    shaped, record = call(x.reshape(2, 3, 4), w_in, w_out, threshold)
+    np.testing.assert_array_equal(shaped, y.reshape(2, 3, OUT))
     assert record.l0.shape == record.counts.shape == (2, 3)
-    np.testing.assert_allclose(sparse_mlp(x[0], *rest)[0], y[0], rtol=1e-5)
+    np.testing.assert_allclose(call(x[0], w_in, w_out, threshold)[0], y[0], rtol=1e-5)

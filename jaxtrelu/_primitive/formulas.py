@@ -41,13 +41,13 @@ def window(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
     """Where a surrogate of bounded support lets the cotangent pass."""
     assert spec.surrogate is not None and spec.surrogate.half_width is not None
     half_width = spec.surrogate.half_width
-    x, threshold = _widened(x, threshold)
+    distance = _distance(x, threshold)
     if spec.row.jump is not None:
-        return jnp.abs(x - threshold) < half_width
+        return jnp.abs(distance) < half_width
     # The smoothed gate of a continuous variant: zero only beyond the window, on the closed sides.
-    closed = x - threshold <= -half_width
+    closed = distance <= -half_width
     if spec.ceiling is not None:
-        closed |= x - threshold >= jnp.asarray(spec.ceiling, x.dtype) + half_width
+        closed |= distance >= spec.ceiling + half_width
     return ~closed
 
 
@@ -58,14 +58,12 @@ def smoothed(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
     which is the slope of the function convolved with D.
     """
     assert spec.surrogate is not None
-    dtype = x.dtype
-    x, threshold = _widened(x, threshold)
-    distance = x - threshold
+    dtype, distance = x.dtype, _distance(x, threshold)
     if spec.row.jump is not None:
         return spec.surrogate.density(distance).astype(dtype)
     slope = spec.surrogate.cumulative(distance)
     if spec.ceiling is not None:
-        slope = slope - spec.surrogate.cumulative(distance - jnp.asarray(spec.ceiling, x.dtype))
+        slope = slope - spec.surrogate.cumulative(distance - spec.ceiling)
     return slope.astype(dtype)
 
 
@@ -88,8 +86,17 @@ def _reach(x: jax.Array, threshold: jax.Array) -> jax.Array:
     """``x - threshold``, exact where the gate of integers is open, else rounded to float32."""
     if jnp.issubdtype(x.dtype, jnp.integer):
         return _unsigned(x - threshold)
-    dtype = accumulator_dtype(x.dtype)
-    return x.astype(dtype) - threshold.astype(dtype)
+    return _distance(x, threshold)
+
+
+def _distance(x: jax.Array, threshold: jax.Array) -> jax.Array:
+    """``x - threshold`` in float32 at least; 0 where they are equal, also at infinity.
+
+    Rounded to 16 bits, it would decide otherwise what is near an edge of a window, or the ceiling.
+    """
+    dtype = accumulator_dtype(x.dtype, threshold.dtype)
+    x, threshold = x.astype(dtype), threshold.astype(dtype)
+    return jnp.where(x == threshold, jnp.zeros((), dtype), x - threshold)
 
 
 def _unsigned(difference: jax.Array) -> jax.Array:

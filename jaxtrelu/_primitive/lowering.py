@@ -65,7 +65,10 @@ BACK_ENDS: dict[str, BackEnd] = {}
 
 
 def register_back_end(back_end: BackEnd) -> None:
-    """Makes a back end known; the name "xla" stands for the form that every primitive has."""
+    """Makes a back end known; the name "xla" stands for the form that every primitive has.
+
+    What is compiled already stays as it is.
+    """
     if back_end.name == "xla" or back_end.name in BACK_ENDS:
         raise ValueError(f"there is a back end {back_end.name!r} already.")
     BACK_ENDS[back_end.name] = back_end

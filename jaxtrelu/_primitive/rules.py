@@ -199,10 +199,13 @@ def spread(small: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _signed(tangent: jax.Array | None, slope: int, x: jax.Array) -> jax.Array | None:
-    """``slope * tangent`` with x's shape, for a slope of -1, 0 or 1."""
+    """``slope * tangent`` with x's shape."""
     if tangent is None or slope == 0:
         return None
-    return spread(tangent, x) if slope == 1 else -spread(tangent, x)
+    tangent = spread(tangent, x)
+    if slope == 1:
+        return tangent
+    return -tangent if slope == -1 else slope * tangent
 
 
 def _sum(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
@@ -341,7 +344,7 @@ ad.primitive_transposes[thresholded_p] = _thresholded_transpose
 # batch
 
 
-def _thresholded_batch(operands, dims, **params):
+def _thresholded_batch(operands, dims, *, spec, packing, outputs):
     x, threshold = operands
     x_dim, t_dim = dims
     size = x.shape[x_dim] if x_dim is not None else threshold.shape[t_dim]
@@ -352,7 +355,9 @@ def _thresholded_batch(operands, dims, **params):
             threshold = threshold.reshape(size, *(1,) * (x.ndim - 1))
     elif threshold.ndim:
         threshold = threshold[None]
-    values = thresholded_p.bind(x, threshold, **params)
+    if outputs == ("value",):  # nothing is packed yet, so words may run on over the examples
+        packing = packing_of(x)
+    values = thresholded_p.bind(x, threshold, spec=spec, packing=packing, outputs=outputs)
     return values, [0] * len(values)
 
 

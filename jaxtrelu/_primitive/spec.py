@@ -8,13 +8,14 @@ import functools
 import math
 import numbers
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxtrelu._primitive.lowering import implementations
 from jaxtrelu._primitive.variants import VARIANTS, Variant
@@ -73,7 +74,7 @@ def checked_spec(
     implementation: str | None = None,
 ) -> Spec:
     """Checks the static arguments, and puts them together."""
-    names = [name for name, row in VARIANTS.items() if row.public]
+    names = public_variants()
     if variant not in names:
         raise ValueError(
             f"`variant` should be one of {', '.join(map(repr, names))}, but is {variant!r}."
@@ -81,7 +82,7 @@ def checked_spec(
     row = VARIANTS[variant]
     if ceiling is not None:
         if not row.takes_ceiling:
-            with_one = next(name for name in names if VARIANTS[name].takes_ceiling)
+            with_one = _first(lambda row: row.takes_ceiling)
             raise ValueError(
                 f"`ceiling` belongs to variant={with_one!r}, min(x - threshold, ceiling), but the "
                 f"variant is {variant!r}. Drop it, or pass variant={with_one!r}."
@@ -95,7 +96,7 @@ def checked_spec(
         ceiling = None if math.isinf(ceiling) else ceiling
     fill = _static_number(fill, "fill")
     if not row.takes_fill and not (fill == 0 and math.copysign(1, fill) == 1):
-        with_one = next(name for name in names if VARIANTS[name].takes_fill)
+        with_one = _first(lambda row: row.takes_fill)
         raise ValueError(
             f"`fill` belongs to variant={with_one!r}, but the variant is {variant!r}. "
             f"Drop it, or pass variant={with_one!r}."
@@ -108,6 +109,16 @@ def checked_spec(
     return Spec(variant, ceiling, fill, _checked_surrogate(surrogate, variant), implementation)
 
 
+def public_variants() -> tuple[str, ...]:
+    """What may be passed as ``variant=``."""
+    return tuple(name for name, row in VARIANTS.items() if row.public)
+
+
+def _first(has: Callable[[Variant], bool]) -> str:
+    """The first public variant that has something, for messages that say what to pass."""
+    return next(name for name in public_variants() if has(VARIANTS[name]))
+
+
 def _checked_surrogate(surrogate, variant: str) -> Surrogate | None:
     if surrogate is None:
         return None
@@ -118,8 +129,9 @@ def _checked_surrogate(surrogate, variant: str) -> Surrogate | None:
         )
     if not VARIANTS[variant].estimable:
         raise ValueError(
-            f"`surrogate` has nothing to estimate for variant={variant!r}: max(x, threshold) is "
-            "continuous and its threshold has a true gradient. Drop it, or pass variant='hard'."
+            f"`surrogate` has nothing to estimate for variant={variant!r}, "
+            f"{VARIANTS[variant].formula}: it is continuous and its threshold has a true gradient. "
+            f"Drop it, or pass variant={_first(lambda row: row.jump is not None)!r}."
         )
     return surrogate
 
@@ -155,8 +167,9 @@ def check_zeros(spec: Spec) -> None:
     """Refuses what leaves no zeros, where closed entries are to contribute nothing."""
     if not spec.row.has_zeros:
         raise ValueError(
-            f"variant={spec.variant!r} has no zeros to skip: it is max(x, threshold). Pass 'shift' "
-            "or 'hard', or use jaxtrelu.thresholded_relu between dense products."
+            f"variant={spec.variant!r} has no zeros to skip: it is {spec.row.formula}. Pass "
+            f"{' or '.join(repr(n) for n in public_variants() if VARIANTS[n].has_zeros)}, or use "
+            "jaxtrelu.thresholded_relu between dense products."
         )
     if spec.fill != 0:
         raise ValueError(
@@ -403,8 +416,8 @@ def _block_operand(array, name: str) -> jax.Array:
     array = _matrix_operand(array, name)
     if array.dtype.itemsize < 2:
         raise TypeError(
-            f"`{name}` has dtype {array.dtype}, which has no arithmetic of its own, and its entries "
-            f"are not widened one by one. Pass {name}.astype('bfloat16')."
+            f"`{name}` has dtype {array.dtype}, which has no arithmetic of its own. "
+            f"Pass {name}.astype('bfloat16')."
         )
     return array
 
@@ -438,3 +451,266 @@ def entries_for(capacity: int | None, examples: int, features: int, share: float
 def default_capacity(features: int, share: float) -> int:
     """The number of open entries of an example that lists have room for: never a mere handful."""
     return max(32, round(features * share))
+
+
+# the arguments of layers
+
+Initializer = Callable[..., Any]
+#: A number, an array (or nested sequence) with one entry per channel, or an initialiser.
+ThresholdLike = ArrayLike | Sequence[Any] | Initializer
+Axes = int | Sequence[int]
+#: How a JumpReLU's threshold follows from what is stored.
+Parametrisation = Literal["raw", "softplus"]
+
+_WANTED = (
+    "`threshold` of a layer should be a number, an array with one entry per channel, or an "
+    "initialiser (key, shape, dtype) -> array"
+)
+
+
+def checked_layer(
+    threshold: ThresholdLike,
+    *,
+    learned: bool,
+    variant: str,
+    ceiling: float | None,
+    fill: float,
+    surrogate: Surrogate | None,
+    param_dtype: DTypeLike,
+) -> Spec:
+    """Refuses at construction what could not work later, and returns which function it is."""
+    spec = checked_spec(variant, ceiling, fill, surrogate)
+    value = _known(threshold)
+    _check_stored_dtype(value, learned, param_dtype)
+    if learned:
+        _check_learns(threshold, value, spec)
+    return spec
+
+
+def checked_block_layer(
+    threshold: ThresholdLike,
+    *,
+    features: int,
+    learned: bool,
+    variant: str,
+    ceiling: float | None,
+    fill: float,
+    surrogate: Surrogate | None,
+    capacity: int | None,
+    threshold_dtype: DTypeLike,
+) -> tuple[Spec, tuple]:
+    """As `checked_layer`, for a block that skips zeros; also its threshold's shape, () for one."""
+    spec = checked_layer(
+        threshold,
+        learned=learned,
+        variant=variant,
+        ceiling=ceiling,
+        fill=fill,
+        surrogate=surrogate,
+        param_dtype=threshold_dtype,
+    )
+    check_skips(spec, "this block")
+    entries_for(capacity, 1, features, 1)
+    one_for_all = not callable(threshold) and np.shape(threshold) == ()  # type: ignore[arg-type]
+    shape = threshold_shape(threshold, features)
+    return spec, () if one_for_all and not learned else shape
+
+
+def _known(threshold: ThresholdLike) -> np.ndarray | None:
+    """The threshold's value, a real array without NaN; None where an initialiser will say."""
+    if callable(threshold) or isinstance(threshold, jax.core.Tracer):
+        return None
+    try:
+        value = np.asarray(threshold)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{_WANTED}, but is {threshold!r}, which forms no array: {error}") from None
+    if not (value.dtype.kind in "iuf" or jnp.issubdtype(value.dtype, jnp.floating)):
+        raise TypeError(f"{_WANTED}, but is {threshold!r} ({type(threshold).__name__}).")
+    value = value.astype(np.float64)
+    if np.isnan(value).any():
+        raise ValueError(f"`threshold` is NaN or contains NaN: {threshold!r}. Pass numbers.")
+    return value
+
+
+def _check_stored_dtype(value: np.ndarray | None, learned: bool, dtype: DTypeLike) -> None:
+    dtype = jnp.dtype(dtype)
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    if learned and not (floating and dtype.itemsize >= 4):
+        raise ValueError(
+            "`param_dtype` of a learned threshold should be float32 (or float64), but is "
+            f"{dtype.name}: small steps would be lost to rounding. Keep param_dtype=jnp.float32; "
+            "`dtype` alone sets the dtype of the activations."
+        )
+    if floating:
+        return
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"`param_dtype` should be floating point or integer, but is {dtype.name}.")
+    limits = jnp.iinfo(dtype)
+    if value is not None and not (
+        (value % 1 == 0).all() and (limits.min <= value).all() and (value <= limits.max).all()
+    ):
+        raise ValueError(
+            f"`threshold` = {value.tolist()!r} does not fit in param_dtype={dtype.name}. Pass "
+            "integers within its range, or param_dtype=jnp.float32."
+        )
+
+
+def _check_learns(threshold: ThresholdLike, value: np.ndarray | None, spec: Spec) -> None:
+    if not any(spec.row.threshold_slope) and spec.surrogate is None:
+        raise ValueError(
+            f"a learned threshold with variant={spec.variant!r} would not learn: the derivative of "
+            "the value with respect to the threshold is 0 almost everywhere. Pass a surrogate, "
+            "such as surrogate=jaxtrelu.Rectangle(0.1) with a bandwidth in the units of x; or use "
+            "variant='shift', whose threshold has a true gradient; or learned=False."
+        )
+    if value is None:
+        return
+    if not np.isfinite(value).all():
+        raise ValueError(
+            f"a learned threshold should be finite, but is {threshold!r}: no step would move it."
+        )
+    check_leaves_fill(value, spec)
+
+
+def check_leaves_fill(value, spec: Spec) -> None:
+    """Refuses a learned threshold where its surrogate's gradient is 0, and remains so."""
+    if any(spec.row.threshold_slope) or isinstance(value, jax.core.Tracer):
+        return
+    if np.any(np.asarray(value) == spec.fill):
+        raise ValueError(
+            f"a learned threshold with variant={spec.variant!r} would not leave {spec.fill!r}: its "
+            "surrogate gradient is proportional to the height of the jump, threshold - fill, which "
+            f"is 0 there. Start it elsewhere, such as threshold={spec.fill + 0.1!r}."
+        )
+
+
+def checked_start(value, shape: tuple, dtype: DTypeLike) -> Any:
+    """What an initialiser returned, as an array of the shape and dtype that it was asked for."""
+    if not isinstance(value, (jax.Array, np.ndarray, np.generic, int, float)):
+        return value  # Flax's metadata around an array
+    if jnp.shape(value) != shape:
+        raise ValueError(
+            f"the initialiser of `threshold` was asked for shape {shape}, but returned shape "
+            f"{jnp.shape(value)}."
+        )
+    return jnp.asarray(value, dtype)
+
+
+def checked_jump_layer(
+    threshold: ArrayLike | Sequence[float],
+    *,
+    features: int,
+    surrogate: Surrogate,
+    parametrisation: str,
+    axis: int,
+    param_dtype: DTypeLike,
+) -> Spec:
+    """As `checked_layer`, for a JumpReLU with one learned threshold per feature."""
+    if surrogate is None:
+        raise TypeError(
+            "`surrogate` is None, and without one a JumpReLU's thresholds do not learn. Pass for "
+            "example jaxtrelu.Rectangle(0.05)."
+        )
+    spec = checked_spec("hard", surrogate=surrogate)
+    if parametrisation not in get_args(Parametrisation):
+        raise ValueError(
+            f"`parametrisation` should be 'raw' or 'softplus', but is {parametrisation!r}."
+        )
+    channel_axes(axis, (whole_number(features, "features"),))
+    if callable(threshold):
+        raise TypeError(
+            "`threshold` of a JumpReLU should be a number or an array with one entry per feature, "
+            f"but is {threshold!r}."
+        )
+    value = _known(threshold)
+    threshold_shape(threshold, features)
+    _check_stored_dtype(value, True, param_dtype)
+    if value is None:
+        return spec
+    if not np.isfinite(value).all() or (value < 0).any():
+        raise ValueError(
+            f"`threshold` should be finite and at least 0, but is {threshold!r}: below zero the "
+            "gate would let negative pre-activations through."
+        )
+    if parametrisation == "softplus" and (value <= 0).any():
+        raise ValueError(
+            "`threshold` should be greater than 0 under parametrisation='softplus', but is "
+            f"{threshold!r}. Pass a positive number, or parametrisation='raw'."
+        )
+    return spec
+
+
+def threshold_shape(threshold: ThresholdLike, features: int | Sequence[int] | None) -> tuple:
+    """The shape of a stored threshold: () for one number, else one entry per channel."""
+    given = () if callable(threshold) else np.shape(threshold)  # type: ignore[arg-type]
+    if features is None:
+        return given
+    shape = _integers(features, "features")
+    if min(shape, default=1) < 1:
+        raise ValueError(f"`features` should be at least 1, but is {features!r}.")
+    if given not in ((), shape):
+        raise ValueError(
+            f"`threshold` should be a number or have the shape of the channels, {shape}, but has "
+            f"shape {given}."
+        )
+    return shape
+
+
+def channel_axes(axis: Axes | None, shape: tuple) -> tuple[int, ...]:
+    """The axes of x that those of a threshold of this shape stand for: the last ones for None."""
+    if axis is None:
+        return tuple(range(-len(shape), 0))
+    axes = _integers(axis, "axis")
+    if not shape:
+        raise ValueError(
+            f"`axis` is {axis!r}, but the layer has one threshold for all of x. Pass "
+            "`features`, the number of channels there, for one threshold per channel."
+        )
+    if len(axes) != len(shape):
+        raise ValueError(
+            f"`axis` should name one axis of x for each axis of the threshold, but is {axis!r} for "
+            f"a threshold of shape {shape}."
+        )
+    return axes
+
+
+def channel_shape(axis: Axes | None, x_shape: tuple) -> tuple:
+    """The sizes of those axes of x: the shape of a threshold per channel; () for None."""
+    if axis is None:
+        return ()
+    axes = _integers(axis, "axis")
+    return tuple(x_shape[i] for i in _positions(axes, x_shape))
+
+
+def aligned_threshold(threshold, x_shape: tuple, axes: tuple[int, ...]) -> jax.Array:
+    """The threshold with x's number of dimensions, of size 1 except along `axes`."""
+    positions = _positions(axes, x_shape)
+    sizes = tuple(x_shape[i] for i in positions)
+    if sizes != threshold.shape:
+        raise ValueError(
+            f"the threshold has shape {threshold.shape}, one entry per channel along axis "
+            f"{_bare(axes)} of x, but x of shape {x_shape} has {_bare(sizes)} there."
+        )
+    shape = [x_shape[i] if i in positions else 1 for i in range(len(x_shape))]
+    return jnp.transpose(threshold, np.argsort(positions).tolist()).reshape(shape)
+
+
+def _positions(axes: tuple[int, ...], x_shape: tuple) -> tuple[int, ...]:
+    rank = len(x_shape)
+    if not all(-rank <= axis < rank for axis in axes):
+        raise ValueError(f"`axis` is {_bare(axes)}, which x of shape {x_shape} does not have.")
+    positions = tuple(axis % rank for axis in axes)
+    if len(set(positions)) != len(positions):
+        raise ValueError(f"`axis` is {axes!r}, which names an axis of x of shape {x_shape} twice.")
+    return positions
+
+
+def _integers(values: Any, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(value) for value in np.atleast_1d(np.asarray(values)))
+    except TypeError:
+        raise TypeError(f"`{name}` should be an integer or several, but is {values!r}.") from None
+
+
+def _bare(values: tuple) -> Any:
+    return values[0] if len(values) == 1 else values

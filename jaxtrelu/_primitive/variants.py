@@ -18,23 +18,27 @@ class Variant:
     """A row of the table. The functions are elementwise, of operands that have one dtype.
 
     Args:
+      formula: the value in words, as error messages put it.
       opened: ``(x, threshold)`` to the value where x > threshold.
       closed: ``(threshold, fill)`` to the value where x <= threshold.
       integral: ``(above, x, threshold, fill)`` to the integral from the threshold to x, with
         ``above = max(0, x - threshold)``, through which its derivatives follow the convention at
         the threshold. None where nobody asks for it.
-      input_slope: the derivative with respect to x where the gate is open, 0 or 1; it is 0 where
-        closed.
-      threshold_slope: the derivative with respect to the threshold, (where open, where closed).
+      input_slope: the derivative with respect to x where the gate is open, a whole number; it is 0
+        where closed.
+      threshold_slope: the derivative with respect to the threshold, (where open, where closed),
+        whole numbers.
       jump: ``(threshold, fill)`` to the height of the jump at the threshold, which a surrogate
         multiplies its density with; None where the function is continuous.
-      estimable: whether there is anything for a surrogate to estimate.
+      estimable: whether there is anything for a surrogate to estimate: a jump, or else a kink
+        below which the function is constant, so that the slopes where open can be smoothed.
       has_zeros: whether closed entries are 0, so that products may skip them.
       takes_fill: whether the value of closed entries is the caller's choice.
-      takes_ceiling: whether the value may be capped.
+      takes_ceiling: whether the value may be capped; one that opens to x - threshold only.
       public: whether the name may be passed as ``variant=``.
     """
 
+    formula: str
     opened: Callable[[jax.Array, jax.Array], jax.Array]
     closed: Callable[[jax.Array, int | float], jax.Array]
     integral: Callable[[jax.Array, jax.Array, jax.Array, int | float], jax.Array] | None
@@ -65,24 +69,38 @@ def _shift_integral(above, x, threshold, fill):
 
 
 def _hard_integral(above, x, threshold, fill):
-    # Both sides are chosen, not multiplied or subtracted away: 0 * inf and inf - inf are NaN.
-    closed = x <= threshold
-    area = 0.5 * above * (above + 2 * jnp.where(closed, jnp.zeros_like(threshold), threshold))
+    area = _area_above(above, x, threshold)
     if not fill:
         return area
-    return area + fill * jnp.where(closed, x - threshold, jnp.zeros_like(x))
+    below = (x <= threshold) & ~_same_infinity(x, threshold)
+    return area + fill * jnp.where(below, x - threshold, jnp.zeros_like(x))
 
 
 def _clamp_integral(above, x, threshold, fill):
-    way = x - threshold
-    # 0 * inf: at a threshold of 0 nothing lies below, however far down.
-    way = jnp.where((threshold == 0) & jnp.isinf(way), jnp.zeros_like(way), way)
-    return 0.5 * above * above + threshold * way
+    # At a threshold of 0 nothing lies below, however far down.
+    nothing = _same_infinity(x, threshold) | ((threshold == 0) & jnp.isinf(x))
+    below = (x <= threshold) & ~nothing
+    height = jnp.where(below, threshold, jnp.zeros_like(threshold))
+    way = jnp.where(below, x - threshold, jnp.zeros_like(x))
+    return _area_above(above, x, threshold) + height * way
+
+
+# In both, sides are chosen, not multiplied or subtracted away: 0 * inf and inf - inf are NaN.
+
+
+def _area_above(above, x, threshold):
+    """The integral of x from the threshold on, 0 below it."""
+    return 0.5 * above * jnp.where(x <= threshold, jnp.zeros_like(x), x + threshold)
+
+
+def _same_infinity(x, threshold):
+    return (x == threshold) & jnp.isinf(x)
 
 
 VARIANTS = {
-    # x - threshold where x > threshold, else 0. The difference is NaN where an operand is.
+    # The difference is NaN where an operand is.
     "shift": Variant(
+        formula="max(0, x - threshold)",
         opened=jnp.subtract,
         closed=_constant,
         integral=_shift_integral,
@@ -90,8 +108,8 @@ VARIANTS = {
         threshold_slope=(-1, 0),
         takes_ceiling=True,
     ),
-    # x where x > threshold, else `fill`.
     "hard": Variant(
+        formula="x where x > threshold, else fill",
         opened=_unless_nan,
         closed=_constant,
         integral=_hard_integral,
@@ -100,8 +118,8 @@ VARIANTS = {
         jump=lambda threshold, fill: threshold - _constant(threshold, fill),
         takes_fill=True,
     ),
-    # max(x, threshold).
     "clamp": Variant(
+        formula="max(x, threshold)",
         opened=_unless_nan,
         closed=lambda threshold, fill: threshold,
         integral=_clamp_integral,
@@ -110,8 +128,9 @@ VARIANTS = {
         estimable=False,
         has_zeros=False,
     ),
-    # 1 where x > threshold, else 0: the gate as a number, `jaxtrelu.step`.
+    # The gate as a number, `jaxtrelu.step`.
     "step": Variant(
+        formula="1 where x > threshold, else 0",
         opened=lambda x, threshold: _unless_nan(jnp.ones_like(x), x, threshold),
         closed=_constant,
         integral=None,

@@ -1,7 +1,6 @@
 """The thresholded ReLU as a Flax Linen module."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,43 +8,44 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxtrelu import _layers as core
+from jaxtrelu._primitive.spec import (
+    Spec,
+    ThresholdLike,
+    VariantName,
+    channel_axes,
+    channel_shape,
+    checked_layer,
+    real_array,
+    threshold_shape,
+)
 from jaxtrelu._surrogates import Surrogate
+from jaxtrelu.linen._variables import held, value_of
 
 
 class ThresholdedReLU(nn.Module):
     """Thresholded ReLU as a layer, with a threshold that is fixed or learned.
 
-    ``shift``: max(0, x - threshold); ``hard``: x where x > threshold, else `fill`; ``clamp``:
-    max(x, threshold). Convention at the threshold: the gate is open where ``x > threshold``,
-    strictly; at equality the value is the closed one and the derivative 0. See
-    `jaxtrelu.thresholded_relu`, which this layer calls.
-
-    A learned threshold is the parameter ``threshold`` of the collection ``"params"``. A fixed one
-    that is the same everywhere is stored nowhere; a fixed one per channel, or from an initialiser,
-    is the variable ``threshold`` of the collection ``"thresholds"``, which optimisers do not see.
-    A learned threshold of ``shift`` and ``clamp`` receives the true gradient; that of ``hard``
-    needs a surrogate.
+    As `jaxtrelu.nnx.ThresholdedReLU`, whose documentation holds here, too (convention at the
+    threshold: the gate is open where ``x > threshold``, strictly; at equality the derivative is 0),
+    but for where the threshold is: a learned one is the parameter ``threshold`` of ``"params"``; a
+    fixed one per channel, or from an initialiser, the variable ``threshold`` of the collection
+    ``"thresholds"``, which optimisers do not see, and which `apply` and lifted transformations such
+    as ``nn.scan(..., variable_axes={"params": 0, "thresholds": 0})`` must be given; a fixed one
+    that is the same everywhere is stored nowhere.
 
     Attributes:
       threshold: in the units of x: a number; an array with one entry per channel (as a tuple of
-        numbers, the module stays hashable); or an initialiser ``(key, shape, dtype) -> array``.
+        numbers, the module stays hashable); or an initialiser ``(key, shape, dtype) -> array``,
+        which draws its key from the stream ``"params"``.
       axis: the axis or axes of x that hold the channels, negative ones counted from the end: one
         threshold per channel, as many as x has. None: one threshold for all of x, or, for an array
         `threshold`, the last axes.
-      learned: whether the threshold is a parameter.
-      variant: ``"shift"``, ``"hard"`` or ``"clamp"``.
-      ceiling: for ``shift``: the largest value, a positive Python number.
-      fill: for ``hard``: the value where the gate is closed, a Python number.
-      surrogate: such as ``jaxtrelu.Rectangle(0.1)``: what gives the threshold of ``hard`` a
-        gradient. Its bandwidth is in the units of x.
-      dtype: dtype of the activations: x is cast to it (default: x keeps its dtype). The threshold
-        is compared in its own precision, never rounded to it.
-      param_dtype: dtype of a stored threshold (default: float32). A learned one is not narrower.
+      learned, variant, ceiling, fill, surrogate, dtype, param_dtype: as in
+        `jaxtrelu.nnx.ThresholdedReLU`.
 
     Raises:
-      TypeError: the threshold is neither number, array nor initialiser.
-      ValueError: a learned threshold that would not learn (``hard`` without a surrogate, or a
-        param_dtype narrower than float32), or arguments that do not go together.
+      TypeError, ValueError: as `jaxtrelu.nnx.ThresholdedReLU`, at construction; and where the
+        collection ``"thresholds"`` is missing, what to pass.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -64,10 +64,10 @@ class ThresholdedReLU(nn.Module):
     Source: as `jaxtrelu.thresholded_relu`; the conventions are those of `flax.linen.PReLU`.
     """
 
-    threshold: core.ThresholdLike = 1.0
+    threshold: ThresholdLike = 1.0
     axis: int | Sequence[int] | None = None
     learned: bool = False
-    variant: str = "shift"
+    variant: VariantName = "shift"
     ceiling: float | None = None
     fill: float = 0
     surrogate: Surrogate | None = None
@@ -75,12 +75,21 @@ class ThresholdedReLU(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        _spec(self)
+        spec = checked_layer(
+            self.threshold,
+            learned=self.learned,
+            variant=self.variant,
+            ceiling=self.ceiling,
+            fill=self.fill,
+            surrogate=self.surrogate,
+            param_dtype=self.param_dtype,
+        )
+        object.__setattr__(self, "_spec", spec)  # modules are frozen
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: ArrayLike) -> jax.Array:
-        """Applies the activation.
+        """Applies the activation; closed where x is equal to the threshold.
 
         Args:
           x: array of any shape that has the layer's channels.
@@ -89,39 +98,38 @@ class ThresholdedReLU(nn.Module):
           An array of x's shape, of x's dtype or the layer's `dtype`.
 
         Raises:
-          ValueError: x does not have the layer's channels.
+          TypeError: x is not a real array, or integers meet a threshold that is none.
+          ValueError: x does not have the layer's channels, or the collection ``"thresholds"`` is
+            missing.
         """
-        number = core.static_number(self.threshold)
-        if number is not None and self.axis is None and not self.learned:
-            threshold: Any = number
-        else:
-            threshold = self._stored(jnp.shape(x))
-        return core.apply(x, threshold, _spec(self), axis=self.axis, dtype=self.dtype)
+        spec: Spec = self._spec  # type: ignore[attr-defined]
+        x = real_array(x, "x")
+        channels = None if self.axis is None else channel_shape(self.axis, x.shape)
+        shape = threshold_shape(self.threshold, channels)
+        theta = held(
+            self,
+            self.threshold,
+            shape,
+            learned=self.learned,
+            spec=spec,
+            dtype=self.param_dtype,
+        )
+        return core.apply(x, theta, spec, axes=channel_axes(self.axis, shape), dtype=self.dtype)
 
-    def _stored(self, x_shape: tuple) -> Any:
-        features = None if self.axis is None else core.channel_shape(self.axis, x_shape)
-        shape = core.threshold_shape(self.threshold, features)
+    def threshold_value(self) -> jax.Array | int | float:
+        """What x is compared with, of a bound module, as `jaxtrelu.nnx.ThresholdedReLU` has it.
 
-        def initialise(key):
-            return core.initialise(self.threshold, key, shape, self.param_dtype)
+        Returns:
+          A Python number where the layer stores none; else an array with one entry per channel, of
+          dtype `param_dtype`, in the units of x.
 
-        if self.learned:
-            return self.param("threshold", initialise)
+        Raises:
+          ValueError: the threshold is stored, and the variables hold none.
 
-        def initialise_fixed():
-            return initialise(self.make_rng("params") if callable(self.threshold) else None)
-
-        return self.variable("thresholds", "threshold", initialise_fixed).value
-
-
-def _spec(layer: ThresholdedReLU) -> core.Spec:
-    # A function: Flax wraps methods, and a wrapped one cannot run before `__post_init__` is done.
-    return core.check_layer(
-        layer.threshold,
-        learned=layer.learned,
-        variant=layer.variant,
-        ceiling=layer.ceiling,
-        fill=layer.fill,
-        surrogate=layer.surrogate,
-        param_dtype=layer.param_dtype,
-    )
+        Example:
+          >>> layer = ThresholdedReLU((0.5, 1.0), learned=True)
+          >>> variables = layer.init(jax.random.key(0), jnp.ones(2))
+          >>> layer.apply(variables, method="threshold_value").tolist()
+          [0.5, 1.0]
+        """
+        return value_of(self, self.threshold, learned=self.learned)

@@ -1,11 +1,21 @@
-"""Flax NNX layers, and the variable types by which thresholds are filtered."""
+"""Flax NNX layers, and the variable types by which thresholds are filtered.
+
+In every layer the attribute `threshold` is the variable (a `Threshold` if learned, else a
+`FixedThreshold`) or a plain number, and `threshold_value` is what x is compared with.
+"""
 
 from jaxtrelu._layers import flax_is_missing
 
 try:
     from jaxtrelu.nnx._compact import CompactMLP
     from jaxtrelu.nnx._jump_relu import JumpReLU
-    from jaxtrelu.nnx._thresholded_relu import FixedThreshold, Threshold, ThresholdedReLU
+    from jaxtrelu.nnx._thresholded_relu import ThresholdedReLU
+    from jaxtrelu.nnx._thresholds import (
+        FixedThreshold,
+        Threshold,
+        ThresholdScale,
+        threshold_labels,
+    )
 except ImportError as error:
     raise flax_is_missing(error, __name__) from error
 
@@ -14,5 +24,7 @@ __all__ = [
     "FixedThreshold",
     "JumpReLU",
     "Threshold",
+    "ThresholdScale",
     "ThresholdedReLU",
+    "threshold_labels",
 ]

@@ -1,40 +1,58 @@
 """JumpReLU with learned thresholds as a Flax NNX module."""
 
-import jax
-from flax import nnx
-from jax.typing import ArrayLike
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from jaxtrelu import _jump_core as core
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxtrelu import _layers as core
+from jaxtrelu._primitive.spec import Parametrisation, Spec, channel_axes, checked_jump_layer
 from jaxtrelu._surrogates import Surrogate
-from jaxtrelu.nnx._thresholded_relu import Threshold
+from jaxtrelu.nnx._thresholds import Threshold, ThresholdScale, value_of
 
 
 class JumpReLU(nnx.Module):
     """JumpReLU, x where x > threshold and else 0, with one learned threshold per feature.
 
-    Convention at the threshold: closed at equality. Thresholds are float32 whatever the dtype of x.
-    The attribute `parameter` is a `Threshold`, a type by which an optimiser can be told apart.
+    Convention at the threshold: closed at equality. See `jaxtrelu.jump_relu`, the same function.
+
+    The attribute `threshold` is a `Threshold`, the parameter that an optimiser moves;
+    `threshold_value` is what x is compared with: the same, clipped at 0, for ``"raw"``, and
+    s softplus(threshold / s) for ``"softplus"``. s is the mean of the thresholds at the start, kept
+    as the `ThresholdScale` `threshold_scale` (None for ``"raw"``).
 
     Args:
       features: number of features, m.
       surrogate: such as ``jaxtrelu.Rectangle(0.05)``; its bandwidth is in the units of x.
-      threshold: the first thresholds, a number or (m,), in the units of x.
-      parametrisation: ``"raw"``: the parameter is the threshold, clipped at 0 for its value, while
-        the gradient passes; ``"softplus"``: θ = s softplus(ρ / s), s the mean first threshold.
+      threshold: where the thresholds start, a number or (m,), at least 0, in the units of x.
+      parametrisation: ``"raw"``: a step of an optimiser moves the threshold as far as the
+        parameter, and the gradient passes the clip at 0; ``"softplus"``: always above 0, and near
+        the start it moves 0.63 as far.
       axis: the axis of x that holds the features.
+      dtype: dtype of the activations: x is cast to it (default: x keeps its dtype). Thresholds are
+        compared in their own precision.
+      param_dtype: dtype of the thresholds, float32 or float64.
+      threshold_metadata: metadata of the thresholds' variable, such as its sharding.
 
     Raises:
-      TypeError: no surrogate.
-      ValueError: a negative threshold, a wrong shape, an unknown parametrisation.
+      TypeError: no surrogate, or thresholds that are no numbers.
+      ValueError: a negative threshold, a wrong shape, an unknown parametrisation, a param_dtype
+        narrower than float32.
 
     Example:
       >>> import jax.numpy as jnp
+      >>> from flax import nnx
       >>> from jaxtrelu import Rectangle
+      >>> from jaxtrelu.nnx import JumpReLU
       >>> layer = JumpReLU(4, surrogate=Rectangle(0.1), threshold=0.5)
       >>> x = jnp.array([[0.25, 0.52, 0.48, 1.0]])
       >>> [round(v, 2) for v in layer(x)[0].tolist()], layer.l0(x).item()
       ([0.0, 0.52, 0.0, 1.0], 2.0)
-      >>> nnx.grad(lambda layer: layer.l0(x))(layer).parameter[...].tolist()
+      >>> nnx.grad(lambda layer: layer.l0(x))(layer).threshold[...].tolist()
       [0.0, -10.0, -10.0, 0.0]
 
     Source: Rajamanoharan et al. 2024, arXiv 2407.14435.
@@ -45,27 +63,65 @@ class JumpReLU(nnx.Module):
         features: int,
         *,
         surrogate: Surrogate,
-        threshold: ArrayLike = 1e-3,
-        parametrisation: str = "raw",
+        threshold: ArrayLike | Sequence[float] = 1e-3,
+        parametrisation: Parametrisation = "raw",
         axis: int = -1,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        threshold_metadata: Mapping[str, Any] = types.MappingProxyType({}),
     ) -> None:
-        first = core.check(features, threshold, surrogate, parametrisation)
-        self.surrogate, self.parametrisation, self.axis = surrogate, parametrisation, axis
-        self.scale = core.scale_of(first)
-        self.parameter = Threshold(core.stored(first, parametrisation))
+        checked_jump_layer(
+            threshold,
+            features=features,
+            surrogate=surrogate,
+            parametrisation=parametrisation,
+            axis=axis,
+            param_dtype=param_dtype,
+        )
+        shape = (int(features),)
+        (self.axis,) = channel_axes(axis, shape)
+        self.surrogate, self.parametrisation, self.dtype = surrogate, parametrisation, dtype
+        scale = None
+        if parametrisation == "softplus":
+            scale = core.softplus_scale(threshold, param_dtype)
+        self.threshold_scale = None if scale is None else ThresholdScale(scale)
+        start = core.unconstrained(threshold, scale, shape, param_dtype)
+        self.threshold = Threshold(start, **threshold_metadata)
 
     @property
-    def threshold(self) -> jax.Array:
-        """The thresholds, (m,), float32, never negative."""
-        return core.threshold(self.parameter[...], self.parametrisation, self.scale)
+    def threshold_value(self) -> jax.Array:
+        """What x is compared with: (m,), of dtype `param_dtype`, never negative, in x's units."""
+        return core.constrained(self.threshold[...], value_of(self.threshold_scale))
 
     def __call__(self, x: ArrayLike) -> jax.Array:
-        """Applies the activation: x of any shape with m features along the axis; same dtype out."""
-        return core.activation(x, self.threshold, self.surrogate, self.axis)
+        """Applies the activation; closed where x is equal to the threshold.
+
+        Args:
+          x: floating-point array of any shape with m features along the axis: pre-activations.
+
+        Returns:
+          An array of x's shape, of x's dtype or the layer's `dtype`.
+
+        Raises:
+          TypeError: x is not a floating-point array.
+          ValueError: x does not have m features along the axis.
+        """
+        spec = Spec("hard", surrogate=self.surrogate)
+        axes = (self.axis,)
+        theta = self.threshold_value
+        return core.apply(x, theta, spec, axes=axes, dtype=self.dtype, floating=True)
 
     def l0(self, x: ArrayLike) -> jax.Array:
-        """Mean number of open features, with the surrogate's gradient: the L0 penalty, float32.
+        """Mean number of open features per example, with the surrogate's gradient: the L0 penalty.
 
-        x is what the layer is applied to (the pre-activations), not what it returns.
+        Args:
+          x: what the layer is applied to (the pre-activations), not what it returns.
+
+        Returns:
+          A float32 scalar. A feature is open where x > threshold, strictly.
+
+        Raises:
+          TypeError, ValueError: as for a call.
         """
-        return core.l0(x, self.threshold, self.surrogate, self.axis)
+        spec = Spec("hard", surrogate=self.surrogate)
+        return core.open_features(x, self.threshold_value, spec, axis=self.axis, dtype=self.dtype)

@@ -10,25 +10,16 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxtrelu import _layers as core
+from jaxtrelu._primitive.spec import (
+    Spec,
+    ThresholdLike,
+    VariantName,
+    channel_axes,
+    checked_layer,
+    threshold_shape,
+)
 from jaxtrelu._surrogates import Surrogate
-
-
-class Threshold(nnx.Param):
-    """A learned threshold. A type of its own, so that a filter can tell it from other parameters.
-
-    Example:
-      >>> from flax import nnx
-      >>> from jaxtrelu.nnx import Threshold, ThresholdedReLU
-      >>> model = nnx.Sequential(
-      ...     nnx.Linear(4, 8, rngs=nnx.Rngs(0)), ThresholdedReLU(0.1, features=8, learned=True))
-      >>> _, thresholds, weights, rest = nnx.split(model, Threshold, nnx.Param, ...)
-      >>> len(jax.tree.leaves(thresholds)), len(jax.tree.leaves(weights))
-      (1, 2)
-    """
-
-
-class FixedThreshold(nnx.Variable):
-    """A threshold that is stored and not learned: no `nnx.Param`, so optimisers do not see it."""
+from jaxtrelu.nnx._thresholds import held, value_of
 
 
 class ThresholdedReLU(nnx.Module):
@@ -37,7 +28,7 @@ class ThresholdedReLU(nnx.Module):
     ``shift``: max(0, x - threshold); ``hard``: x where x > threshold, else `fill`; ``clamp``:
     max(x, threshold). Convention at the threshold: the gate is open where ``x > threshold``,
     strictly; at equality the value is the closed one and the derivative 0. See
-    `jaxtrelu.thresholded_relu`, which this layer calls.
+    `jaxtrelu.thresholded_relu`, the same function.
 
     The attribute `threshold` is a `Threshold` (an `nnx.Param`) if learned, a Python number if fixed
     and the same everywhere, and a `FixedThreshold` (an `nnx.Variable` that optimisers do not see)
@@ -57,10 +48,10 @@ class ThresholdedReLU(nnx.Module):
       fill: for ``hard``: the value where the gate is closed, a Python number.
       surrogate: such as ``jaxtrelu.Rectangle(0.1)``: what gives the threshold of ``hard`` a
         gradient. Its bandwidth is in the units of x.
-      dtype: dtype of the activations: x is cast to it (default: x keeps its dtype). The threshold
-        is compared in its own precision, never rounded to it.
+      dtype: dtype of the activations: x is cast to it (default: x keeps its dtype). A stored
+        threshold is compared in its own precision; a fixed number is taken in x's dtype.
       param_dtype: dtype of a stored threshold (default: float32). A learned one is not narrower.
-      threshold_metadata: optional metadata of the threshold's variable, such as its sharding.
+      threshold_metadata: metadata of the threshold's variable, such as its sharding.
       rngs: random keys; needed by an initialiser only.
 
     Raises:
@@ -84,12 +75,12 @@ class ThresholdedReLU(nnx.Module):
 
     def __init__(
         self,
-        threshold: core.ThresholdLike = 1.0,
+        threshold: ThresholdLike = 1.0,
         *,
         features: int | Sequence[int] | None = None,
         axis: int | Sequence[int] | None = None,
         learned: bool = False,
-        variant: str = "shift",
+        variant: VariantName = "shift",
         ceiling: float | None = None,
         fill: float = 0,
         surrogate: Surrogate | None = None,
@@ -98,7 +89,7 @@ class ThresholdedReLU(nnx.Module):
         threshold_metadata: Mapping[str, Any] = types.MappingProxyType({}),
         rngs: nnx.Rngs | None = None,
     ) -> None:
-        self.spec = core.check_layer(
+        spec = checked_layer(
             threshold,
             learned=learned,
             variant=variant,
@@ -107,26 +98,32 @@ class ThresholdedReLU(nnx.Module):
             surrogate=surrogate,
             param_dtype=param_dtype,
         )
-        shape = core.threshold_shape(threshold, features)
-        if axis is not None and not shape:
-            raise ValueError(
-                f"`axis` is {axis!r}, but the layer has one threshold for all of x. Pass "
-                "`features`, the number of channels there, for one threshold per channel."
-            )
-        self.axis = core.channel_axes(axis, shape)
+        self.variant, self.ceiling, self.fill = spec.variant, spec.ceiling, spec.fill
+        self.surrogate = spec.surrogate
+        shape = threshold_shape(threshold, features)
+        self.axis = channel_axes(axis, shape)
         self.dtype = dtype
-        self.param_dtype = param_dtype
-        number = core.static_number(threshold)
-        if number is not None and not shape and not learned:
-            self.threshold: Any = number
-            return
-        key = _params_key(rngs) if callable(threshold) else None
-        kind = Threshold if learned else FixedThreshold
-        value = core.initialise(threshold, key, shape, param_dtype)
-        self.threshold = kind(value, **threshold_metadata)
+        self.threshold = held(
+            threshold,
+            shape,
+            learned=learned,
+            spec=spec,
+            dtype=param_dtype,
+            metadata=threshold_metadata,
+            rngs=rngs,
+        )
+
+    @property
+    def threshold_value(self) -> jax.Array | int | float:
+        """What x is compared with: one number, or an array with one entry per channel.
+
+        In the units of x. A Python number where the layer stores none; else an array of the shape
+        of `features` (or of the array given), of dtype `param_dtype`.
+        """
+        return value_of(self.threshold)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
-        """Applies the activation.
+        """Applies the activation; closed where x is equal to the threshold.
 
         Args:
           x: array of any shape that has the layer's channels.
@@ -135,16 +132,8 @@ class ThresholdedReLU(nnx.Module):
           An array of x's shape, of x's dtype or the layer's `dtype`.
 
         Raises:
+          TypeError: x is not a real array, or integers meet a threshold that is none.
           ValueError: x does not have the layer's channels.
         """
-        stored = isinstance(self.threshold, nnx.Variable)
-        threshold = self.threshold[...] if stored else self.threshold
-        return core.apply(x, threshold, self.spec, axis=self.axis, dtype=self.dtype)
-
-
-def _params_key(rngs: nnx.Rngs | None) -> jax.Array:
-    if rngs is None:
-        raise ValueError(
-            "`threshold` is an initialiser, which needs a random key. Pass rngs=nnx.Rngs(0)."
-        )
-    return rngs.params()
+        spec = Spec(self.variant, self.ceiling, self.fill, self.surrogate)
+        return core.apply(x, self.threshold_value, spec, axes=self.axis, dtype=self.dtype)

@@ -38,6 +38,9 @@ def diagnostics(
     Returns:
       `Diagnostics`; works inside jit.
 
+    Raises:
+      ValueError: `pre_activations` is not a matrix.
+
     >>> from jaxtrelu import Rectangle
     >>> pi = jnp.array([[0.4, 0.52, 0.48, 1.0]])
     >>> d = diagnostics(pi, jnp.full(4, 0.5), 0.25, Rectangle(0.1))

@@ -36,13 +36,29 @@ class Terms(NamedTuple):
 
 
 def pre_activations(weights: Weights, x: Array) -> Array:
-    """π = x @ encoderᵀ + encoder_bias: x of shape (..., d), π of shape (..., m), in x's dtype."""
+    """The pre-activations, π = x @ encoderᵀ + encoder_bias.
+
+    Args:
+      weights: the parameters.
+      x: scaled inputs, (..., d), in any floating dtype.
+
+    Returns:
+      π, (..., m), in x's dtype.
+    """
     encoder = weights.encoder.astype(x.dtype)
     return x @ encoder.T + weights.encoder_bias.astype(x.dtype)
 
 
 def reconstruct(weights: Weights, features: Array) -> Array:
-    """x̂ = features @ decoder + decoder_bias, in the dtype of `features`."""
+    """The reconstruction, x̂ = features @ decoder + decoder_bias.
+
+    Args:
+      weights: the parameters.
+      features: f, (..., m), after JumpReLU.
+
+    Returns:
+      x̂, (..., d), in the units of the scaled inputs and the dtype of `features`.
+    """
     dtype = features.dtype
     return features @ weights.decoder.astype(dtype) + weights.decoder_bias.astype(dtype)
 
@@ -76,12 +92,15 @@ def l0_penalty(pre_activations: Array, threshold: Array, surrogate: Surrogate) -
 
 
 def tanh_penalty(features: Array, decoder: Array, scale: float = 4.0) -> Array:
-    """Mean over the batch of Σ tanh(scale · |f| ‖d‖), a float32 scalar.
+    """Mean over the batch of Σ tanh(scale · |f| ‖d‖).
 
     Args:
       features: f, (..., m), after JumpReLU: the gradient reaches thresholds through it.
       decoder: (m, d), whose rows' norms are ‖d‖.
       scale: c; the penalty of a feature is near 1 from f ‖d‖ = 1/c on.
+
+    Returns:
+      A float32 scalar.
 
     Source: Anthropic's January 2025 circuits update.
     """
@@ -97,6 +116,9 @@ def pre_activation_penalty(pre_activations: Array, threshold: Array, decoder: Ar
       pre_activations: π, (..., m).
       threshold: θ, (m,).
       decoder: (m, d), whose rows' norms are ‖d‖.
+
+    Returns:
+      A float32 scalar.
 
     Source: Anthropic's January 2025 circuits update.
     """

@@ -9,7 +9,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from jaxtrelu._activation import jump_relu
-from jaxtrelu.nnx._thresholded_relu import Threshold
+from jaxtrelu._primitive.spec import whole_number
+from jaxtrelu.nnx import Threshold
 from jaxtrelu.sae import _losses as losses
 from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._weights import (
@@ -22,7 +23,13 @@ from jaxtrelu.sae._weights import (
 
 
 class InputScale(nnx.Variable):
-    """What inputs are multiplied with: stored with the model, and not learned."""
+    """What inputs are multiplied with: stored with the model, and not learned.
+
+    Example:
+      >>> from jaxtrelu.sae import InputScale
+      >>> InputScale(jnp.float32(2.0))[...].item()
+      2.0
+    """
 
 
 class SparseAutoencoder(nnx.Module):
@@ -30,7 +37,12 @@ class SparseAutoencoder(nnx.Module):
 
     Inputs and reconstructions are in the user's units: the scale that the recipe asks for is
     measured once, on the sample, and kept in `input_scale`. Features, thresholds and the recipe's
-    bandwidth are in units of the scaled inputs. Both matrices are feature-major, (m, d).
+    bandwidth are in units of the scaled inputs. Convention at the threshold: a feature is open
+    where its pre-activation is greater, strictly.
+
+    The attributes `encoder` (m, d), `encoder_bias` (m,), `decoder` (m, d), `decoder_bias` (d,) are
+    `nnx.Param`, both matrices feature-major; `threshold` (m,) is a `jaxtrelu.nnx.Threshold`. All
+    are float32 at the start.
 
     Args:
       features: number of features, m.
@@ -38,21 +50,24 @@ class SparseAutoencoder(nnx.Module):
       recipe: ``jaxtrelu.sae.gemma_scope()``, ``anthropic_2025()`` or one of your own.
       rngs: random keys; one is drawn from ``rngs.params``.
 
+    Raises:
+      TypeError: `features` is not a whole number.
+      ValueError: the sample is not a matrix, or not finite, or all zero.
+
     Example:
+      >>> from flax import nnx
       >>> from jaxtrelu import sae
       >>> x = jax.random.normal(jax.random.key(0), (256, 8))
-      >>> model = SparseAutoencoder(32, x, recipe=sae.gemma_scope(), rngs=nnx.Rngs(0))
+      >>> model = sae.SparseAutoencoder(32, x, recipe=sae.gemma_scope(), rngs=nnx.Rngs(0))
       >>> model.encode(x).shape, model(x).shape
       ((256, 32), (256, 8))
-      >>> len(jax.tree.leaves(nnx.state(model, Threshold)))
-      1
 
       A step as the recipe has it, with the gradient's part along the decoder's rows taken out and
-      their norms put back:
+      their norms put back (so few features are as fast with dense products):
 
       >>> @nnx.jit
       ... def step(model, optimizer, x):
-      ...     of = nnx.value_and_grad(lambda model: model.loss(x, 1e-3), has_aux=True)
+      ...     of = nnx.value_and_grad(lambda model: model.loss(x, 1e-3, sparse=False), has_aux=True)
       ...     (loss, terms), gradient = of(model)
       ...     optimizer.update(model, model.constrained_gradient(gradient))
       ...     model.constrain()
@@ -64,7 +79,13 @@ class SparseAutoencoder(nnx.Module):
     """
 
     def __init__(self, features: int, sample: ArrayLike, *, recipe: Recipe, rngs: nnx.Rngs) -> None:
+        features = whole_number(features, "features")
         sample = np.asarray(sample, np.float32)
+        if sample.ndim != 2:
+            raise ValueError(
+                f"`sample` should have shape (examples, dimension), but has shape {sample.shape}. "
+                "Pass a matrix with one example per row."
+            )
         norms = np.linalg.norm(sample.astype(np.float64), axis=-1)
         if not np.isfinite(norms).all():
             bad = ", ".join(map(str, np.flatnonzero(~np.isfinite(norms))[:10]))
@@ -75,9 +96,33 @@ class SparseAutoencoder(nnx.Module):
 
     @classmethod
     def from_weights(cls, weights: Weights, scale: float, recipe: Recipe) -> "SparseAutoencoder":
-        """The module around weights that `jaxtrelu.sae.train` found, and its scale."""
-        model = cls.__new__(cls)
-        model._set(weights, scale, recipe)
+        """The module around weights that `jaxtrelu.sae.train` found.
+
+        Args:
+          weights: the parameters; they are copied.
+          scale: what the training multiplied inputs with: `Result.scale`.
+          recipe: the recipe of the training.
+
+        Raises:
+          ValueError: the weights' shapes do not go together, or the scale is not above 0.
+
+        Example:
+          >>> import dataclasses
+          >>> from jaxtrelu import sae
+          >>> recipe = dataclasses.replace(sae.short_run(), batch_size=64)
+          >>> x = np.random.default_rng(0).normal(size=(128, 6)).astype(np.float32)
+          >>> found = sae.train(sae.Rows(x), sae.Settings(12, 2, recipe, sparse=False))
+          >>> model = sae.SparseAutoencoder.from_weights(found.weights, found.scale, recipe)
+          >>> model(x).shape
+          (128, 6)
+        """
+        _check_weights(weights, scale)
+        m, d = weights.encoder.shape
+        # Only the structure is made: nothing is drawn or measured.
+        model = nnx.eval_shape(
+            lambda: cls(m, np.ones((1, d), np.float32), recipe=recipe, rngs=nnx.Rngs(0))
+        )
+        model._set(jax.tree.map(jnp.array, weights), scale, recipe)
         return model
 
     def _set(self, weights: Weights, scale: float, recipe: Recipe) -> None:
@@ -91,35 +136,95 @@ class SparseAutoencoder(nnx.Module):
 
     @property
     def weights(self) -> Weights:
-        """The parameters as the plain pytree that `jaxtrelu.sae` works on."""
+        """The parameters as the plain pytree that `jaxtrelu.sae` works on, for scaled inputs."""
         return Weights(*(getattr(self, name)[...] for name in Weights._fields))
 
+    @property
+    def threshold_value(self) -> jax.Array:
+        """What pre-activations are compared with: (m,), float32, in units of the scaled inputs."""
+        return self.threshold[...]
+
     def pre_activations(self, x: ArrayLike) -> jax.Array:
-        """π of unscaled inputs (..., d): (..., m)."""
+        """π of unscaled inputs.
+
+        Args:
+          x: (..., d), unscaled.
+
+        Returns:
+          (..., m), in x's dtype and in units of the scaled inputs.
+
+        Raises:
+          ValueError: x does not have d columns.
+
+        Example:
+          >>> from jaxtrelu import sae
+          >>> x = np.eye(4, dtype=np.float32)
+          >>> model = sae.SparseAutoencoder(6, x, recipe=sae.short_run(), rngs=nnx.Rngs(0))
+          >>> is_open = model.pre_activations(x) > model.threshold_value
+          >>> bool((is_open == (model.encode(x) != 0)).all())
+          True
+        """
         return losses.pre_activations(self.weights, self._scaled(x))
 
     def encode(self, x: ArrayLike) -> jax.Array:
-        """The features of unscaled inputs (..., d): (..., m), 0 where closed."""
+        """The features of unscaled inputs: JumpReLU(π), 0 where π ≤ θ.
+
+        Args:
+          x: (..., d), unscaled.
+
+        Returns:
+          (..., m), in x's dtype and in units of the scaled inputs.
+
+        Raises:
+          ValueError: x does not have d columns.
+
+        Example: see the class.
+        """
         pi = self.pre_activations(x)
-        return jump_relu(pi, self.threshold[...], surrogate=self.recipe.surrogate)
+        return jump_relu(pi, self.threshold_value, surrogate=self.recipe.surrogate)
 
     def decode(self, features: ArrayLike) -> jax.Array:
-        """Reconstructions in the units of the unscaled inputs."""
+        """Reconstructions from features.
+
+        Args:
+          features: (..., m), as `encode` returns them.
+
+        Returns:
+          (..., d), in the dtype of `features` and in the units of the unscaled inputs.
+
+        Example:
+          >>> from jaxtrelu import sae
+          >>> x = np.eye(4, dtype=np.float32)
+          >>> model = sae.SparseAutoencoder(6, x, recipe=sae.short_run(), rngs=nnx.Rngs(0))
+          >>> bool((model.decode(model.encode(x)) == model(x)).all())
+          True
+        """
         scaled = losses.reconstruct(self.weights, jnp.asarray(features))
         return scaled / self.input_scale[...].astype(scaled.dtype)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
-        """The reconstruction of unscaled inputs (..., d)."""
+        """The reconstruction of unscaled inputs (..., d), of their shape, dtype and units."""
         return self.decode(self.encode(x))
 
     def loss(
         self, x: ArrayLike, coefficient: ArrayLike, *, sparse: bool = True
     ) -> tuple[jax.Array, losses.Terms]:
-        """The recipe's loss on unscaled inputs (batch, d), in scaled units, and its terms.
+        """The recipe's loss on unscaled inputs, in scaled units, and its terms.
 
-        With `sparse`, open entries only are visited where the recipe allows it and more than 32
-        features are left closed for each open one (see `jaxtrelu.sparse_mlp`); the same to
-        rounding.
+        Args:
+          x: (batch, d), unscaled.
+          coefficient: λ, a number.
+          sparse: whether to visit open entries only, where the recipe allows it and more than 32
+            features are left closed for each open one (see `jaxtrelu.sparse_mlp`); the same to
+            rounding.
+
+        Returns:
+          A float32 scalar to be differentiated with respect to the model, and `sae.Terms`.
+
+        Raises:
+          ValueError: x does not have d columns.
+
+        Example: see the class.
         """
         return losses.loss(
             self.weights,
@@ -130,9 +235,16 @@ class SparseAutoencoder(nnx.Module):
         )
 
     def constrained_gradient(self, gradient: nnx.State) -> nnx.State:
-        """`gradient` of `nnx.grad` as the recipe's optimiser should see it.
+        """A gradient as the recipe's optimiser should see it.
 
-        Where decoder rows are of unit norm, without its part parallel to them.
+        Args:
+          gradient: of `nnx.grad` with respect to the model.
+
+        Returns:
+          The same; where the recipe keeps decoder rows of unit norm, without its part parallel to
+          them.
+
+        Example: see the class.
         """
         if not self.recipe.unit_norm_decoder or "decoder" not in gradient:
             return gradient
@@ -141,7 +253,12 @@ class SparseAutoencoder(nnx.Module):
         return nnx.State({**gradient, "decoder": tangent})
 
     def constrain(self) -> None:
-        """Puts the parameters back where the recipe wants them; call it after every update."""
+        """Puts the parameters back where the recipe wants them; call it after every update.
+
+        Thresholds below 0 go to 0, and decoder rows to norm 1 where the recipe keeps them there.
+
+        Example: see the class.
+        """
         for name, value in constrained(self.weights, self.recipe)._asdict().items():
             getattr(self, name)[...] = value
 
@@ -153,3 +270,17 @@ class SparseAutoencoder(nnx.Module):
                 f"but has shape {x.shape}."
             )
         return x * self.input_scale[...].astype(x.dtype)
+
+
+def _check_weights(weights: Weights, scale: float) -> None:
+    m, d = jnp.shape(weights.encoder)
+    wanted = Weights((m, d), (m,), (m,), (m, d), (d,))  # type: ignore[arg-type]
+    for name, shape in wanted._asdict().items():
+        found = jnp.shape(getattr(weights, name))
+        if found != shape:
+            raise ValueError(
+                f"`{name}` should have shape {shape} beside an encoder of shape {(m, d)}, but has "
+                f"shape {found}."
+            )
+    if not 0 < scale < np.inf:
+        raise ValueError(f"`scale` should be finite and greater than 0, but is {scale!r}.")

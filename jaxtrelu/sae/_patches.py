@@ -38,6 +38,9 @@ def image_patches(
 
     Returns:
       `Patches`.
+
+    Raises:
+      ValueError: an argument is out of its range; the message names it.
     """
     if not 2 <= size <= 64:
         raise ValueError(f"`size` should be between 2 and 64 pixels, but is {size!r}.")

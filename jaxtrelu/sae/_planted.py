@@ -73,6 +73,10 @@ class PlantedWorld:
     def sample(self, key: Array, count: int) -> tuple[Array, Array]:
         """Draws `count` examples.
 
+        Args:
+          key: a key of `jax.random`.
+          count: the number of examples.
+
         Returns:
           Inputs (count, d) and the planted magnitudes (count, n), 0 where a feature is absent.
         """
@@ -115,6 +119,9 @@ def planted_scores(
       gates: which learned features are open, bool (examples, m).
       directions: planted rows, (n, d).
       present: which planted features are present, bool (examples, n).
+
+    Returns:
+      `PlantedScores`, means over the planted directions.
     """
     # SciPy comes with JAX, but is slow to import.
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]

@@ -129,6 +129,9 @@ def gemma_scope() -> Recipe:
     are trained themselves and not as logarithms, under which Adam moves them by θ · learning rate a
     step and hence hardly at all (SAELens#494).
 
+    Returns:
+      A `Recipe`.
+
     >>> gemma_scope().surrogate
     Rectangle(bandwidth=0.001, to_input=False)
     """
@@ -143,6 +146,9 @@ def anthropic_2025() -> Recipe:
     whole run, and 3e-6 Σ max(θ − π, 0) ‖d‖ against dead features; decoder norms free; Adam at 2e-4,
     falling to 0 over the last fifth, gradients clipped to norm 1. Thresholds are trained themselves
     here and as logarithms there.
+
+    Returns:
+      A `Recipe`.
 
     >>> anthropic_2025().surrogate
     Rectangle(bandwidth=2.0, to_input=True)
@@ -175,6 +181,9 @@ def short_run() -> Recipe:
     thresholds are of order 1 and Adam's steps suit all parameters alike; bandwidth 0.5 and initial
     threshold 1 in those units; Adam(0.9, 0.999) at 0.004 with 100 steps of warm-up, falling to 0
     over the last fifth; batches of 512; no ramp of λ, which a short run has no time for.
+
+    Returns:
+      A `Recipe`.
 
     >>> short_run().input_scaling
     'sqrt_dimension'

@@ -20,7 +20,9 @@ class Statistics(NamedTuple):
     """What a pass over all rows finds."""
 
     mean_norm: float
+    """Mean of ‖x‖, in the units of the data."""
     mean_square_norm: float
+    """Mean of ‖x‖², in those units squared."""
 
 
 class Rows:
@@ -121,7 +123,14 @@ class Rows:
         return Statistics(norm / len(self), square / len(self))
 
     def batch(self, step: int, size: int) -> np.ndarray:
-        """The batch of step `step`: float32, (size, d), rows as they are, unscaled.
+        """The batch of step `step`, `size` rows of the data as they are, unscaled.
+
+        Args:
+          step: the number of the step, from 0.
+          size: the number of rows.
+
+        Returns:
+          float32, (size, d).
 
         Raises:
           ValueError: the data has fewer rows than `size`, or a row of the batch is not finite.
@@ -180,6 +189,13 @@ class Rows:
 
 def open_rows(path: str | os.PathLike, seed: int = 0) -> Rows:
     """A user's `.npy` file of activations, memory-mapped: it may be larger than memory.
+
+    Args:
+      path: of the file, which holds a matrix with one example per row.
+      seed: of the shuffling.
+
+    Returns:
+      `Rows` that read the file as they are asked for.
 
     Raises:
       FileNotFoundError: there is no such file.

@@ -100,15 +100,20 @@ class TrainState(NamedTuple):
     """All that changes during a run, a pytree."""
 
     weights: Weights
+    """The parameters."""
     optimizer: Any
+    """The state of the recipe's optimiser."""
     controller: ControllerState
+    """What steers λ; where λ follows a schedule, its coefficient alone means something."""
     step: Array
+    """Number of steps done, int32."""
 
 
 class Result(NamedTuple):
     """A trained autoencoder and how it came about."""
 
     weights: Weights
+    """The parameters after the last step."""
     scale: float
     """Inputs are multiplied by this before the encoder sees them; part of the model."""
     history: dict[str, np.ndarray]
@@ -118,7 +123,15 @@ class Result(NamedTuple):
 
 
 def initial_state(settings: Settings, sample: np.ndarray) -> TrainState:
-    """The state before the first step; `sample` is some scaled inputs, (n, d)."""
+    """The state before the first step.
+
+    Args:
+      settings: size, length and recipe.
+      sample: some scaled inputs, (n, d), that the first weights are taken from.
+
+    Returns:
+      A `TrainState`.
+    """
     key = jax.random.key(settings.seed)
     weights = initial_weights(key, settings.features, sample, settings.recipe)
     controller = settings.controller() or _no_controller()
@@ -130,7 +143,17 @@ def initial_state(settings: Settings, sample: np.ndarray) -> TrainState:
 def train_step(
     state: TrainState, x: Array, scale: Array | float, settings: Settings
 ) -> tuple[TrainState, losses.Terms]:
-    """One step on the unscaled batch x (batch, d). Pure; donates `state`."""
+    """One step. Pure, and jitted; donates `state`.
+
+    Args:
+      state: the state before the step, whose buffers are used for the one after it.
+      x: an unscaled batch, (batch, d).
+      scale: what inputs are multiplied with; see `input_scale`.
+      settings: size, length and recipe.
+
+    Returns:
+      The state after the step, and the loss's `Terms` before it.
+    """
     recipe = settings.recipe
     controller = settings.controller()
     if controller is None:

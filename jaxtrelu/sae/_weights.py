@@ -43,6 +43,9 @@ def initial_weights(
 
     Returns:
       `Weights` in float32.
+
+    Raises:
+      ValueError: `features` is less than 1, or `sample` is not a matrix.
     """
     if features < 1:
         raise ValueError(f"`features` should be at least 1, but is {features!r}.")
@@ -70,16 +73,30 @@ def initial_weights(
 
 
 def unit_rows(matrix: Array) -> Array:
-    """`matrix` (m, d) with every row divided by its norm; a row of zeros stays one."""
+    """A matrix with every row divided by its norm; a row of zeros stays one.
+
+    Args:
+      matrix: (m, d).
+
+    Returns:
+      (m, d), in the dtype of `matrix`.
+    """
     norm = jnp.linalg.norm(matrix, axis=1, keepdims=True)
     return matrix / jnp.where(norm > 0, norm, 1)
 
 
 def project_out(gradient: Array, rows: Array) -> Array:
-    """`gradient` (m, d) without its part parallel to `rows` (m, d), which are of unit norm.
+    """A gradient without its part parallel to the rows that it belongs to.
 
     What is left is tangent to the sphere, so an optimiser's moments are not filled with a motion
     that the next normalisation undoes.
+
+    Args:
+      gradient: (m, d).
+      rows: (m, d), of unit norm.
+
+    Returns:
+      (m, d), orthogonal to `rows`, row by row.
 
     >>> rows = jnp.array([[1.0, 0.0]])
     >>> project_out(jnp.array([[3.0, 4.0]]), rows).tolist()
@@ -89,17 +106,33 @@ def project_out(gradient: Array, rows: Array) -> Array:
 
 
 def constrained_gradient(gradient: Weights, weights: Weights, recipe: Recipe) -> Weights:
-    """`gradient` as the optimiser should see it: tangent, where decoder rows have norm 1."""
+    """The gradient as the optimiser should see it: tangent, where decoder rows have norm 1.
+
+    Args:
+      gradient: of the loss, with respect to `weights`.
+      weights: the parameters.
+      recipe: a recipe; see `Recipe.unit_norm_decoder`.
+
+    Returns:
+      The gradient, with that of the decoder projected where the recipe asks for it.
+    """
     if not recipe.unit_norm_decoder:
         return gradient
     return gradient._replace(decoder=project_out(gradient.decoder, weights.decoder))
 
 
 def constrained(weights: Weights, recipe: Recipe) -> Weights:
-    """`weights` after an update, back where they belong: thresholds ≥ 0, decoder rows of norm 1.
+    """Weights after an update, back where they belong: thresholds ≥ 0, decoder rows of norm 1.
 
     Thresholds are projected here and not clipped in the forward pass, which would leave one that
     touched zero without a gradient.
+
+    Args:
+      weights: the parameters after an optimiser's update.
+      recipe: a recipe; see `Recipe.unit_norm_decoder`.
+
+    Returns:
+      The weights, projected.
     """
     weights = weights._replace(threshold=jnp.maximum(weights.threshold, 0))
     if not recipe.unit_norm_decoder:
@@ -115,6 +148,12 @@ def input_scale(mean_norm: float, mean_square_norm: float, dimension: int, recip
       mean_square_norm: mean of ‖x‖² over the data.
       dimension: d.
       recipe: a recipe; see `Recipe.input_scaling`.
+
+    Returns:
+      A positive number.
+
+    Raises:
+      ValueError: the inputs are all zero.
     """
     if not mean_square_norm > 0:
         raise ValueError("the inputs are all zero: there is nothing to scale or to learn.")

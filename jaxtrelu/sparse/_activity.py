@@ -94,7 +94,9 @@ def entry_sum(
         return jnp.sum(jnp.where(used, cost(values, *at), 0), dtype=dtype)
 
     def dense(values, *parameters):
-        return jnp.sum(cost(activations(), *parameters), dtype=dtype)
+        latent = activations()
+        spread = [jnp.broadcast_to(p, latent.shape) for p in parameters]
+        return jnp.sum(cost(latent, *spread), dtype=dtype)
 
     # Recomputed backwards: a conditional's residuals exist in both branches, so a dense latent kept
     # for the second one would be paid by the first.

@@ -1,12 +1,19 @@
-"""What the two-layer products share: the static part of a call, and the dense pieces of a block."""
+"""What the two-layer products share: the static part of a call, and the dense pieces of a block.
+
+The dense pieces are what is computed where few entries are closed, so they keep the promise of the
+sparse ones: **a factor that is exactly 0 contributes nothing**, also beside a NaN or an infinity.
+"""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxtrelu._primitive.rules import thresholded
-from jaxtrelu._primitive.spec import Spec, accumulator_dtype
+from jaxtrelu._primitive.spec import Spec, accumulator_dtype, computation_dtype
+from jaxtrelu.sparse._loops import repeat
 
 # Share of entries for which lists are made; beyond it dense products are taken. On a CPU those are
 # faster from 1/10 on for rows of 768 numbers, from 1/48 on for rows of 144 (docs/sparse.md).
@@ -32,11 +39,18 @@ class Plan:
         return surrogate is not None and self.spec.row.jump is not None and not surrogate.to_input
 
 
+# Runs once per shape outside of `jit` as well, where loops and conditionals would be compiled at
+# every call; inside, nothing is left of it.
+compiled_once = partial(jax.jit, static_argnums=0, inline=True)
+
+
+# dense products
+
+
 def encoded(x: jax.Array, weights: jax.Array) -> jax.Array:
     """``x @ weights.T``, in float32 at least: what is near a threshold is decided unrounded."""
-    dtype = accumulator_dtype(x.dtype, weights.dtype)
-    x, weights = _alike(x, weights)
-    return jnp.matmul(x, weights.T, preferred_element_type=dtype)
+    dtype = computation_dtype(x.dtype, weights.dtype)
+    return _encoded(x.astype(dtype), weights.astype(dtype), accumulator_dtype(dtype))
 
 
 def biased(product: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -58,10 +72,15 @@ def gates(plan: Plan, z: jax.Array, threshold: jax.Array) -> jax.Array:
     return thresholded(z, _beside(threshold, z), step)
 
 
+def projected(a: jax.Array, w_out: jax.Array) -> jax.Array:
+    """``a @ w_out``, a dense product of activations in w_out's dtype; the result is in a's."""
+    dtype = accumulator_dtype(a.dtype, w_out.dtype)
+    return _projected(a.astype(w_out.dtype), w_out, dtype).astype(a.dtype)
+
+
 def decoded(plan: Plan, z: jax.Array, threshold: jax.Array, w_out: jax.Array) -> jax.Array:
     """``act(z) @ w_out``, a dense product, in z's dtype."""
-    a = activated(plan, z, threshold).astype(w_out.dtype)
-    return jnp.matmul(a, w_out, preferred_element_type=z.dtype)
+    return projected(activated(plan, z, threshold), w_out)
 
 
 def finished(y: jax.Array, b_out: jax.Array | None, lead: tuple, dtype) -> jax.Array:
@@ -69,12 +88,90 @@ def finished(y: jax.Array, b_out: jax.Array | None, lead: tuple, dtype) -> jax.A
     return biased(y, b_out).astype(dtype).reshape(*lead, y.shape[-1])
 
 
-def _alike(x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both in one dtype, which is stated here: a strict mode has nothing to object to."""
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.promote_types(x.dtype, weights.dtype)
-    return x.astype(dtype), weights.astype(dtype)
+@jax.custom_vjp
+def passed(a: jax.Array, up: jax.Array) -> jax.Array:
+    """``a * up``, what a gated unit lets through: 0 where a is, whatever `up` holds there.
+
+    Its gradient to a is unmasked: at a closed gate inside a surrogate's window it is the estimate.
+    """
+    return jnp.where(a != 0, a * up, 0)
+
+
+passed.defvjp(
+    lambda a, up: (passed(a, up), (a, up)),
+    lambda factors, g: (g * factors[1], jnp.where(factors[0] != 0, g * factors[0], 0)),
+)
 
 
 def _beside(threshold: jax.Array, z: jax.Array) -> jax.Array:
     return threshold[None] if threshold.ndim < z.ndim else threshold
+
+
+# dense products of a matrix with zeros, and their gradients
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _encoded(x: jax.Array, weights: jax.Array, dtype) -> jax.Array:
+    return _dot(x, weights, (1, 1), dtype)
+
+
+def _encoded_gradients(dtype, factors, g):
+    x, weights = factors
+    to_x = product_of_nonzeros(g, weights, dtype).astype(x.dtype)
+    return to_x, product_of_nonzeros(g.T, x, dtype).astype(weights.dtype)
+
+
+_encoded.defvjp(lambda x, weights, dtype: (_encoded(x, weights, dtype), (x, weights)),
+                _encoded_gradients)  # fmt: skip
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _projected(a: jax.Array, w_out: jax.Array, dtype) -> jax.Array:
+    return product_of_nonzeros(a, w_out, dtype)
+
+
+def _projected_gradients(dtype, factors, g):
+    a, w_out = factors
+    to_a = _dot(g, w_out, (1, 1), dtype).astype(a.dtype)
+    return to_a, product_of_nonzeros(a.T, g, dtype).astype(w_out.dtype)
+
+
+_projected.defvjp(lambda a, w_out, dtype: (_projected(a, w_out, dtype), (a, w_out)),
+                  _projected_gradients)  # fmt: skip
+
+
+def product_of_nonzeros(a: jax.Array, b: jax.Array, dtype) -> jax.Array:
+    """``a @ b`` summed in `dtype`, over what is not exactly 0 in `a`: (n, k) by (k, d) to (n, d).
+
+    The plain product, unless `b` holds a NaN or an infinity. One would be in every row of the plain
+    product, even beside a 0, so that the first row tells; no other number is looked at. (Also in a
+    row that is so by right; then the way round costs time and changes nothing.)
+    """
+    y = _dot(a, b, (1, 0), dtype)
+    if not (a.size and b.size):
+        return y
+    spoilt = ~jnp.all(jnp.isfinite(y[0]))
+    # A loop of no or one trip: unlike a conditional, it costs nothing under vmap either.
+    return repeat(spoilt.astype(jnp.int32), lambda _, y: _around_zeros(a, b, dtype), y)
+
+
+def _around_zeros(a: jax.Array, b: jax.Array, dtype) -> jax.Array:
+    """The same by select: rows of `b` with a NaN or an infinity beside a 0 are added one by one."""
+    bad = ~jnp.all(jnp.isfinite(b), axis=1) & jnp.any(a == 0, axis=0)
+    rows = jnp.arange(b.shape[0], dtype=jnp.int32)
+
+    def add(state):
+        y, left = state
+        row = jnp.argmax(left).astype(jnp.int32)
+        factors = lax.dynamic_index_in_dim(a, row, axis=1).astype(dtype)
+        terms = factors * lax.dynamic_index_in_dim(b, row, axis=0).astype(dtype)
+        return y + jnp.where(factors != 0, terms, 0), left & (rows != row)
+
+    rest = _dot(a, jnp.where(bad[:, None], 0, b), (1, 0), dtype)
+    return lax.while_loop(lambda state: jnp.any(state[1]), add, (rest, bad))[0]
+
+
+def _dot(a: jax.Array, b: jax.Array, over: tuple[int, int], dtype) -> jax.Array:
+    """The product over one axis of each; the factors may differ in dtype."""
+    (i, j), batch = over, ((), ())
+    return lax.dot_general(a, b, (((i,), (j,)), batch), preferred_element_type=dtype)

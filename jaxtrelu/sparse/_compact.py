@@ -26,8 +26,8 @@ from jaxtrelu._primitive.spec import (
     entries_for,
 )
 from jaxtrelu._surrogates import Surrogate
-from jaxtrelu.sparse._block import Plan, biased, decoded, encoded, finished
-from jaxtrelu.sparse._entries import find_support, groups_of
+from jaxtrelu.sparse._block import Plan, biased, compiled_once, decoded, encoded, finished
+from jaxtrelu.sparse._entries import groups_of, support_of
 from jaxtrelu.sparse._loops import take
 from jaxtrelu.sparse._mlp import Operands, has_elements, operands_of
 
@@ -57,7 +57,8 @@ def compact_mlp(
     but not sparse enough for `jaxtrelu.sparse_mlp` to be faster. Where more entries are open than
     the lists hold, the latent is computed again from x, by a choice made on the device.
 
-    Convention at the threshold: open where ``x @ w_in.T + b_in > threshold``, strictly.
+    Convention at the threshold: open where ``x @ w_in.T + b_in > threshold``, strictly. A closed
+    entry contributes nothing, as in `jaxtrelu.sparse_mlp`.
 
     Args:
       x: (..., d), floating point; kept for the gradient, as a dense layer does.
@@ -100,6 +101,7 @@ def compact_mlp(
     return finished(y, block.b_out, block.lead, block.x.dtype)
 
 
+@compiled_once
 def _dense(plan: Plan, operands: Operands) -> jax.Array:
     z = biased(encoded(operands.x, operands.w_in), operands.b_in)
     return decoded(plan, z, operands.threshold, operands.w_out)
@@ -120,11 +122,13 @@ def keeping_entries(plan: Plan, operands: Operands) -> jax.Array:
     return _dense(plan, operands)
 
 
-def _forward(plan: Plan, operands: Operands):
+@compiled_once
+def forward(plan: Plan, operands: Operands) -> tuple[jax.Array, CompactResiduals]:
+    """Returns y, and what the gradient needs."""
     product = encoded(operands.x, operands.w_in)
     z = biased(product, operands.b_in)
     y = decoded(plan, z, operands.threshold, operands.w_out)
-    support = find_support(plan, product, operands.b_in, operands.threshold)
+    support = support_of(plan, product, operands.b_in, operands.threshold)
     entries, overflow = support.visited, support.overflow
     # With the output, or finding the entries would be put off to the backward pass.
     y, words, z, overflow = lax.optimization_barrier((y, entries.groups.words, entries.z, overflow))
@@ -132,6 +136,11 @@ def _forward(plan: Plan, operands: Operands):
 
 
 def _backward(plan: Plan, residuals: CompactResiduals, g: jax.Array):
+    return (_gradients(plan, residuals, g),)
+
+
+@compiled_once
+def _gradients(plan: Plan, residuals: CompactResiduals, g: jax.Array) -> Operands:
     # With the cotangent, or the expansion would be done in the forward pass.
     operands, *kept = residuals
     (words, entries, overflow), g = lax.optimization_barrier((kept, g))
@@ -158,7 +167,7 @@ def _backward(plan: Plan, residuals: CompactResiduals, g: jax.Array):
     )[1]
     # Together, or XLA may put the weights' gradients off and keep a dense dz of every layer.
     x, w_in, b_in = pull(dz)
-    return (lax.optimization_barrier(Operands(x, w_in, b_in, threshold, w_out)),)
+    return lax.optimization_barrier(Operands(x, w_in, b_in, threshold, w_out))
 
 
 def _expand(words: jax.Array, kept: jax.Array, width: int) -> jax.Array:
@@ -174,4 +183,4 @@ def _expand(words: jax.Array, kept: jax.Array, width: int) -> jax.Array:
     return jnp.where(is_set == 1, value, -jnp.inf)
 
 
-keeping_entries.defvjp(_forward, _backward)
+keeping_entries.defvjp(forward, _backward)

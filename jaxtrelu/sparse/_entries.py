@@ -24,7 +24,7 @@ from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu.sparse._block import Plan, biased
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
 
-# Entries found per round: enough to keep both cores busy, few enough for a cache.
+# Entries listed per round: enough to keep both cores busy, few enough for a cache.
 _ROUND = 4096
 
 
@@ -144,9 +144,7 @@ class Support(NamedTuple):
     """Whether there are more entries than the lists hold; they are empty then."""
 
 
-def find_support(
-    plan: Plan, product, bias, threshold: jax.Array, *, apart: bool = False
-) -> Support:
+def support_of(plan: Plan, product, bias, threshold: jax.Array, *, apart: bool = False) -> Support:
     """The support of ``product + bias``, which is not kept; a window's entries apart or not."""
     z, threshold = biased(product, bias), threshold[None]
     visited = opened = pack_last(~(z <= threshold))

@@ -19,7 +19,9 @@ from jaxtyping import Float
 from jaxtrelu import bits
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu._primitive.spec import (
+    Block,
     ImplementationName,
+    Spec,
     VariantName,
     block_operands,
     check_skips,
@@ -27,8 +29,19 @@ from jaxtrelu._primitive.spec import (
     entries_for,
 )
 from jaxtrelu._surrogates import Surrogate
-from jaxtrelu.sparse._block import CROSSOVER, Plan, activated, biased, encoded, finished
-from jaxtrelu.sparse._entries import Entries, find_support, groups_of, list_entries, position
+from jaxtrelu.sparse._block import (
+    CROSSOVER,
+    Plan,
+    activated,
+    biased,
+    compiled_once,
+    encoded,
+    finished,
+    passed,
+    product_of_nonzeros,
+    projected,
+)
+from jaxtrelu.sparse._entries import Entries, groups_of, list_entries, position, support_of
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
 from jaxtrelu.sparse._sums import entry_dots, gather_sum, scalar_sum
 
@@ -66,6 +79,9 @@ def gated_mlp(
     dense products are taken, chosen on the device.
 
     Convention at the threshold: open where ``x @ w_gate.T > threshold``, strictly; NaN is open.
+    What is near the threshold is decided on float32 sums, also for bfloat16 operands: a dense
+    model that rounds the pre-activations to bfloat16 first opens other gates there. A closed gate
+    contributes nothing, as in `jaxtrelu.sparse_mlp`.
 
     Args:
       x: (..., d), floating point.
@@ -82,8 +98,8 @@ def gated_mlp(
       surrogate: of bounded support, such as ``jaxtrelu.Rectangle(0.05)``, or None.
       implementation: None or ``"xla"``; the kernels have none for this product.
       capacity: the mean number of open gates of an example up to which the sparse path is taken; a
-        hint, not a limit. For up to 8 examples, without a gradient, the number of units that any
-        of them opens. Default: h / 2 for up to 8 examples, h / 32 for more (at least 32): about
+        hint, not a limit. For up to 8 examples, where no gradient is taken, it is compared with the
+        number of units that any of them opens: not with a mean. Default: h / 2 for up to 8 examples, h / 32 for more (at least 32): about
         where dense becomes faster on a CPU.
 
     Returns:
@@ -108,16 +124,21 @@ def gated_mlp(
     check_skips(spec, "gated_mlp")
     weights, biases = {"w_gate": w_gate, "w_up": w_up}, {"b_gate": b_gate, "b_up": b_up}
     block = block_operands(x, weights, w_out, threshold, biases, b_out)
+    plan, operands = gated_call(spec, capacity, block)
+    filled = all(o.size for o in (operands.x, operands.w_gate, operands.w_out))
+    y = (gated if filled else gated_dense)(plan, operands)
+    return finished(y, block.b_out, block.lead, block.x.dtype)
+
+
+def gated_call(spec: Spec, capacity, block: Block) -> tuple[Plan, "GatedOperands"]:
+    """The static part of a call, and operands that vary over the same axes of a `shard_map`."""
     examples, units = block.x.shape[0], block.w_out.shape[0]
     share = CROSSOVER_FEW if examples <= FEW else CROSSOVER
-    size = entries_for(capacity, examples, units, share)
     (w_gate, w_up), (b_gate, b_up) = block.w_in, block.b_in
     operands = GatedOperands(block.x, w_gate, w_up, block.w_out, block.threshold, b_gate, b_up)
     leaves = jax.tree.leaves(operands)
     operands = jax.tree.map(lambda leaf: varying_like(leaf, *leaves), operands)
-    filled = all(o.size for o in (operands.x, operands.w_gate, operands.w_out))
-    y = (gated if filled else gated_dense)(Plan(spec, size), operands)
-    return finished(y, block.b_out, block.lead, block.x.dtype)
+    return Plan(spec, entries_for(capacity, examples, units, share)), operands
 
 
 class GatedOperands(NamedTuple):
@@ -148,20 +169,23 @@ def gated_dense(plan: Plan, operands: GatedOperands) -> jax.Array:
 def _dense_rest(plan: Plan, operands: GatedOperands, product: jax.Array) -> jax.Array:
     x, _, w_up, w_out, threshold, b_gate, b_up = operands
     a = activated(plan, biased(product, b_gate), threshold)
-    hidden = (a * biased(encoded(x, w_up), b_up)).astype(w_out.dtype)
-    return jnp.matmul(hidden, w_out, preferred_element_type=product.dtype)
+    return projected(passed(a, biased(encoded(x, w_up), b_up)), w_out)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gated(plan: Plan, operands: GatedOperands) -> jax.Array:
     """Returns y (B, d_out), in the accumulator's type, without b_out."""
     if operands.x.shape[0] > FEW:
-        return _forward(plan, operands)[0]
-    return _few_examples(plan, operands)
+        return forward(plan, operands)[0]
+    return few_examples(plan, operands)[0]
 
 
-def _few_examples(plan: Plan, operands: GatedOperands) -> jax.Array:
-    """Decoding: rounds of units that any example opens, each a small dense product."""
+@compiled_once
+def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Array]:
+    """Decoding: rounds of units that any example opens, each a small dense product.
+
+    Returns y, and whether the units were too many, and all products dense.
+    """
     x, w_gate, w_up, w_out, threshold, b_gate, b_up = operands
     product = encoded(x, w_gate)
     z = biased(product, b_gate)
@@ -179,22 +203,25 @@ def _few_examples(plan: Plan, operands: GatedOperands) -> jax.Array:
         up = encoded(x, take(w_up, unit))
         if b_up is not None:
             up = biased(up, take(b_up, unit))
-        hidden = jnp.where(used[None], a[:, unit] * up, 0).astype(w_out.dtype)
-        out = jnp.where(used[:, None], take(w_out, unit), 0)
-        return y + jnp.matmul(hidden, out, preferred_element_type=z.dtype)
+        hidden = passed(jnp.where(used[None], a[:, unit], 0), up).astype(w_out.dtype)
+        return y + product_of_nonzeros(hidden, take(w_out, unit), z.dtype)
 
     start = varying_like(jnp.zeros((x.shape[0], w_out.shape[1]), z.dtype), z)
 
     def sparse(product):
         return repeat(ceil_div(number, _ROUND), more, start)
 
-    return lax.cond(number > most, partial(_dense_rest, plan, operands), sparse, product)
+    overflow = number > most
+    y = lax.cond(overflow, partial(_dense_rest, plan, operands), sparse, product)
+    return y, overflow
 
 
-def _forward(plan: Plan, operands: GatedOperands):
+@compiled_once
+def forward(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, "GatedResiduals"]:
+    """Returns y, and what the gradient needs."""
     x, w_gate, w_up, w_out, threshold, b_gate, b_up = operands
     product = encoded(x, w_gate)
-    support = find_support(plan, product, b_gate, threshold)
+    support = support_of(plan, product, b_gate, threshold)
     visited = support.visited
     unit = visited.by_row.member
 
@@ -203,18 +230,23 @@ def _forward(plan: Plan, operands: GatedOperands):
         up = entry_dots(visited.by_row, visited.total, x, w_up, product.dtype)
         if b_up is not None:
             up = biased(up, take(b_up, unit))
-        return gather_sum(visited.groups, unit, a * up, w_out, 0)
+        return gather_sum(visited.groups, unit, passed(a, up), w_out, 0)
 
     y = lax.cond(support.overflow, partial(_dense_rest, plan, operands), sparse, product)
     return y, GatedResiduals(operands, visited, support.overflow)
 
 
 def _backward(plan: Plan, residuals: GatedResiduals, g: jax.Array):
+    return (_gradients(plan, residuals, g),)
+
+
+@compiled_once
+def _gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> GatedOperands:
     def through_dense(residuals, g):
         return jax.vjp(partial(gated_dense, plan), residuals.operands)[1](g)[0]
 
     sparse = partial(_sparse_gradients, plan)
-    return (lax.cond(residuals.overflow, through_dense, sparse, residuals, g),)
+    return lax.cond(residuals.overflow, through_dense, sparse, residuals, g)
 
 
 def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> GatedOperands:
@@ -232,8 +264,9 @@ def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> Ga
     if b_up is not None:
         up = biased(up, take(b_up, unit))
     dhidden = entry_dots(by_column, total, w_out, g, dtype)
-    dz, dthreshold = pullback(dhidden * up)
-    dup = dhidden * a
+    hidden, to_factors = jax.vjp(passed, a, up)
+    da, dup = to_factors(dhidden)
+    dz, dthreshold = pullback(da)
 
     def by_unit(values, table):
         return gather_sum(columns, row, values, table, plan.direct)
@@ -249,11 +282,11 @@ def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> Ga
         x=(by_example(dz, w_gate) + by_example(dup, w_up)).astype(x.dtype),
         w_gate=by_unit(dz, x).astype(w_gate.dtype),
         w_up=by_unit(dup, x).astype(w_up.dtype),
-        w_out=by_unit(a * up, g).astype(w_out.dtype),
+        w_out=by_unit(hidden, g).astype(w_out.dtype),
         threshold=per_unit(dthreshold, threshold),
         b_gate=per_unit(dz, b_gate),
         b_up=per_unit(dup, b_up),
     )
 
 
-gated.defvjp(_forward, _backward)
+gated.defvjp(forward, _backward)

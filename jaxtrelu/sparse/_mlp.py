@@ -44,6 +44,7 @@ from jaxtrelu.sparse._block import (
     Plan,
     activated,
     biased,
+    compiled_once,
     decoded,
     encoded,
     finished,
@@ -53,10 +54,10 @@ from jaxtrelu.sparse._entries import (
     Entries,
     Groups,
     entries_of,
-    find_support,
     groups_of,
     list_entries,
     position,
+    support_of,
 )
 from jaxtrelu.sparse._loops import take
 from jaxtrelu.sparse._sums import entry_dots, gather_sum, scalar_sum
@@ -83,10 +84,14 @@ def sparse_mlp(
     The second product, the latent's gradient and both weight gradients visit open entries only (for
     a threshold that learns: open or inside the surrogate's window). The result is that of the dense
     function to rounding, always: where more entries are open than `capacity` allows for, dense
-    product are taken, chosen on the device.
+    products are taken, chosen on the device.
 
-    Convention at the threshold: open where ``x > threshold``, strictly; NaN is open. A closed entry
-    contributes nothing, also beside a weight that is NaN or infinite.
+    Convention at the threshold: open where ``x @ w_in.T + b_in > threshold``, strictly; NaN is
+    open. Pre-activations are summed and compared in float32 at least. A closed entry contributes
+    nothing, also beside a weight or a cotangent that is NaN or infinite: a factor that is exactly 0
+    is skipped on every path, forward and backward. (Inside a surrogate's window the estimate of a
+    closed entry's gradient is made of its weights in `w_out`; a NaN among them reaches the
+    threshold's gradient and, with ``to_input`` or ``shift``, that of its pre-activation.)
 
     Args:
       x: (..., d), floating point.
@@ -200,11 +205,12 @@ def fused(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
     return forward(plan, operands)[0]
 
 
+@compiled_once
 def forward(plan: Plan, operands: Operands):
     """Returns what `fused` does, and what the gradient needs."""
     _, w_in, b_in, threshold, w_out = operands
     product = encoded(operands.x, w_in)
-    support = find_support(plan, product, b_in, threshold, apart=plan.window_is_silent)
+    support = support_of(plan, product, b_in, threshold, apart=plan.window_is_silent)
     visited, overflow = support.visited, support.overflow
 
     def activations(entries):
@@ -242,15 +248,14 @@ def forward(plan: Plan, operands: Operands):
 
 def _backward(plan: Plan, residuals: Residuals, cotangents):
     g, activity = cotangents
-    given = (g, activity.values, activity.l0)
-    gradients = lax.cond(
-        residuals.overflow,
-        partial(dense_gradients, plan),
-        partial(_sparse_gradients, plan),
-        residuals,
-        given,
-    )
-    return (gradients,)
+    return (_gradients(plan, residuals, (g, activity.values, activity.l0)),)
+
+
+@compiled_once
+def _gradients(plan: Plan, residuals: Residuals, given) -> Operands:
+    """The gradients for cotangents of y, of the entries' values and of l0."""
+    dense, sparse = partial(dense_gradients, plan), partial(_sparse_gradients, plan)
+    return lax.cond(residuals.overflow, dense, sparse, residuals, given)
 
 
 def dense_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
@@ -343,15 +348,18 @@ def without_elements(plan: Plan, operands: Operands) -> tuple[jax.Array, Activit
     y, l0 = dense_forward(plan, operands)
     features = operands.w_in.shape[0]
     z = biased(encoded(operands.x, operands.w_in), operands.b_in)
-    opened = formulas.gate(z, operands.threshold[None], Spec(plan.spec.variant))
+    threshold = operands.threshold[None]
+    opened = visited = ~(z <= threshold)
+    if plan.spec.surrogate is not None:
+        visited = opened | formulas.window(z, threshold, plan.spec)
     record = Activity(
         features=jnp.full(plan.size, features, jnp.int32),
         rows=jnp.full(plan.size, l0.shape[0], jnp.int32),
         values=jnp.zeros(plan.size, y.dtype),
-        counts=jnp.sum(opened, axis=-1, dtype=jnp.int32),
+        counts=jnp.sum(visited, axis=-1, dtype=jnp.int32),
         l0=l0,
         fired=jnp.sum(opened, axis=0, dtype=jnp.int32),
-        overflow=jnp.sum(opened, dtype=jnp.int32) > 0,
+        overflow=jnp.any(visited),
     )
     return y, record
 

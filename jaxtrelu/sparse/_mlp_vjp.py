@@ -6,6 +6,7 @@ the touched features alone, in a list, for optimisers that update no others.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -172,6 +173,7 @@ def sparse_mlp_vjp(
     return ((y, in_shape(activity, block.lead)) if with_activity else y), pullback
 
 
+@partial(jax.jit, static_argnums=(0, 3), inline=True)
 def _feature_gradients(plan: Plan, residuals: Residuals, given, size: int):
     """Returns (gradients as `Operands` of features, which (size,), whether they are all)."""
     features = residuals.operands.w_in.shape[0]

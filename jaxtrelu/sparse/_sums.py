@@ -1,4 +1,4 @@
-"""The two products over listed entries: weighted sums of gathered rows, and dots of gathered rows.
+"""The two products over lists of entries: weighted sums of gathered rows, and dots of such rows.
 
 With a list sorted by group, `gather_sum` is at once the decoder (groups are examples, members
 features) and a weight gradient (groups are features, members examples), in which every row of the
@@ -26,6 +26,8 @@ def gather_sum(
 ) -> jax.Array:
     """``out[g] = sum over g's entries e of values[e] * table[members[e]]``, (groups, d).
 
+    A value that is exactly 0 contributes nothing, whatever the table holds there.
+
     The first `direct` entries of every group are summed in one pass over the result; what is left
     of larger groups, in blocks of groups of about the same size, each with the trip count that its
     largest group needs. So one large group costs what it holds and not what it holds times the
@@ -37,12 +39,11 @@ def gather_sum(
     def terms(base, starts, counts, width):
         """The sum of entries base .. base + width of the groups given."""
         slots = base + jnp.arange(width, dtype=jnp.int32)[:, None]
-        there = slots < counts
-        at = jnp.where(there, starts + slots, 0)
+        there = slots < counts[None]
+        at = jnp.where(there, starts[None] + slots, 0)
+        weights = jnp.where(there, take(values, at), 0)
         # Held back from the loop over the rows, into which XLA would fuse it once per element.
-        there, weights, rows = lax.optimization_barrier(
-            (there, jnp.where(there, take(values, at), 0), take(members, at))
-        )
+        there, weights, rows = lax.optimization_barrier((weights != 0, weights, take(members, at)))
         acc = None
         for r in range(width):
             term = weights[r][:, None] * take(table, rows[r]).astype(dtype)

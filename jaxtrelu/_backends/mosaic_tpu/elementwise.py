@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -60,7 +59,6 @@ def forward(
     """
     rows, columns = x.shape
     config = config or choose_config(rows, columns)
-    spec = _rounded(spec, formulas.computation_dtype(x.dtype, threshold.dtype))
 
     def kernel(x_ref, threshold_ref, *out_refs):
         last = columns - pl.program_id(1) * config.columns
@@ -137,24 +135,17 @@ def gate(
 
 
 def _wide(block: jax.Array) -> jax.Array:
-    """A block in float32; one of int16 holds the bits of float16."""
+    """A block in float32; one of int16 holds the bits of float16.
+
+    That changes no comparison and no rounded difference of 16-bit operands; libtpu 0.0.42 cannot
+    move the mask of a 16-bit comparison to another layout.
+    """
     return half.decode(block) if block.dtype == jnp.int16 else block.astype(jnp.float32)
 
 
 def _narrow(value: jax.Array, dtype) -> jax.Array:
     """The inverse of `_wide`, rounded."""
     return half.encode(value) if dtype == jnp.int16 else value.astype(dtype)
-
-
-def _rounded(spec: Spec, dtype) -> Spec:
-    """The ceiling in the dtype of the operands.
-
-    The kernel computes in float32, which changes no comparison and no rounded difference of 16-bit
-    operands; libtpu 0.0.42 also cannot move the mask of a 16-bit comparison to another layout.
-    """
-    if spec.ceiling is None:
-        return spec
-    return dataclasses.replace(spec, ceiling=float(np.asarray(spec.ceiling, dtype)))
 
 
 # words inside a kernel

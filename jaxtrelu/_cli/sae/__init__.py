@@ -2,12 +2,15 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtrelu.cli.errors import UserError
+from jaxtrelu import _files
+from jaxtrelu._cli import UserError
+from jaxtrelu._cli.parser import add_number
 
 if TYPE_CHECKING:
     from jaxtrelu.sae import Patches, Recipe, Result, Rows, Settings
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 HUGE_PAGES = True
 
 _RECIPES = ("short_run", "gemma_scope", "anthropic_2025")
-
+_INT32 = 2**31 - 1  # features, examples and steps are counted in int32
 
 _DESCRIPTION = """\
 Trains a sparse autoencoder with JumpReLU and learned thresholds, steering the sparsity coefficient
@@ -49,14 +52,11 @@ def add_parser(subparsers: Any) -> None:
         "file with one example per row, which may be larger than memory (default: patches)",
     )
 
-    def add(flag: str, metavar: str, kind: Any, default: Any, text: str) -> None:
-        shown = "the recipe's" if default is None else default
-        text = f"{text} (default: {shown})"
-        parser.add_argument(flag, metavar=metavar, type=kind, default=default, help=text)
-
-    add("--features", "N", int, 256, "features of the dictionary")
-    add("--l0", "X", float, 10.0, "mean number of open features to reach")
-    add("--steps", "N", int, 2500, "optimiser steps")
+    add = functools.partial(add_number, parser)
+    of_recipe = functools.partial(add, default=None, shown="the recipe's")
+    add("--features", int, 256, "features of the dictionary", low=1, high=_INT32)
+    add("--l0", float, 10.0, "mean number of open features to reach")
+    add("--steps", int, 2500, "optimiser steps", low=1, high=_INT32)
     parser.add_argument(
         "--recipe",
         choices=_RECIPES,
@@ -64,27 +64,35 @@ def add_parser(subparsers: Any) -> None:
         help="loss, optimiser and start: one for runs of a few thousand steps, or one of two "
         "published ones (default: short_run)",
     )
-    add("--batch-size", "N", int, None, "examples in a step")
-    add("--learning-rate", "X", float, None, "of Adam")
-    add("--bandwidth", "X", float, None, "of the surrogate, in units of the scaled inputs")
-    add("--threshold", "X", float, None, "every threshold at the start, in the same units")
-    add("--seed", "N", int, 0, "of the weights and of the order of the examples")
+    of_recipe("--batch-size", int, text="examples in a step", low=1, high=_INT32)
+    of_recipe("--learning-rate", float, text="of Adam")
+    of_recipe("--bandwidth", float, text="of the surrogate, in units of the scaled inputs")
+    of_recipe("--threshold", float, text="every threshold at the start, in the same units")
+    text = "of the weights and of the order of the examples"
+    add("--seed", int, 0, text, low=0, high=2**63 - 1)
     parser.add_argument(
         "--dense",
         action="store_true",
         help="multiply the zeros, too; without it they are skipped, where --l0 is at most one "
         "feature in 32 and the recipe allows it",
     )
-    add("--checkpoint-every", "N", int, 500, "steps between two checkpoints")
-    add("--output", "DIR", str, "results/sae", "folder for results and checkpoints")
+    add("--checkpoint-every", int, 500, "steps between two checkpoints", low=1)
+    parser.add_argument(
+        "--output",
+        default="results/sae",
+        metavar="DIR",
+        help="folder for results and checkpoints (default: results/sae)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command."""
-    from jaxtrelu import sae
-    from jaxtrelu.cli import files, sae_figures, sae_report
+    """Trains, writes and prints."""
+    folder = _files.check_folder(args.output)
 
-    folder = files.check_folder(args.output)
+    # Before the long work, so that what is missing shows now.
+    from jaxtrelu import sae
+    from jaxtrelu._cli.sae import report
+
     try:
         settings = _settings(args)
         patches = None
@@ -93,25 +101,23 @@ def run(args: argparse.Namespace) -> int:
             rows = sae.Rows(patches.rows, "the image patches", args.seed)
         else:
             rows = sae.open_rows(args.data, args.seed)
-        if args.checkpoint_every < 1:
-            raise ValueError(
-                f"--checkpoint-every should be at least 1, not {args.checkpoint_every}."
-            )
         started = time.perf_counter()
         result = _train(rows, settings, folder / "checkpoints", args.checkpoint_every)
         seconds = time.perf_counter() - started
     except (ValueError, TypeError, OSError) as error:  # OSError: no such file, or a full disk
         raise UserError(str(error)) from None
-    report = sae_report.report(rows, settings, result)
-    sae_report.print_table(report, settings, result, seconds)
+    summary = report.summary(rows, settings, result)
     contents: dict[str, bytes | str] = {
-        "sae.npz": sae_report.weights_file(result, settings.recipe),
-        "sae.json": json.dumps(report, indent=1) + "\n",
-        "history.csv": sae_report.history_file(result),
-        **sae_figures.training(result, settings),
-        **sae_figures.dictionary(result, rows, _side(rows, patches)),
+        "sae.npz": report.to_npz(result, settings.recipe),
+        "sae.json": json.dumps(summary, indent=1) + "\n",
+        "history.csv": report.to_csv(result),
+        **report.draw_training(result, settings),
+        **report.draw_dictionary(result, rows, _side(rows, patches)),
     }
-    for path in files.write_files(folder, contents):
+    # Files first: what can go wrong with the terminal must not cost the results.
+    paths = _files.write_files(folder, contents)
+    report.show(summary, settings, result, seconds)
+    for path in paths:
         print(path)
     return 0
 
@@ -119,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
 def _train(rows: "Rows", settings: "Settings", folder: Path, every: int) -> "Result":
     """The run, with its progress on stderr."""
     from jaxtrelu import sae
-    from jaxtrelu.cli.console import progress
+    from jaxtrelu._cli.console import progress
 
     with progress(settings.steps, "reading the data") as bar:
         seen = read = 0

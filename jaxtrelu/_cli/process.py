@@ -1,10 +1,12 @@
-"""Settings of the process that have to be there before it starts."""
+"""The process: settings that JAX and glibc read when they start, and the platforms asked for."""
 
 import os
 import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from jaxtrelu._cli import UserError
 
 SWITCH = "JAXTRELU_HUGE_PAGES"
 _TUNABLE = "glibc.malloc.hugetlb"
@@ -64,6 +66,24 @@ def avoid_wrong_sums(version: str) -> None:
     present = os.environ.get("XLA_FLAGS", "")
     if version.startswith("0.10.") and _FUSION_FLAG not in present:
         os.environ["XLA_FLAGS"] = f"{present} {_FUSION_FLAG}=".strip()
+
+
+def check_platforms() -> None:
+    """Starts the platforms that JAX_PLATFORMS names. Raises UserError if one does not start."""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    if not asked:
+        return
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: cuda without its plugin
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"JAX cannot start what JAX_PLATFORMS={asked} asks for"
+            f"{f' ({reason})' if reason else ''}: set it to a platform that is installed, such as "
+            "cpu, or unset it."
+        ) from None
 
 
 def _is_own_command_line() -> bool:

@@ -7,24 +7,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from jaxtrelu.cli import style
-from jaxtrelu.cli.results import Row, standard_error
-from jaxtrelu.cli.settings import KINDS, PEERS, REFERENCE, VARIANTS
+from jaxtrelu._cli import style
+from jaxtrelu._cli.compare.experiment import Outcome
+from jaxtrelu._cli.compare.results import standard_error
+from jaxtrelu._cli.compare.settings import KINDS, REFERENCE
+from jaxtrelu._cli.style import PEERS, VARIANTS
 
 _MARKERS = {"fixed": "o", "calibrated": "s", "learned": "^"}
 _DASHES = {"fixed": "-", "calibrated": "--", "learned": ":"}
 
 
-def draw(rows: list[Row], found: list[dict[str, Any]], data_name: str) -> dict[str, bytes]:
+def draw(
+    outcomes: list[Outcome], records: list[dict[str, Any]], data_name: str
+) -> dict[str, bytes]:
     """All figures, each as PNG and SVG: file name to content."""
     contents = {}
     with style.applied():
         drawn = {
-            "accuracy_sparsity": _accuracy_sparsity(found, data_name),
-            "learning_curves": _learning_curves(rows, data_name),
+            "accuracy_sparsity": _accuracy_sparsity(records, data_name),
+            "learning_curves": _learning_curves(outcomes, data_name),
         }
-        if any(row.name.endswith("-learned") for row in rows):
-            drawn["learned_thresholds"] = _learned_thresholds(rows, data_name)
+        if any(outcome.name.endswith("-learned") for outcome in outcomes):
+            drawn["learned_thresholds"] = _learned_thresholds(outcomes, data_name)
         for name, figure in drawn.items():
             for kind in ("png", "svg"):
                 contents[f"{name}.{kind}"] = style.to_bytes(figure, kind)
@@ -37,10 +41,10 @@ def _look(name: str) -> tuple[str, str, str]:
     return style.COLOURS[family], _MARKERS.get(kind, "D"), _DASHES.get(kind, "-")
 
 
-def _accuracy_sparsity(found: list[dict[str, Any]], data_name: str) -> Figure:
+def _accuracy_sparsity(records: list[dict[str, Any]], data_name: str) -> Figure:
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
-    for record in found:
+    for record in records:
         colour, marker, _ = _look(record["activation"])
         axes.errorbar(
             record["closed"],
@@ -71,10 +75,10 @@ def _accuracy_sparsity(found: list[dict[str, Any]], data_name: str) -> Figure:
     return figure
 
 
-def _learning_curves(rows: list[Row], data_name: str) -> Figure:
+def _learning_curves(outcomes: list[Outcome], data_name: str) -> Figure:
     groups: list[tuple[str, tuple[str, ...]]] = [("other activations", PEERS)]
     groups += [(v, tuple(f"{v}-{kind}" for kind in KINDS)) for v in VARIANTS]
-    by_name = {row.name: row for row in rows}
+    by_name = {outcome.name: outcome for outcome in outcomes}
     present = [(title, [n for n in names if n in by_name]) for title, names in groups]
     present = [(title, names) for title, names in present if names]
     figure = Figure(figsize=(1.6 + 2.9 * len(present), 5.6), layout="constrained")
@@ -82,16 +86,16 @@ def _learning_curves(rows: list[Row], data_name: str) -> Figure:
     for column, (title, names) in enumerate(present):
         above, below = grid[:, column]
         for name in dict.fromkeys((REFERENCE, *names)):
-            curves = by_name[name].curves
+            history = by_name[name].history
             label = name.partition("-")[2] or name
-            _band(above, curves.validation, name, label)
-            _band(below, curves.loss, name, label)
+            _band(above, history.validation, name, label)
+            _band(below, history.loss, name, label)
         above.set_title(title)
         below.set_yscale("log")
         below.set_xlabel("epoch")
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
         above.legend(loc="lower right")
-    last = np.concatenate([row.curves.validation[:, -1] for row in rows])
+    last = np.concatenate([outcome.history.validation[:, -1] for outcome in outcomes])
     grid[0, 0].set_ylim(bottom=max(0, 2.5 * last.min() - 1.5))
     grid[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     grid[0, 0].set_ylabel("validation accuracy")
@@ -112,12 +116,12 @@ def _band(axes: Axes, values: np.ndarray, name: str, label: str) -> None:
     )
 
 
-def _learned_thresholds(rows: list[Row], data_name: str) -> Figure:
-    learned = [row for row in rows if row.name.endswith("-learned")]
+def _learned_thresholds(outcomes: list[Outcome], data_name: str) -> Figure:
+    learned = [outcome for outcome in outcomes if outcome.name.endswith("-learned")]
     figure = Figure(figsize=(1.2 + 3.0 * len(learned), 3.6), layout="constrained")
     grid = figure.subplots(1, len(learned), sharey=True, squeeze=False)[0]
-    for axes, row in zip(grid, learned, strict=True):
-        quantiles = row.curves.thresholds.mean(axis=0)
+    for axes, outcome in zip(grid, learned, strict=True):
+        quantiles = outcome.history.thresholds.mean(axis=0)
         epochs = np.arange(1, len(quantiles) + 1)
         for layer in range(quantiles.shape[1]):
             low, median, high = quantiles[:, layer].T
@@ -125,7 +129,7 @@ def _learned_thresholds(rows: list[Row], data_name: str) -> Figure:
             axes.plot(epochs, median, color=colour, label=f"layer {layer + 1}")
             axes.fill_between(epochs, low, high, color=colour, alpha=0.15, lw=0)
         axes.axhline(0, color=style.GREY, lw=0.8)
-        axes.set_title(row.name.partition("-")[0])
+        axes.set_title(outcome.name.partition("-")[0])
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     grid[0].set_ylabel("threshold")

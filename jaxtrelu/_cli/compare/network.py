@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtrelu._surrogates import Rectangle
+from jaxtrelu import Rectangle
+from jaxtrelu._primitive.variants import VARIANTS
 from jaxtrelu.nnx import ThresholdedReLU
 
 # Where learned thresholds begin: near the ReLU that they generalise, yet not at 0, where the
@@ -41,13 +43,14 @@ def activation(name: str, width: int, threshold: float) -> nnx.Module:
         return Elementwise(_FUNCTIONS[name])
     if name == "prelu":
         return nnx.PReLU()
+    variant: Any
     variant, kind = name.split("-")
     if kind == "fixed":
         return ThresholdedReLU(threshold, variant=variant)
     if kind == "calibrated":
         # One per layer; as an array it is stored, so that it can be set.
         return ThresholdedReLU(jnp.asarray(threshold), variant=variant)
-    surrogate = Rectangle(BANDWIDTH) if variant == "hard" else None
+    surrogate = Rectangle(BANDWIDTH) if VARIANTS[variant].jump else None
     return ThresholdedReLU(
         LEARNED_START, features=width, learned=True, variant=variant, surrogate=surrogate
     )
@@ -121,9 +124,11 @@ class Network(nnx.Module):
 
     def threshold_quantiles(self) -> jax.Array:
         """The quantiles .1, .5 and .9 of each layer's thresholds (depth, 3); NaN if it has none."""
-        rows = []
+        quantiles = []
         for activate in self.activations:
             threshold = getattr(activate, "threshold", jnp.nan)
             value = threshold[...] if isinstance(threshold, nnx.Variable) else threshold
-            rows.append(jnp.quantile(jnp.asarray(value, jnp.float32), jnp.array([0.1, 0.5, 0.9])))
-        return jnp.stack(rows)
+            quantiles.append(
+                jnp.quantile(jnp.asarray(value, jnp.float32), jnp.array([0.1, 0.5, 0.9]))
+            )
+        return jnp.stack(quantiles)

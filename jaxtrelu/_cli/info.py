@@ -33,21 +33,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _section(title: str, rows: list[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in rows)
+def _section(title: str, entries: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in entries)
     print(title)
-    for name, value in rows:
+    for name, value in entries:
         print(f"  {name:<{width}}  {value}")
 
 
 def _versions() -> list[tuple[str, str]]:
-    rows = []
+    entries = []
     for package in _PACKAGES:
         try:
-            rows.append((package, version(package)))
+            entries.append((package, version(package)))
         except PackageNotFoundError:
-            rows.append((package, "not installed"))
-    return rows
+            entries.append((package, "not installed"))
+    return entries
 
 
 def _devices() -> list[tuple[str, str]]:
@@ -60,7 +60,7 @@ def _lowerings() -> list[tuple[str, str]]:
     """What each platform gets, found by lowering for it. That needs no such device."""
     import jax
 
-    from jaxtrelu._activation import thresholded_relu
+    from jaxtrelu import thresholded_relu
     from jaxtrelu._primitive.lowering import BACK_ENDS, PLATFORMS
 
     x = jax.ShapeDtypeStruct((1024, 1024), "float32")
@@ -68,7 +68,7 @@ def _lowerings() -> list[tuple[str, str]]:
         "values": thresholded_relu,
         "gradient": jax.grad(lambda x: thresholded_relu(x).sum()),
     }
-    rows = []
+    entries = []
     for platform_name in PLATFORMS:
         words = []
         for what, function in programs.items():
@@ -77,5 +77,5 @@ def _lowerings() -> list[tuple[str, str]]:
             words.append(f"{what} by {' and '.join(found) or 'XLA'}")
         asked = [b.name for b in BACK_ENDS.values() if b.platform == platform_name]
         words += [f"implementation={name!r} on request" for name in asked]
-        rows.append((platform_name, ", ".join(words)))
-    return rows
+        entries.append((platform_name, ", ".join(words)))
+    return entries

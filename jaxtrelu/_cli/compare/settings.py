@@ -2,31 +2,18 @@
 
 import argparse
 import dataclasses
-import difflib
+import functools
 import itertools
-import math
 
-from jaxtrelu.cli.data import Dataset
-from jaxtrelu.cli.errors import UserError
+from jaxtrelu._cli import UserError
+from jaxtrelu._cli.compare.data import Dataset
+from jaxtrelu._cli.parser import add_number, check_choice
+from jaxtrelu._cli.style import PEERS, VARIANTS
 
 REFERENCE = "relu"
-PEERS = (REFERENCE, "leaky_relu", "prelu", "gelu", "elu")
-VARIANTS = ("shift", "hard", "clamp")
 KINDS = ("fixed", "calibrated", "learned")
 ACTIVATIONS = (*PEERS, *(f"{variant}-{kind}" for variant in VARIANTS for kind in KINDS))
 
-# Inclusive ranges. Beyond them something was mistyped, or this is the wrong tool.
-_LIMITS = {
-    "seeds": (1, 64),
-    "epochs": (1, 10_000),
-    "width": (1, 8_192),
-    "depth": (1, 32),
-    "batch": (1, 65_536),
-    "seed": (0, 2**32 - 1),
-    "learning_rate": (1e-8, 10.0),
-    "sparsity": (0.01, 0.99),
-    "threshold": (-1e6, 1e6),
-}
 _MAX_RATES = 8
 _MAX_BYTES = 8e9
 _MAX_OPERATIONS = 1e16
@@ -76,55 +63,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"what to compare, out of {', '.join(ACTIVATIONS)} (default: all; {REFERENCE} is "
         "always included, as the reference)",
     )
-    integer = {"type": int, "metavar": "N"}
-    number = {"type": float, "metavar": "X"}
-    options: tuple[tuple[str, dict, object, str], ...] = (
-        ("seeds", integer, 5, "splits and initialisations per activation"),
-        ("epochs", integer, 30, "passes over the training rows"),
-        ("width", integer, 128, "units of each hidden layer"),
-        ("depth", integer, 2, "hidden layers"),
-        ("batch", integer, 64, "rows of a training step"),
-        (
-            "learning-rate",
-            {**number, "nargs": "+"},
-            [3e-3, 1e-2, 3e-2],
-            "learning rates of Adam; of several, each activation gets the one with the best mean "
-            "accuracy on validation rows",
-        ),
-        ("sparsity", number, 0.8, "share of closed gates that calibrated thresholds aim at"),
-        ("threshold", number, 1.0, "fixed thresholds, in units of the pre-activation"),
-        ("seed", integer, 0, "seed of splits, initial weights and batches"),
+    # Beyond the limits something was mistyped, or this is the wrong tool.
+    add = functools.partial(add_number, parser)
+    add("--seeds", int, 5, "splits and initialisations per activation", low=1, high=64)
+    add("--epochs", int, 30, "passes over the training rows", low=1, high=10_000)
+    add("--width", int, 128, "units of each hidden layer", low=1, high=8_192)
+    add("--depth", int, 2, "hidden layers", low=1, high=32)
+    add("--batch", int, 64, "rows of a training step", low=1, high=65_536)
+    add(
+        "--learning-rate",
+        float,
+        [3e-3, 1e-2, 3e-2],
+        "learning rates of Adam; of several, each activation gets the one with the best mean "
+        "accuracy on validation rows",
+        low=1e-8,
+        high=10.0,
     )
-    for name, kind, default, text in options:
-        shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        parser.add_argument(f"--{name}", **kind, default=default, help=f"{text} (default: {shown})")
+    text = "share of closed gates that calibrated thresholds aim at"
+    add("--sparsity", float, 0.8, text, low=0.01, high=0.99)
+    text = "fixed thresholds, in units of the pre-activation"
+    add("--threshold", float, 1.0, text, low=-1e6, high=1e6)
+    add("--seed", int, 0, "seed of splits, initial weights and batches", low=0, high=2**32 - 1)
 
 
 def from_arguments(args: argparse.Namespace) -> Settings:
-    """Checks every setting by itself. Raises UserError."""
-    for name, (low, high) in _LIMITS.items():
-        given = getattr(args, name)
-        for value in given if isinstance(given, list) else [given]:
-            if not (math.isfinite(value) and low <= value <= high):
-                option = "--" + name.replace("_", "-")
-                raise UserError(f"{option} should be from {low:g} to {high:g}, but is {value:g}.")
+    """The settings that the options say. Raises UserError."""
     count = len(args.learning_rate)
     if count > _MAX_RATES:
         raise UserError(f"--learning-rate takes at most {_MAX_RATES} values, but got {count}.")
-    names = [REFERENCE, *(check_name(name, ACTIVATIONS) for name in args.activations)]
+    names = [REFERENCE, *(check_choice(name, ACTIVATIONS) for name in args.activations)]
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)}
     fields["activations"] = tuple(dict.fromkeys(names))
     fields["learning_rate"] = tuple(dict.fromkeys(args.learning_rate))
     return Settings(**fields)
-
-
-def check_name(name: str, known: tuple[str, ...]) -> str:
-    """Returns `name` if it is known, else raises UserError with what it may have meant."""
-    if name in known:
-        return name
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise UserError(f"there is no activation {name!r}: {hint}known are {', '.join(known)}.")
 
 
 def check_size(settings: Settings, data: Dataset) -> None:

@@ -3,13 +3,13 @@
 import argparse
 import math
 
-from jaxtrelu.cli import files
-from jaxtrelu.cli.errors import UserError
-from jaxtrelu.cli.settings import PEERS, VARIANTS, check_name
+from jaxtrelu import _files
+from jaxtrelu._cli import UserError
+from jaxtrelu._cli.parser import Number, add_number, check_choice
+from jaxtrelu._cli.style import PEERS, VARIANTS
 
 _KINDS = ("png", "svg", "pdf")
 _MAX_THRESHOLDS = 8
-_MAX_POINTS = 100_000
 _LARGEST = 1e6
 
 _DESCRIPTION = """\
@@ -33,9 +33,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    number = {"type": float, "metavar": "X"}
     parser.add_argument(
-        "--threshold", **number, nargs="+", default=[1.0], help="thresholds θ (default: 1)"
+        "--threshold",
+        type=Number("--threshold", float),
+        nargs="+",
+        metavar="X",
+        default=[1.0],
+        help="thresholds θ (default: 1)",
     )
     parser.add_argument(
         "--variant",
@@ -44,7 +48,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=list(VARIANTS),
         help="variants, a row each (default: all)",
     )
-    parser.add_argument("--ceiling", **number, help="largest value of 'shift' (default: none)")
+    parser.add_argument(
+        "--ceiling",
+        type=Number("--ceiling", float),
+        metavar="X",
+        help="largest value of 'shift' (default: none)",
+    )
     parser.add_argument(
         "--peers",
         nargs="+",
@@ -54,15 +63,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--range",
-        type=float,
+        type=Number("--range", float),
         nargs=2,
         metavar=("LOW", "HIGH"),
         default=[-2.0, 3.0],
         help="range of x (default: -2 3)",
     )
-    parser.add_argument(
-        "--points", type=int, default=400, metavar="N", help="samples per piece (default: 400)"
-    )
+    add_number(parser, "--points", int, 400, "samples per piece", low=2, high=100_000)
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -77,29 +84,31 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     path = None
     if args.output is not None or not args.show:
-        path = files.check_file("thresholded_relu.png" if args.output is None else args.output)
+        path = _files.check_file("thresholded_relu.png" if args.output is None else args.output)
         if path.suffix.lower()[1:] not in _KINDS:
             kinds = ", ".join(f".{kind}" for kind in _KINDS)
             raise UserError(f"--output should end in {kinds}, but is {path}.")
 
-    from jaxtrelu.cli import curves, plot_figure, style
+    from jaxtrelu._cli import style
+    from jaxtrelu._cli.plot import figure
+    from jaxtrelu._primitive.variants import VARIANTS as TABLE
 
-    rows = {
+    shapes = {
         variant: [
-            curves.thresholded(variant, threshold, args.ceiling if variant == "shift" else None)
+            figure.thresholded(
+                variant, threshold, args.ceiling if TABLE[variant].takes_ceiling else None
+            )
             for threshold in dict.fromkeys(args.threshold)
         ]
         for variant in dict.fromkeys(args.variant)
     }
-    peers = [curves.peer(name) for name in dict.fromkeys(args.peers)]
+    peers = [figure.peer(name) for name in dict.fromkeys(args.peers)]
     limits = (args.range[0], args.range[1])
     with style.applied():
         screen = _screen() if args.show else None
-        figure = plot_figure.draw(
-            rows, peers, limits, args.points, ceiling=args.ceiling, figure=screen
-        )
+        drawn = figure.draw(shapes, peers, limits, args.points, ceiling=args.ceiling, figure=screen)
         if path is not None:
-            files.write_file(path, style.to_bytes(figure, path.suffix.lower()[1:]))
+            _files.write_file(path, style.to_bytes(drawn, path.suffix.lower()[1:]))
             print(f"wrote {path}")
         if args.show:
             from matplotlib import pyplot
@@ -124,17 +133,17 @@ def _check(args: argparse.Namespace) -> None:
             f"--threshold takes at most {_MAX_THRESHOLDS} values, but got "
             f"{len(set(args.threshold))}: more curves than can be told apart."
         )
-    if not 2 <= args.points <= _MAX_POINTS:
-        raise UserError(f"--points should be from 2 to {_MAX_POINTS}, but is {args.points}.")
     if args.ceiling is not None:
-        if "shift" not in args.variant:
+        from jaxtrelu._primitive.variants import VARIANTS as TABLE
+
+        if not any(TABLE[variant].takes_ceiling for variant in args.variant):
             raise UserError(f"--ceiling is for --variant shift, but got {' '.join(args.variant)}.")
         if not 0 < args.ceiling <= _LARGEST:
             raise UserError(
                 f"--ceiling should be above 0 and at most {_LARGEST:g}, but is {args.ceiling:g}."
             )
     for name in args.peers:
-        check_name(name, PEERS)
+        check_choice(name, PEERS)
 
 
 def _screen():

@@ -1,17 +1,20 @@
-"""Curves to plot: a function, its derivative and its antiderivative, in pieces between jumps."""
+"""The figure of `plot`: the curves, sampled in pieces between jumps, and how they are drawn."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from jaxtrelu._activation import thresholded_relu
-from jaxtrelu._calculus import antiderivative, derivative
+from jaxtrelu import antiderivative, derivative, thresholded_relu
+from jaxtrelu._cli import style
+from jaxtrelu._primitive.variants import VARIANTS as TABLE
 
 QUANTITIES = ("function", "derivative", "antiderivative")
 _LEAKY_SLOPE = 0.01  # jax.nn.leaky_relu's
@@ -133,3 +136,101 @@ def _beside(x: np.float32, side: int) -> np.float32:
     if x == 0:
         return side * np.finfo(np.float32).tiny
     return np.nextafter(x, np.float32(side * np.inf))
+
+
+_FORMULAS = {
+    "shift": "x − θ where x > θ, else 0",
+    "hard": "x where x > θ, else 0",
+    "clamp": "x where x > θ, else θ",
+}
+_PEER_DASHES = ((0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1.5)), (0, (8, 3)))
+
+
+def draw(
+    shapes: Mapping[str, Sequence[Shape]],
+    peers: Sequence[Shape],
+    limits: tuple[float, float],
+    points: int,
+    *,
+    ceiling: float | None = None,
+    figure: Figure | None = None,
+) -> Figure:
+    """Draws thresholded ReLUs, each variant in a line of axes with the same peers behind.
+
+    Args:
+        shapes: variant to the curves of its thresholds.
+        peers: drawn thin and dashed in every line.
+        limits: the range of x.
+        points: samples between two breaks.
+        ceiling: of `shift`, for the formula in its line.
+        figure: to draw on; by default a new one.
+    """
+    figure = figure or Figure()
+    figure.set_size_inches(11, 0.9 + 2.75 * len(shapes))
+    figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.06)
+    grid = figure.subplots(len(shapes), 3, sharex=True, squeeze=False)
+    for line, (variant, own) in zip(grid, shapes.items(), strict=True):
+        for number, axes in enumerate(line):
+            for shape, dashes in zip(peers, _PEER_DASHES, strict=False):
+                look = {"c": style.COLOURS[shape.label], "ls": dashes, "lw": 1.2}
+                _curve(axes, shape, number, limits, points, look)
+            # From wide to narrow, so that curves that coincide all show.
+            widths = np.linspace(2.0 + 0.5 * (len(own) - 1), 2.0, len(own))
+            for shape, colour, width in zip(own, style.SEQUENCE, widths, strict=False):
+                look = {"c": colour, "lw": width}
+                _curve(axes, shape, number, limits, points, look, circles=True)
+            _frame(axes, limits)
+        _name_line(line[0], variant, ceiling if TABLE[variant].takes_ceiling else None)
+    for axes, quantity in zip(grid[0], QUANTITIES, strict=True):
+        axes.set_title(quantity)
+    for axes in grid[-1]:
+        axes.set_xlabel("x")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    order = [*range(len(peers), len(labels)), *range(len(peers))]
+    figure.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="outside upper left",
+        ncols=8,
+    )
+    return figure
+
+
+def _curve(
+    axes: Axes,
+    shape: Shape,
+    quantity: int,
+    limits: tuple[float, float],
+    points: int,
+    look: Mapping[str, Any],
+    circles: bool = False,
+) -> None:
+    """One curve; where it jumps, a full circle at the value and an open one at the limit."""
+    parts, jumps = pieces(shape.of[quantity], shape.breaks, *limits, points)
+    for part in parts:
+        label = shape.label if part is parts[0] else None
+        axes.plot(part.x, part.y, **look, zorder=3 if circles else 2, label=label)
+    if not circles:
+        return
+    circle = {"color": look["c"], "ls": "none", "marker": "o", "ms": 5.5, "mew": 1.5, "zorder": 4}
+    for jump in jumps:
+        axes.plot([jump.x] * len(jump.limits), jump.limits, **circle, mfc="white")
+        axes.plot([jump.x], [jump.value], **circle)
+
+
+def _name_line(axes: Axes, variant: str, ceiling: float | None) -> None:
+    formula = _FORMULAS[variant]
+    if ceiling is not None:
+        formula = formula.replace("x − θ", f"min(x − θ, {ceiling:g})")
+    axes.set_ylabel(variant, fontweight="bold", fontsize=11)
+    box = {"fc": "white", "ec": "none", "pad": 1.5}
+    place: dict[str, Any] = {"transform": axes.transAxes, "va": "top", "bbox": box}
+    axes.text(0.02, 0.96, formula, fontsize=9, color=style.GREY, **place)
+
+
+def _frame(axes: Axes, limits: tuple[float, float]) -> None:
+    axes.axhline(0, color=style.GREY, lw=0.8, zorder=1)
+    if limits[0] < 0 < limits[1]:
+        axes.axvline(0, color=style.GREY, lw=0.8, zorder=1)
+    axes.set_xlim(*limits)
+    axes.margins(y=0.1)

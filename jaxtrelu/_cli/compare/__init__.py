@@ -4,7 +4,8 @@ import argparse
 import platform
 from typing import Any
 
-from jaxtrelu.cli import data, files, settings
+from jaxtrelu import _files
+from jaxtrelu._cli.compare import data, settings
 
 HUGE_PAGES = True
 
@@ -53,41 +54,44 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks everything that can be checked, then trains, prints and writes."""
-    chosen = settings.from_arguments(args)
-    folder = files.check_folder(args.output)
+    """Checks everything that can be checked, then trains, writes and prints."""
+    agreed = settings.from_arguments(args)
+    folder = _files.check_folder(args.output)
     dataset = data.load(args.data)
-    settings.check_size(chosen, dataset)
+    settings.check_size(agreed, dataset)
 
     # Before the long work, so that what is missing shows now.
-    from jaxtrelu.cli import console, experiment, figures, results, table
+    from jaxtrelu._cli import console
+    from jaxtrelu._cli.compare import experiment, figures, results
 
-    with console.progress(experiment.work(chosen), "compare") as bar:
-        rows = experiment.run(dataset, chosen, bar)
+    with console.progress(experiment.work(agreed), "compare") as bar:
+        outcomes = experiment.run(dataset, agreed, bar)
 
-    found = results.records(rows, chosen)
-    about = _about(dataset)
-    outputs: dict[str, bytes | str] = {
-        "compare.csv": results.to_csv(found),
-        "compare.json": results.to_json(found, rows, chosen, about),
-        **figures.draw(rows, found, dataset.name),
+    records = results.records(outcomes, agreed)
+    contents: dict[str, bytes | str] = {
+        "compare.csv": results.to_csv(records),
+        "compare.json": results.to_json(records, outcomes, agreed, _about(dataset)),
+        **figures.draw(outcomes, records, dataset.name),
     }
+    # Files first: what can go wrong with the terminal must not cost the results.
+    paths = _files.write_files(folder, contents)
     terminal = console.out()
-    table.show(terminal, found, chosen, dataset)
-    for path in files.write_files(folder, outputs):
+    results.show(terminal, records, agreed, dataset)
+    for path in paths:
         terminal.print(f"wrote {path}", markup=False, soft_wrap=True)
     return 0
 
 
 def _about(dataset: data.Dataset) -> dict[str, Any]:
+    """What was compared on what, for the JSON."""
     import flax
     import jax
     import optax
 
-    count, features = dataset.features.shape
+    rows, features = dataset.features.shape
     return {
         "data": dataset.name,
-        "rows": count,
+        "rows": rows,
         "features": features,
         "classes": dataset.classes,
         "python": platform.python_version(),

@@ -5,29 +5,31 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxtrelu.cli.errors import UserError
+
+class OutputError(Exception):
+    """An output cannot be written. The message is one sentence that says where and why."""
 
 
 def check_folder(folder: str | os.PathLike) -> Path:
     """Returns `folder` as a path if files could be written there, without creating it.
 
     Raises:
-        UserError: if it is not a folder, or if it (or, where it does not exist yet, its nearest
+        OutputError: if it is not a folder, or if it (or, where it does not exist yet, its nearest
             existing parent) refuses a file.
     """
     if not os.fspath(folder):
-        raise UserError("cannot write to '': the name of a folder is needed.")
+        raise OutputError("cannot write to '': the name of a folder is needed.")
     path = Path(folder).expanduser()
     try:
         nearest = path
         while not nearest.exists():
             nearest = nearest.parent
         if not nearest.is_dir():
-            raise UserError(f"cannot write to {path}: {nearest} is a file, not a folder.")
+            raise OutputError(f"cannot write to {path}: {nearest} is a file, not a folder.")
         # Asking for a real file: permission bits do not tell about read-only file systems.
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
-        raise UserError(f"cannot write to {path}: {_reason(error)}.") from None
+        raise OutputError(f"cannot write to {path}: {_reason(error)}.") from None
     return path
 
 
@@ -35,17 +37,17 @@ def check_file(file: str | os.PathLike) -> Path:
     """Returns `file` as a path if it could be written (an existing file would be replaced).
 
     Raises:
-        UserError: if it is a folder, or if its folder refuses a file.
+        OutputError: if it is a folder, or if its folder refuses a file.
     """
     path = Path(file).expanduser()
     if not path.name:
-        raise UserError(f"cannot write to {str(file)!r}: a file name is needed.")
+        raise OutputError(f"cannot write to {str(file)!r}: a file name is needed.")
     try:
         is_folder = path.is_dir()
     except OSError as error:
-        raise UserError(f"cannot write to {path}: {_reason(error)}.") from None
+        raise OutputError(f"cannot write to {path}: {_reason(error)}.") from None
     if is_folder:
-        raise UserError(f"cannot write to {path}: it is a folder; pass a file name.")
+        raise OutputError(f"cannot write to {path}: it is a folder; pass a file name.")
     check_folder(path.parent)
     return path
 
@@ -60,7 +62,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes | str]) -> list[Path]
         The paths, in the order of `contents`.
 
     Raises:
-        UserError: if the operating system refuses.
+        OutputError: if the operating system refuses.
     """
     pending: dict[Path, Path] = {}
     try:
@@ -77,7 +79,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes | str]) -> list[Path]
         for part, target in pending.items():
             os.replace(part, target)
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {_reason(error)}.") from None
+        raise OutputError(f"cannot write to {folder}: {_reason(error)}.") from None
     finally:
         for part in pending:
             part.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxtrelu.cli.errors import UserError
+from jaxtrelu._cli import UserError
 
 BUNDLED = ("digits", "breast_cancer", "wine", "iris")
 _REGRESSION = ("diabetes", "linnerud")

@@ -1,12 +1,15 @@
-"""How figures look, and how they become files."""
+"""The activations that commands compare and draw, how figures look, and how they become files."""
 
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PEERS = ("relu", "leaky_relu", "prelu", "gelu", "elu")
+VARIANTS = ("shift", "hard", "clamp")  # of thresholded ReLU
 
 GREY = "#6b7280"
 FAINT = "#c4c8cf"
@@ -56,12 +59,14 @@ _METADATA: dict[str, dict[str, None]] = {
 @contextmanager
 def applied() -> Iterator[None]:
     """Figures made inside look like the others, and no setting leaks out."""
+    import matplotlib as mpl
+
     with mpl.rc_context(_SETTINGS):
         yield
 
 
-def to_bytes(figure: Figure, kind: str) -> bytes:
+def to_bytes(figure: "Figure", kind: str, dpi: float | None = None) -> bytes:
     """The figure as the content of a file of this kind: png, svg or pdf."""
     stream = io.BytesIO()
-    figure.savefig(stream, format=kind, metadata=_METADATA[kind], facecolor="white")
+    figure.savefig(stream, format=kind, metadata=_METADATA[kind], facecolor="white", dpi=dpi)
     return stream.getvalue()

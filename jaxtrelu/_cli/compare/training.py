@@ -11,9 +11,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxtrelu.cli.data import Dataset, stratified_split
-from jaxtrelu.cli.network import Network, initial_kernels
-from jaxtrelu.cli.settings import Settings
+from jaxtrelu._cli.compare.data import Dataset, stratified_split
+from jaxtrelu._cli.compare.network import Network, initial_kernels
+from jaxtrelu._cli.compare.settings import Settings
 
 _OPTIMISER = optax.scale_by_adam()
 # Rows that are evaluated together, so that memory does not grow with the data set.
@@ -102,18 +102,29 @@ def stack_runs(data: Dataset, settings: Settings) -> tuple[Run, Rows]:
         jnp.asarray(np.pad(data.features, ((0, padding), (0, 0)))),
         jnp.asarray(np.pad(data.labels, (0, padding))),
     )
+    keys, kernels = _starts(data, settings)
+    rates = np.repeat(np.asarray(settings.learning_rate, np.float32), settings.seeds)
+    return Run(keys, kernels, jnp.asarray(rates), *parts), shared
+
+
+def _starts(data: Dataset, settings: Settings) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Keys of the order of batches, and kernels to start from, of all runs.
+
+    Runs are numbered learning rate by learning rate, and seed by seed within each.
+    """
     sizes = (data.features.shape[1], *[settings.width] * settings.depth, data.classes)
-    seeds = jnp.arange(settings.seeds)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(settings.seed), seeds)
-    kernel_keys, batch_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    kernels = jax.jit(jax.vmap(lambda key: initial_kernels(key, sizes)))(kernel_keys)
-    # Runs are numbered learning rate by learning rate, and seed by seed within each.
-    count = len(settings.learning_rate)
-    rates = jnp.repeat(jnp.asarray(settings.learning_rate, jnp.float32), settings.seeds)
-    keys, kernels = jax.tree.map(
-        lambda array: jnp.concatenate([array] * count), (batch_keys, kernels)
-    )
-    return Run(keys, kernels, rates, *parts), shared
+
+    def of_seed(number: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        key = jax.random.fold_in(jax.random.key(settings.seed), number)
+        kernel_key, batch_key = jax.random.split(key)
+        return batch_key, initial_kernels(kernel_key, sizes)
+
+    def of_all() -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        drawn = jax.vmap(of_seed)(jnp.arange(settings.seeds))
+        again = len(settings.learning_rate)
+        return jax.tree.map(lambda array: jnp.concatenate([array] * again), drawn)
+
+    return jax.jit(of_all)()  # one program: small ones cost more to compile than to run
 
 
 def compile_program(name: str, settings: Settings, runs: Run, rows: Rows) -> Program:
