@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu._primitive.spec import Spec, VariantName, checked_spec
-from jaxtrelu.theory._moments import density, moments, partial_moments, upper
+from jaxtrelu.theory._moments import density, moments, partial_moments, parts, upper
 from jaxtrelu.theory._operands import floating, positive, within
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
@@ -164,17 +164,22 @@ def correlation_map(
 def _joint(rho: Array, threshold: Array, std: Array, spec: Spec) -> Array:
     """E f(x) f(y): f is a sum of ramps and steps, and each pair of those has a closed form."""
     a = threshold / std
-    if spec.variant == "shift":
-        ends = [(1.0, a)]
-        if spec.ceiling is not None:
-            ends.append((-1.0, a + spec.ceiling / std))
+    if spec.ceiling is not None:
+        ends = [(1.0, a), (-1.0, a + spec.ceiling / std)]
         pairs = [(s * t, p, q) for s, p in ends for t, q in ends]
         return std * std * sum(sign * _ramps(rho, p, q) for sign, p, q in pairs)
-    ramp, cross, step = _ramps(rho, a, a), _ramp_and_step(rho, a), _steps(rho, a)
-    if spec.variant == "hard":  # σ (u − a)⁺ + θ H(u − a)
-        return std * std * ramp + 2 * std * threshold * cross + threshold * threshold * step
-    first = partial_moments(a)[1]  # clamp: θ + σ (u − a)⁺
-    return threshold * threshold + 2 * threshold * std * first + std * std * ramp
+    # As in the moments: f is c and a step and a ramp above θ, or the line L and those below it.
+    closed, jump, slope = parts(threshold, spec)
+    rise, upward, far = slope * std, a > 0, jnp.abs(a)
+    step = jnp.where(upward, jump, -jump)
+    m0, m1, _ = partial_moments(far)
+    added = step * m0 + rise * m1
+    both = step * step * _steps(rho, far) + rise * rise * _ramps(rho, far, far)
+    both += 2 * step * rise * _ramp_and_step(rho, far)
+    line = spec.row.opened(jnp.zeros_like(threshold), threshold)
+    tilt = jump * density(a) - rise * m0  # E of the slope of what is added below
+    below = line * (line + 2 * added) + rise * rho * (rise + 2 * tilt)
+    return both + jnp.where(upward, closed * (closed + 2 * added), below)
 
 
 def _angles(rho: Array) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu._primitive.spec import Spec, VariantName, checked_spec
-from jaxtrelu.theory._operands import floating, positive, refuse_nan
+from jaxtrelu.theory._operands import finite, floating, positive
 
 # From here on the continued fraction; 60 of its terms are exact to rounding there.
 _TAIL = 2.0
@@ -51,9 +51,9 @@ class Moments(NamedTuple):
     open: Array
     """P(x > θ), the share of open entries; 1 − sparsity where closed entries are 0."""
     slope: Array
-    """E f′(x), the jump of `hard` left out: the share of entries through which gradients pass."""
+    """E f′(x), a jump left out: the share of entries through which gradients pass."""
     slope_second: Array
-    """E f′(x)²; as f′ is 0 or 1, the same."""
+    """E f′(x)²; the same, as f′ is 0 or 1."""
     cross: Array
     """E x f(x), in x's units squared."""
 
@@ -70,14 +70,20 @@ def upper(a: Array) -> Array:
 
 def partial_moments(a: Array) -> tuple[Array, Array, Array]:
     """M_0, M_1 and M_2 at a, each to full relative precision."""
+    m0, first, second = _tail(a)
+    return m0, first * m0, second * first * m0
+
+
+def _tail(a: Array) -> tuple[Array, Array, Array]:
+    """M_0, M_1 / M_0 and M_2 / M_1: the ratios also where the moments are too small to divide."""
     in_tail = a > _TAIL
     # Each branch sees operands that suit it, so that the derivative of neither is NaN.
     near, far = jnp.where(in_tail, _TAIL, a), jnp.where(in_tail, a, _TAIL)
     peak, mass = density(near), upper(near)
-    direct = mass, peak - near * mass, (1 + near * near) * mass - near * peak
-    second, first = _ratio(far, 2), _ratio(far, 1)
-    none = density(far) / (far + first)
-    tail = none, first * none, second * first * none
+    mean = peak - near * mass
+    direct = mass, mean / mass, ((1 + near * near) * mass - near * peak) / mean
+    first = _ratio(far, 1)
+    tail = density(far) / (far + first), first, _ratio(far, 2)
     m0, m1, m2 = (jnp.where(in_tail, t, d) for t, d in zip(tail, direct, strict=True))
     return m0, m1, m2
 
@@ -147,7 +153,7 @@ def moments(
 
     Raises:
       TypeError: an operand is not a real array.
-      ValueError: σ is not greater than 0, or an operand is NaN; else as `thresholded_relu`.
+      ValueError: σ is not greater than 0, or θ or μ not finite; else as `thresholded_relu`.
 
     Example:
       >>> from jaxtrelu import theory
@@ -159,83 +165,71 @@ def moments(
     """
     spec = checked_spec(variant, ceiling, fill)
     threshold, mean, std = floating(threshold=threshold, mean=mean, std=std)
-    refuse_nan(threshold=threshold, mean=mean)
+    finite(threshold=threshold, mean=mean)
     positive(std=std)
-    return _BY_VARIANT[spec.variant](threshold, mean, std, spec)
-
-
-def _shift(threshold, mean, std, spec: Spec) -> Moments:
-    a = (threshold - mean) / std
-    opened, first, second = partial_moments(a)
-    passed, spread = opened, second - first * first
     if spec.ceiling is not None:
-        b = a + spec.ceiling / std
-        passed, first, second = capped_moments(a, b)
-        # Seen from the ceiling where that is nearer: there y is c less something small.
-        turned = a + b < 0
-        _, low, low_second = capped_moments(jnp.where(turned, -b, a), jnp.where(turned, -a, b))
-        spread = low_second - low * low
+        return _capped(threshold, mean, std, spec.ceiling)
+    return _of_a_row(threshold, mean, std, spec)
+
+
+def parts(threshold: Array, spec: Spec) -> tuple[Array, Array, int]:
+    """(c, j, k) of a row of the table: f = c where closed, else c + j + k (x - θ)."""
+    closed = jnp.broadcast_to(spec.row.closed(threshold, spec.fill), threshold.shape)
+    jump = spec.row.jump
+    height = jnp.zeros_like(threshold) if jump is None else jump(threshold, spec.fill)
+    return closed, height, spec.row.input_slope
+
+
+def _of_a_row(threshold, mean, std, spec: Spec) -> Moments:
+    """From the side on which less is added: f is c and something above θ, or L(x) and some below.
+
+    L is the line that f is where open. Either way what is added is a step and a ramp in the tail
+    beyond |a|, and no difference of nearly equal numbers is taken.
+    """
+    closed, jump, slope = parts(threshold, spec)
+    a, rise = (threshold - mean) / std, slope * std
+    upward = a > 0
+    sign = jnp.where(upward, 1, -1).astype(a.dtype)
+    m0, r1, r2 = _tail(jnp.abs(a))
+    m1, m2 = r1 * m0, r2 * r1 * m0
+    line = spec.row.opened(mean, threshold)
+    first = jnp.where(upward, closed, line) + sign * jump * m0 + rise * m1
+    # Where x is θ ± σw, w = |u| − |a|.
+    cross = jnp.where(upward, closed * mean, mean * line + rise * std)
+    cross += (threshold * rise + jump * std) * m1
+    cross += sign * (threshold * jump * m0 + rise * std * m2)
+    # The variance within the open part, and that between the parts.
+    low = jnp.where(upward, 0, a)
+    hazard = density(low) / upper(low)
+    within = jnp.where(upward, r1 * (r2 - r1), 1 + low * hazard - hazard * hazard)
+    apart = jump + rise * jnp.where(upward, r1, hazard - low)
+    opened = upper(a)
+    variance = opened * (rise * rise * within + upper(-a) * apart * apart)
+    return Moments(
+        mean=first,
+        second=variance + first * first,
+        variance=variance,
+        open=opened,
+        slope=slope * opened,
+        slope_second=slope * slope * opened,
+        cross=cross,
+    )
+
+
+def _capped(threshold, mean, std, ceiling: float) -> Moments:
+    """Of min(max(x − θ, 0), m), to which alone the table gives a ceiling."""
+    a = (threshold - mean) / std
+    b = a + ceiling / std
+    passed, first, second = capped_moments(a, b)
+    # Seen from the ceiling where that is nearer: there y is the width less something small.
+    turned = a + b < 0
+    _, low, low_second = capped_moments(jnp.where(turned, -b, a), jnp.where(turned, -a, b))
     return Moments(
         mean=std * first,
         second=std * std * second,
-        variance=std * std * spread,
-        open=opened,
+        variance=std * std * (low_second - low * low),
+        open=upper(a),
         slope=passed,
         slope_second=passed,
         cross=mean * std * first + std * std * passed,  # Stein's lemma
     )
-
-
-def _hard(threshold, mean, std, spec: Spec) -> Moments:
-    a, fill = (threshold - mean) / std, spec.fill
-    m0, m1, m2 = partial_moments(a)
-    first, second = _above(a, threshold, mean, std, m0, m1, m2)
-    closed, below = _below(a, mean, std)
-    # Of the open part and between the parts: the difference of E f² and (E f)² would cancel.
-    share = jnp.where(m0 > 0, m0, 1)
-    spread = std * std * jnp.maximum(m2 / share - (m1 / share) ** 2, 0)
-    height = threshold + std * m1 / share - fill
-    return Moments(
-        mean=first + fill * closed,
-        second=second + fill * fill * closed,
-        variance=m0 * spread + m0 * closed * height * height,
-        open=m0,
-        slope=m0,
-        slope_second=m0,
-        cross=second + fill * below,
-    )
-
-
-def _clamp(threshold, mean, std, spec: Spec) -> Moments:
-    a = (threshold - mean) / std
-    m0, m1, m2 = partial_moments(a)
-    _, second = _above(a, threshold, mean, std, m0, m1, m2)
-    closed, below = _below(a, mean, std)
-    return Moments(
-        # max(x, θ) is θ + (x − θ)⁺ and x + (θ − x)⁺: from the side on which less is added.
-        mean=jnp.where(a > 0, threshold + std * m1, mean + std * partial_moments(-a)[1]),
-        second=threshold * threshold * closed + second,
-        variance=std * std * (m2 - m1 * m1),
-        open=m0,
-        slope=m0,
-        slope_second=m0,
-        cross=second + threshold * below,
-    )
-
-
-_BY_VARIANT = {"shift": _shift, "hard": _hard, "clamp": _clamp}
-
-
-def _above(a, threshold, mean, std, m0, m1, m2) -> tuple[Array, Array]:
-    """E[x; x > θ] and E[x²; x > θ]: around the threshold in the upper tail, else around the mean."""
-    peak = density(a)
-    first = jnp.where(a > 0, threshold * m0 + std * m1, mean * m0 + std * peak)
-    around_threshold = threshold * threshold * m0 + 2 * threshold * std * m1 + std * std * m2
-    around_mean = mean * mean * m0 + 2 * mean * std * peak + std * std * (m0 + a * peak)
-    return first, jnp.where(a > 0, around_threshold, around_mean)
-
-
-def _below(a, mean, std) -> tuple[Array, Array]:
-    """P(x <= θ) and E[x; x <= θ]."""
-    closed = upper(-a)
-    return closed, mean * closed - std * density(a)

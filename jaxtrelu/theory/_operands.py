@@ -28,15 +28,19 @@ def floating(**operands) -> list[Array]:
 
 
 def positive(**operands) -> None:
-    """Refuses what is not greater than 0, where it can be seen (under jit it cannot)."""
+    """Refuses what is not finite and greater than 0, where it can be seen (under jit it cannot)."""
     for name, array in operands.items():
-        _refuse_where(array, lambda v: ~(v > 0), f"`{name}` should be greater than 0")
+        _refuse_where(
+            array,
+            lambda v: ~((v > 0) & np.isfinite(v)),
+            f"`{name}` should be finite and greater than 0",
+        )
 
 
-def refuse_nan(**operands) -> None:
-    """Refuses NaN, where it can be seen."""
+def finite(**operands) -> None:
+    """Refuses NaN and infinity, where they can be seen."""
     for name, array in operands.items():
-        _refuse_where(array, np.isnan, f"`{name}` should hold numbers, and no NaN")
+        _refuse_where(array, lambda v: ~np.isfinite(v), f"`{name}` should be finite")
 
 
 def within(low: float, high: float, **operands) -> None:
