@@ -24,7 +24,10 @@ import jaxtrelu
 
 MODULES = {
     name: importlib.import_module(name)
-    for name in ("jaxtrelu", *(f"jaxtrelu.{m}" for m in ("bits", "sparse", "nnx", "linen", "sae")))
+    for name in (
+        "jaxtrelu",
+        *(f"jaxtrelu.{m}" for m in ("bits", "sparse", "nnx", "linen", "sae", "theory")),
+    )
 }
 # What is re-exported at the front door has its home there.
 PUBLIC = {

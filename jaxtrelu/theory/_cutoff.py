@@ -10,16 +10,17 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu._primitive.spec import accumulator_dtype, real_array
-from jaxtrelu.theory._operands import floating, within
+from jaxtrelu.theory._operands import axes_of, floating, within
 
 
 def gaussian_cutoff(
     x: Float[ArrayLike, "..."], sparsity: Float[ArrayLike, "..."], axis: int | Sequence[int] = -1
 ) -> Float[Array, "..."]:
-    r"""The threshold above which a share 1 − s of a normal row lies: mean + std :math:`\Phi^{-1}(s)`.
+    r"""The threshold above which a share 1 − s of a normal row lies.
 
-    Gemma 3n's cutoff, usable inside a forward pass: no sort, and differentiable with respect to x.
-    With ``thresholded_relu(x, gaussian_cutoff(x, s))`` it is the Gaussian top-k of Spark Transformer.
+    :math:`\mathrm{mean} + \mathrm{std} \cdot \Phi^{-1}(s)`, Gemma 3n's cutoff, usable
+    inside a forward pass: no sort, and differentiable with respect to x.
+    ``thresholded_relu(x, gaussian_cutoff(x, s))`` is Spark Transformer's Gaussian top-k.
 
     Args:
       x: floating-point array; each row along `axis` has a cutoff of its own.
@@ -27,8 +28,8 @@ def gaussian_cutoff(
       axis: the axis or axes over which mean and standard deviation (of the population) are taken.
 
     Returns:
-      The cutoff, in x's units, with `axis` kept at size 1; float32 at least, so that the comparison is
-      not rounded to a narrow x.
+      The cutoff, in x's units, with `axis` kept at size 1; float32 at least, so that the
+      comparison is not rounded to a narrow x.
 
     Raises:
       TypeError: x is not a floating-point array.
@@ -52,11 +53,12 @@ def gaussian_cutoff(
     (share,) = floating(sparsity=sparsity)
     within(0, 1, sparsity=share)
     x = x.astype(accumulator_dtype(x.dtype))
-    axes = tuple(np.atleast_1d(axis).tolist())
-    if not all(x.shape[a] for a in axes):
-        raise ValueError(f"`x` of shape {x.shape} has no elements along axis {axis}: no cutoff.")
+    axes = axes_of(axis, x.shape, "x")
     mean = jnp.mean(x, axes, keepdims=True)
-    std = jnp.sqrt(jnp.mean(jnp.square(x - mean), axes, keepdims=True))
+    variance = jnp.mean(jnp.square(x - mean), axes, keepdims=True)
+    # The root of a row without spread has no derivative; it is given that of a constant.
+    spread = variance > 0
+    std = jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 0)
     return mean + std * ndtri(share).astype(x.dtype)
 
 
@@ -92,13 +94,12 @@ def quantile_threshold(
     """
     data = np.asarray(real_array(data, "data"))
     within(0, 1, sparsity=np.asarray(sparsity))
-    axes = tuple(range(data.ndim)) if axis is None else tuple(np.atleast_1d(axis).tolist())
-    axes = tuple(a % data.ndim for a in axes)
+    if not data.size:
+        raise ValueError(f"`data` of shape {data.shape} has no elements, and so no quantile.")
+    axes = tuple(range(data.ndim)) if axis is None else axes_of(axis, data.shape, "data")
     kept = [a for a in range(data.ndim) if a not in axes]
     rows = np.transpose(data, [*kept, *axes]).reshape(*(data.shape[a] for a in kept), -1)
     count = rows.shape[-1]
-    if not rows.size:
-        raise ValueError(f"`data` of shape {data.shape} has no elements, and so no quantile.")
     if np.isnan(rows.astype(np.float32)).any():
         raise ValueError("`data` holds NaN, which has no place in an order. Remove it first.")
     if (rows.max(-1) == rows.min(-1)).any():

@@ -1,4 +1,4 @@
-"""How much of a normal input can still be read from a thresholded activation of it, in closed form."""
+"""How much of a normal input can still be read from its thresholded activation, in closed form."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from jaxtrelu._primitive.spec import VariantName
 from jaxtrelu.theory._moments import moments, partial_moments, upper
-from jaxtrelu.theory._operands import floating
+from jaxtrelu.theory._operands import floating, positive
 
 
 class Information(NamedTuple):
@@ -40,14 +40,14 @@ def information(
 ) -> Information:
     r"""What a read-out can recover of a standard normal x from f(x).
 
-    The best linear estimate leaves :math:`1 - \mathrm{Cov}(x, f)^2/\mathrm{Var}(f)`. The best one of
-    any kind knows x exactly where the gate is open, and elsewhere that x is below the threshold (or
-    above threshold + ceiling): it leaves the variance of x within each of those sides.
+    The best linear estimate leaves :math:`1 - \mathrm{Cov}(x, f)^2/\mathrm{Var}(f)`. The best one
+    of any kind knows x exactly where the gate is open, and elsewhere that x is below the threshold
+    (or above threshold + ceiling): it leaves the variance of x within each of those sides.
 
     Args:
       threshold: θ, in standard deviations of x.
-      variant: as in `jaxtrelu.thresholded_relu`; without a ceiling ``shift``, ``hard`` and ``clamp``
-        carry the same information, and differ in the linear estimate.
+      variant: as in `jaxtrelu.thresholded_relu`; without a ceiling ``shift``, ``hard`` and
+        ``clamp`` carry the same information, and differ in the linear estimate.
       ceiling: for ``shift``, a positive Python number.
 
     Returns:
@@ -83,8 +83,8 @@ def _spread_above(a: Array) -> Array:
 def rate_at(distortion: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     r"""Shannon's bound: the bits per entry that any code of a standard normal x needs.
 
-    :math:`\max(0, -\tfrac12 \log_2 D)` at a mean squared error D: what the curve of sparsity against
-    `Information.best_error` is to be held against.
+    :math:`\max(0, -\tfrac12 \log_2 D)` at a mean squared error D: what the curve of sparsity
+    against `Information.best_error` is to be held against.
 
     Args:
       distortion: D > 0.
@@ -94,6 +94,7 @@ def rate_at(distortion: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
 
     Raises:
       TypeError: not a real array.
+      ValueError: a distortion that is not finite and greater than 0.
 
     Example:
       >>> from jaxtrelu import theory
@@ -103,6 +104,5 @@ def rate_at(distortion: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     Source: Shannon 1959.
     """
     (distortion,) = floating(distortion=distortion)
+    positive(distortion=distortion)
     return jnp.maximum(0, -0.5 * jnp.log2(distortion))
-
-

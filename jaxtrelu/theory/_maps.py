@@ -1,13 +1,15 @@
 """How variance and correlation travel through a wide random layer.
 
-A layer makes z = W f(x) + b of pre-activations x, with weights of variance σ_w² / width and biases of
-variance σ_b². In the limit of infinite width z is normal again; of its variance, and of the
-correlation for two inputs, there are maps from one layer to the next (Poole et al. 2016, Schoenholz et
-al. 2017; for thresholded ReLU Price et al. 2024, arXiv 2402.16184).
+A layer makes z = W f(x) + b of pre-activations x, with weights of variance σ_w² / width and biases
+of variance σ_b². In the limit of infinite width z is normal again; of its variance, and of the
+correlation for two inputs, there are maps from one layer to the next (Poole et al. 2016,
+Schoenholz et al. 2017; for thresholded ReLU Price et al. 2024, arXiv 2402.16184).
 """
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -16,7 +18,7 @@ from jaxtyping import Float
 
 from jaxtrelu._primitive.spec import Spec, VariantName, checked_spec
 from jaxtrelu.theory._moments import density, moments, partial_moments, parts, upper
-from jaxtrelu.theory._operands import floating, positive, within
+from jaxtrelu.theory._operands import between, floating, positive
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
@@ -30,10 +32,10 @@ def variance_map(
     variant: VariantName = "shift",
     ceiling: float | None = None,
 ) -> Float[Array, "..."]:
-    r"""The variance of the next layer's pre-activations, :math:`V(q) = \sigma_w^2 E f^2 + \sigma_b^2`.
+    r"""The variance of the next layer's pre-activations.
 
-    Differentiate it for :math:`V'` and :math:`V''`: ``jax.grad(variance_map)(q, …)``. At a fixed point
-    V(q) = q it is stable where :math:`|V'| < 1`.
+    :math:`V(q) = \sigma_w^2 E f^2 + \sigma_b^2`. Differentiate it for :math:`V'` and :math:`V''`:
+    ``jax.grad(variance_map)(q, …)``. A fixed point V(q) = q is stable where :math:`|V'| < 1`.
 
     Args:
       variance: q > 0, the variance of this layer's pre-activations.
@@ -62,7 +64,8 @@ def variance_map(
         weight_variance=weight_variance,
         bias_variance=bias_variance,
     )
-    positive(variance=variance)
+    positive(variance=variance, weight_variance=weight)
+    between(0, math.inf, bias_variance=bias)
     found = moments(threshold, std=jnp.sqrt(variance), variant=variant, ceiling=ceiling)
     return weight * found.second + bias
 
@@ -102,7 +105,7 @@ def gradient_gain(
     variance, threshold, weight = floating(
         variance=variance, threshold=threshold, weight_variance=weight_variance
     )
-    positive(variance=variance)
+    positive(variance=variance, weight_variance=weight)
     found = moments(threshold, std=jnp.sqrt(variance), variant=variant, ceiling=ceiling)
     return weight * found.slope_second
 
@@ -119,9 +122,9 @@ def correlation_map(
 ) -> Float[Array, "..."]:
     r"""The correlation of the next layer's pre-activations of two inputs.
 
-    :math:`(\sigma_w^2 E f(x) f(y) + \sigma_b^2) / V(q)` for x, y of variance q and correlation ρ. Kinks
-    and jumps are integrated exactly: by Price's theorem each is a density of two correlated normals,
-    and with ρ = sin t what is left is smooth in t.
+    :math:`(\sigma_w^2 E f(x) f(y) + \sigma_b^2) / V(q)` for x, y of variance q and correlation ρ.
+    Kinks and jumps are integrated exactly: by Price's theorem each is a density of two correlated
+    normals, and with ρ = sin t what is left is smooth in t.
 
     Args:
       correlation: ρ, from -1 to 1.
@@ -133,7 +136,8 @@ def correlation_map(
       ceiling: for ``shift``, a positive Python number.
 
     Returns:
-      The correlation of the next layer, of the operands' broadcast shape.
+      The correlation of the next layer, of the operands' broadcast shape. Differentiable between -1
+      and 1; towards 1 its slope is q χ₁ / V(q), without bound where the variant jumps.
 
     Raises:
       TypeError, ValueError: as `variance_map`; a correlation outside of [-1, 1].
@@ -153,14 +157,16 @@ def correlation_map(
         weight_variance=weight_variance,
         bias_variance=bias_variance,
     )
-    within(-1 - 1e-12, 1 + 1e-12, correlation=correlation)
-    positive(variance=variance)
+    between(-1, 1, correlation=correlation)
+    between(0, math.inf, bias_variance=bias)
+    positive(variance=variance, weight_variance=weight)
     std = jnp.sqrt(variance)
     second = moments(threshold, std=std, variant=variant, ceiling=ceiling).second
     product = _joint(correlation, threshold, std, spec)
     return (weight * product + bias) / (weight * second + bias)
 
 
+@functools.partial(jax.jit, static_argnames="spec")
 def _joint(rho: Array, threshold: Array, std: Array, spec: Spec) -> Array:
     """E f(x) f(y): f is a sum of ramps and steps, and each pair of those has a closed form."""
     a = threshold / std
@@ -232,9 +238,9 @@ def smoothed(
 ) -> Float[Array, "..."]:
     r"""Gaussian smoothing, :math:`E f(x + \sigma \xi)`: a smooth thresholded ReLU.
 
-    For ``shift`` it is :math:`\sigma(\varphi(a) - a Q(a))` with :math:`a = (\theta - x)/\sigma`, whose
-    slope is :math:`Q(a)`, the cumulative of the surrogate `jaxtrelu.Gaussian`, and whose second
-    derivative is that surrogate's density.
+    For ``shift`` it is :math:`\sigma(\varphi(a) - a Q(a))` with :math:`a = (\theta - x)/\sigma`,
+    whose slope is :math:`Q(a)`, the cumulative of the surrogate `jaxtrelu.Gaussian`, and whose
+    second derivative is that surrogate's density.
 
     Args:
       x: of any shape.

@@ -15,7 +15,7 @@ def floating(**operands) -> list[Array]:
     given = [
         array
         for value, array in zip(operands.values(), arrays, strict=True)
-        if not isinstance(value, (int, float))
+        if type(value) not in (int, float)  # as np.float64 is by inheritance
     ]
     wide = any(array.dtype == jnp.float64 for array in given or arrays)
     dtype = jnp.float64 if wide else jnp.float32
@@ -51,6 +51,30 @@ def within(low: float, high: float, **operands) -> None:
             lambda v: ~((v > low) & (v < high)),
             f"`{name}` should be greater than {low:g} and less than {high:g}",
         )
+
+
+def between(low: float, high: float, **operands) -> None:
+    """Refuses what is not finite and from `low` to `high`, both allowed, where it can be seen."""
+    limits = f"at least {low:g}" if high == np.inf else f"from {low:g} to {high:g}"
+    for name, array in operands.items():
+        _refuse_where(
+            array,
+            lambda v: ~((v >= low) & (v <= high) & np.isfinite(v)),
+            f"`{name}` should be {limits}",
+        )
+
+
+def axes_of(axis, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """The axes as numbers from 0 on; an error if there is no such axis, or it has no elements."""
+    axes = tuple(np.atleast_1d(axis).tolist())
+    for one in axes:
+        if not -len(shape) <= one < len(shape):
+            raise ValueError(
+                f"`axis` should name axes of `{name}`, but axis {one} is none of shape {shape}."
+            )
+        if not shape[one]:
+            raise ValueError(f"`{name}` of shape {shape} has no elements along axis {one}.")
+    return tuple(one % len(shape) for one in axes)
 
 
 def _refuse_where(array, bad, wanted: str) -> None:
