@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jaxtrelu import bits as bits
     from jaxtrelu import linen as linen
     from jaxtrelu import nnx as nnx
+    from jaxtrelu import plot as plot
     from jaxtrelu import sae as sae
     from jaxtrelu import sparse as sparse
     from jaxtrelu import theory as theory
@@ -58,7 +59,7 @@ __all__ = [
 
 #: Imported when first used: modules, some of which need packages that the core does not; and names,
 #: so that `import jaxtrelu` stays quick.
-_MODULES = ("bits", "linen", "nnx", "sae", "sparse", "theory")
+_MODULES = ("bits", "linen", "nnx", "plot", "sae", "sparse", "theory")
 _NAMES = {
     "Activity": "sparse",
     "FeatureGradients": "sparse",

@@ -23,7 +23,7 @@ MODULES = {
 }
 
 #: What users import, apart from the front door itself.
-PUBLIC = ["bits", "sparse", "nnx", "linen", "sae", "theory"]
+PUBLIC = ["bits", "sparse", "nnx", "linen", "sae", "theory", "plot"]
 
 # The rooms, from the ground up: a module may import from its own room and from the rows below; in a
 # list a row stands above those that precede it. Rooms of one row know nothing of each other.
@@ -38,6 +38,7 @@ LAYERS = [
     ["_layers"],
     ["nnx", "linen"],
     ["sae"],
+    ["plot"],
     ["_cli"],
     ["__main__"],
 ]

@@ -178,6 +178,21 @@ def test_far_tails_of_the_others():
         check([found.mean, found.second, found.variance, found.cross], expected, 2e-13)
 
 
+def test_strict_promotion(strict_promotion):
+    """No promotion of ranks or dtypes is relied on, in arrays of either precision."""
+    for dtype in (jnp.float32, jnp.float64):
+        at = jnp.asarray([[-1.0, 0.5, 3.0]], dtype)
+        for name in ("shift", "shift, ceiling", "hard", "clamp"):
+            kind, _, _ = options_of(name)
+            assert theory.moments(at, mean=0.5, std=2.0, **kind).cross.dtype == dtype
+            found = theory.correlation_map(0.3 * jnp.ones_like(at), at, weight_variance=2.0, **kind)
+            assert found.dtype == dtype and found.shape == at.shape
+        start = theory.critical_init(0.5 + 0.1 * jnp.abs(at), slope=0.5)
+        assert start.ceiling.dtype == dtype
+        assert theory.information(at, ceiling=1.0).best_error.dtype == dtype
+        assert theory.gaussian_cutoff(at, 0.9).dtype == dtype
+
+
 def test_units_and_shifts():
     """x = μ + σu: f of `shift` depends on x − θ alone, and every variant is homogeneous."""
     threshold, mean, std = np.float64(1.2), 0.3, 2.5
@@ -618,3 +633,84 @@ def test_the_continued_fraction_meets_the_closed_form():
     for one, other in zip(*map(theory.moments, map(np.float64, (below, above))), strict=True):
         check(one, other, 2e-13)
     check(theory.moments(np.float64(edge)).mean, integrate.quad(special.ndtr, -40, -edge)[0], 1e-10)
+
+
+def sketch_of(*parts, channels=None):
+    made = theory.QuantileSketch(channels)
+    for part in parts:
+        made.update(part)
+    return made
+
+
+def test_sketch_is_within_its_bound_and_merges():
+    pytest.importorskip("datasketches", reason="datasketches is not installed")
+    data = np.random.default_rng(0).normal(size=(30_000, 2)).astype(np.float32) * [1, 5]
+    whole = sketch_of(data, channels=2)
+    merged = sketch_of(data[:9_000], channels=2).merge(sketch_of(data[9_000:], channels=2))
+    shared = sketch_of(data[:20_000], data[20_000:])
+    assert whole.count == merged.count == 30_000 and shared.count == 60_000
+    assert 0.001 < whole.rank_error < 0.002
+    for s in (0.1, 0.5, 0.95):
+        for sketch, axis in ((whole, 0), (merged, 0), (shared, None)):
+            threshold = np.asarray(sketch.threshold(s))
+            assert threshold.shape == ((2,) if axis == 0 else ())
+            closed = (data <= threshold).mean(axis)
+            # Its random numbers are its own, and the bound has 99 % confidence: four times it.
+            assert np.all(np.abs(closed - s) < 4 * sketch.rank_error)
+    few = sketch_of(np.arange(10.0))
+    assert few.threshold(0.55) == 5.0  # kept whole
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: theory.QuantileSketch(0), "`channels` should be"),
+        (lambda: theory.QuantileSketch(k=3), "`k` should be from 8 to 65535, but is 3"),
+        (lambda: sketch_of(np.ones((3, 2)), channels=3), r"3 channels .* shape \(3, 2\)"),
+        (lambda: sketch_of(np.array([np.nan])), "holds NaN"),
+        (lambda: sketch_of().threshold(0.5), "has seen no data"),
+        (lambda: sketch_of(np.ones(3)).threshold(0.5), "are equal"),
+        (lambda: sketch_of(np.arange(3.0)).threshold(1.0), "`sparsity` should be"),
+        (lambda: sketch_of().merge(sketch_of(channels=2)), "should have None channels, but has 2"),
+    ],
+)
+def test_sketch_refuses(call, words):
+    pytest.importorskip("datasketches", reason="datasketches is not installed")
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("variant", ["shift", "hard"])
+def test_threshold_for_error(variant):
+    """Within the error, and not much below it; an error written out in NumPy."""
+    rng = np.random.default_rng(0)
+    z, w = rng.normal(size=(300, 40)), rng.normal(size=(40, 20))
+    found = theory.threshold_for_error(z, w, 0.1, variant=variant)
+    f = CASES[variant][1]
+
+    def error(threshold):
+        whole = np.maximum(z, 0) @ w
+        return np.linalg.norm(f(z, threshold) @ w - whole) / np.linalg.norm(whole)
+
+    threshold = float(found.threshold)
+    check(found.error, error(threshold), 1e-9)
+    assert error(threshold) <= 0.1 < error(threshold + 0.01)
+    check(found.sparsity, (z <= threshold).mean(), 1e-12)
+    if variant == "hard":
+        assert found.sparsity > theory.threshold_for_error(z, w, 0.1).sparsity + 0.05
+
+
+@pytest.mark.parametrize(
+    ("z", "w", "options", "words"),
+    [
+        (np.ones((3, 2)), np.ones((3, 2)), {}, r"\(rows, m\).*\(3, 2\) and \(3, 2\)"),
+        (np.ones((0, 2)), np.ones((2, 2)), {}, "there is no data"),
+        (np.full((3, 2), np.nan), np.ones((2, 2)), {}, "should be finite"),
+        (-np.ones((3, 2)), np.ones((2, 2)), {}, "the output is 0 without a threshold"),
+        (np.ones((3, 2)), np.ones((2, 2)), {"error": 1.0}, "`error` should be"),
+        (np.ones((3, 2)), np.ones((2, 2)), {"variant": "clamp"}, "'clamp' has no zeros"),
+    ],
+)
+def test_threshold_for_error_refuses(z, w, options, words):
+    with pytest.raises(ValueError, match=words):
+        theory.threshold_for_error(z, w, **{"error": 0.1, **options})

@@ -6,6 +6,7 @@ the normal distribution and from data; the information that a layer keeps. All a
 of arrays, in float32 or float64, which broadcast; those without data are differentiable.
 """
 
+from jaxtrelu.theory._calibration import ErrorThreshold, QuantileSketch, threshold_for_error
 from jaxtrelu.theory._cutoff import gaussian_cutoff, quantile_threshold
 from jaxtrelu.theory._information import Information, information, rate_at
 from jaxtrelu.theory._initialisation import CriticalInit, critical_init, gain
@@ -14,8 +15,10 @@ from jaxtrelu.theory._moments import Moments, moments
 
 __all__ = [
     "CriticalInit",
+    "ErrorThreshold",
     "Information",
     "Moments",
+    "QuantileSketch",
     "correlation_map",
     "critical_init",
     "gain",
@@ -26,5 +29,6 @@ __all__ = [
     "quantile_threshold",
     "rate_at",
     "smoothed",
+    "threshold_for_error",
     "variance_map",
 ]

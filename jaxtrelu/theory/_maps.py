@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu._primitive.spec import Spec, VariantName, checked_spec
-from jaxtrelu.theory._moments import density, moments, partial_moments, parts, upper
+from jaxtrelu.theory._moments import density, moments, of_rank, partial_moments, parts, upper
 from jaxtrelu.theory._operands import between, floating, positive
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
@@ -191,7 +191,7 @@ def _joint(rho: Array, threshold: Array, std: Array, spec: Spec) -> Array:
 def _angles(rho: Array) -> tuple[Array, Array]:
     """Nodes t and weights for an integral over the correlation r = sin t from 0 to ρ."""
     half = 0.5 * jnp.arcsin(jnp.clip(rho, -1, 1))[..., None]
-    return half * (1 + jnp.asarray(_NODES, rho.dtype)), half * jnp.asarray(_WEIGHTS, rho.dtype)
+    return half * (1 + of_rank(_NODES, half)), half * of_rank(_WEIGHTS, half)
 
 
 def _density_over_cosine(t: Array, a: Array, b: Array) -> Array:

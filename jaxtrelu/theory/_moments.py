@@ -76,11 +76,11 @@ def partial_moments(a: Array) -> tuple[Array, Array, Array]:
     return m0, first * m0, second * first * m0
 
 
+@jax.custom_jvp
 @jax.jit
 def _tail(a: Array) -> tuple[Array, Array, Array]:
     """M_0, M_1 / M_0 and M_2 / M_1: the ratios also where the moments are too small to divide."""
     in_tail = a > _TAIL
-    # Each branch sees operands that suit it, so that the derivative of neither is NaN.
     near, far = jnp.where(in_tail, _TAIL, a), jnp.where(in_tail, a, _TAIL)
     peak, mass = density(near), upper(near)
     mean = peak - near * mass
@@ -91,12 +91,25 @@ def _tail(a: Array) -> tuple[Array, Array, Array]:
     return m0, m1, m2
 
 
+@_tail.defjvp
+def _tail_jvp(primals, tangents):
+    """As M_0' = −φ, M_1' = −M_0, M_2' = −2 M_1 and M_2 = M_0 − a M_1; of every order."""
+    (a,), (da,) = primals, tangents
+    m0, r1, r2 = _tail(a)
+    return (m0, r1, r2), (-density(a) * da, -r1 * (r2 - r1) * da, (r2 / r1 - 2) * da)
+
+
 def _ratios(a: Array) -> tuple[Array, Array]:
     """I_1 / I_0 and I_2 / I_1."""
     # What k / (a + r) = r makes of the terms left out, which hardly change from one to the next.
     ratio = 0.5 * (jnp.sqrt(a * a + 4 * (_TERMS + 1)) - a)
     ratio = jax.lax.fori_loop(0, _TERMS - 1, lambda i, ratio: (_TERMS - i) / (a + ratio), ratio)
     return 1 / (a + ratio), ratio
+
+
+def of_rank(numbers: np.ndarray, like: Array) -> Array:
+    """The numbers along the last axis, of as many axes and of the dtype of `like`."""
+    return jnp.asarray(numbers, like.dtype).reshape(*(1,) * (like.ndim - 1), -1)
 
 
 @jax.jit
@@ -106,8 +119,7 @@ def capped_moments(a: Array, width: Array) -> tuple[Array, Array, Array]:
     near = width <= _NEAR
     # D = ∫φ, E y = ∫Q and E y² = 2∫(t − a)Q between a and b: positive, whatever the width.
     half = 0.5 * jnp.where(near, width, _NEAR)[..., None]
-    way = half * (1 + jnp.asarray(_NODES, a.dtype))
-    weight = half * jnp.asarray(_WEIGHTS, a.dtype)
+    way, weight = half * (1 + of_rank(_NODES, half)), half * of_rank(_WEIGHTS, half)
     at = a[..., None] + way
     mass = partial_moments(at)[0]
     close = (
