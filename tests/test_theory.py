@@ -671,7 +671,10 @@ def test_sketch_is_within_its_bound_and_merges():
         (lambda: sketch_of().threshold(0.5), "has seen no data"),
         (lambda: sketch_of(np.ones(3)).threshold(0.5), "are equal"),
         (lambda: sketch_of(np.arange(3.0)).threshold(1.0), "`sparsity` should be"),
-        (lambda: sketch_of().merge(sketch_of(channels=2)), "should have None channels, but has 2"),
+        (
+            lambda: sketch_of().merge(sketch_of(channels=2)),
+            "channels=None and k=2000, but has channels=2",
+        ),
     ],
 )
 def test_sketch_refuses(call, words):
