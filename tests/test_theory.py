@@ -334,6 +334,17 @@ def test_correlation_map_of_relu():
     check(theory.correlation_map(np.float64(1), 0.0, weight_variance=2.0), 1.0, 1e-14)
 
 
+@pytest.mark.parametrize("variant", ["shift", "hard", "clamp"])
+def test_the_correlation_map_has_slopes_at_a_threshold_of_zero(variant):
+    """There the two sides of its formula meet."""
+
+    def of(threshold):
+        return theory.correlation_map(0.4, threshold, weight_variance=2.0, variant=variant)
+
+    near = (of(np.float64(1e-5)) - of(np.float64(-1e-5))) / 2e-5
+    check(jax.grad(of)(np.float64(0)), near, 1e-6, 1e-9)
+
+
 @pytest.mark.parametrize("ceiling", [None, 0.8])
 def test_the_slope_at_a_correlation_of_one_is_the_gradient_gain(ceiling):
     start = theory.critical_init(np.float64(0.8), slope=None if ceiling is None else 0.5)
