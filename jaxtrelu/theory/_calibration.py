@@ -27,7 +27,7 @@ class QuantileSketch:
 
     Args:
       channels: how many channels have a threshold of their own; None: one threshold for all.
-      k: the size, from 8 to 65535; the error falls almost as 1/k, and is .0015 at 2000.
+      k: the size, from 8 to 65535; the error falls almost as 1/k, and is .0014 at 2000.
 
     Raises:
       TypeError: `channels` or `k` is not a whole number.
