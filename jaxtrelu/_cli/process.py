@@ -84,7 +84,7 @@ def check_platforms() -> None:
         # What kept a plug-in from starting is logged; what is raised afterwards only says that
         # there is none.
         reason = str(logged[0] if logged else error)
-        reason = reason.partition(" (set JAX_PLATFORMS")[0].partition("\n")[0].rstrip(".?! ")
+        reason = reason.partition(" (set JAX_PLATFORMS")[0].partition("\n")[0].rstrip(".")
         raise UserError(
             f"JAX cannot start what JAX_PLATFORMS={asked} asks for"
             f"{f' ({reason})' if reason else ''}: set it to a platform that is installed, such as "
