@@ -150,7 +150,7 @@ def rank(
       int32 ranks of shape (..., k).
 
     Raises:
-      TypeError, ValueError: `words` are not words.
+      TypeError, ValueError: `words` are not words, or the other operand is a scalar.
 
     >>> rank(jnp.array([5], jnp.uint32), jnp.array([0, 1, 2, 3])).tolist()
     [0, 1, 1, 2]
@@ -180,7 +180,7 @@ def select(
       int32 indices of shape (..., j); 32 w where a row has no k-th set bit.
 
     Raises:
-      TypeError, ValueError: `words` are not words.
+      TypeError, ValueError: `words` are not words, or the other operand is a scalar.
 
     >>> select(jnp.array([5], jnp.uint32), jnp.array([0, 1, 2])).tolist()
     [0, 2, 32]
@@ -311,6 +311,11 @@ def _select_rows(words: jax.Array, k: jax.Array) -> jax.Array:
 
 def _one_lead(words: jax.Array, index: jax.Array) -> list[jax.Array]:
     """Both with the leading axes to which those of the two broadcast."""
+    if not index.ndim:
+        raise ValueError(
+            "the second operand should have shape (..., k), but is a scalar. Pass several numbers, "
+            "or jnp.array([number])."
+        )
     lead = jnp.broadcast_shapes(words.shape[:-1], index.shape[:-1])
     return [jnp.broadcast_to(array, (*lead, array.shape[-1])) for array in (words, index)]
 

@@ -72,6 +72,14 @@ def test_leading_axes_broadcast(function):
     np.testing.assert_array_equal(function(words[0], index[None]), together[:1])
 
 
+@pytest.mark.parametrize("function", [bits.select, bits.rank])
+def test_a_single_index_has_an_axis(function):
+    words = jnp.array([5], jnp.uint32)
+    with pytest.raises(ValueError, match=r"should have shape \(\.\.\., k\), but is a scalar"):
+        function(words, 1)
+    assert function(words, jnp.array([1])).shape == (1,)
+
+
 def test_transposition_takes_leading_axes():
     mask = _mask(5, (2, 3, 40, 70), 0.3)
     turned = bits.transpose(bits.pack(jnp.asarray(mask)), 70)

@@ -116,6 +116,25 @@ def test_antiderivative_in_the_threshold(options):
     np.testing.assert_allclose(dt, (up - down) / (2 * h), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("x", [-2.0, 3.0, INF])
+@pytest.mark.parametrize("threshold", [-INF, 1.0])
+@pytest.mark.parametrize("options", [{"variant": "hard"}, {"variant": "clamp"}], ids=str)
+def test_antiderivative_has_its_slopes_where_an_end_is_infinite(x, threshold, options):
+    """The function in x, forward and backward; minus the function's limit from above in theta."""
+
+    def slopes(x, threshold):
+        def area(x, t):
+            return antiderivative(x, t, **options)
+
+        forward = jax.jvp(lambda x: area(x, threshold), (x,), (1.0,))[1]
+        return forward, *jax.grad(area, (0, 1))(x, threshold)
+
+    forward, dx, dt = jax.jit(slopes)(x, threshold)
+    assert forward == dx == oracle.value(x, threshold, **options)
+    if x > threshold:
+        assert dt == -threshold
+
+
 # integers: as Python's, which do not wrap
 
 INTEGERS = ["int8", "int16", "int32", "uint8", "uint16", "uint32"]

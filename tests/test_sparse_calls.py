@@ -73,6 +73,20 @@ def test_float64_is_exact_to_float64(name):
             np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_number_is_taken_in_the_dtype_of_what_it_is_compared_with(strict_promotion, name):
+    """0.7 is not above 0.7, as it would be above 0.7 rounded to float32; an array stays rounded."""
+    function = gated_mlp if name.startswith("gated") else PRODUCTS[name][0].args[0]
+    examples = 3 if name == "gated, few examples" else 40
+    with jax.enable_x64(True):
+        x, one = jnp.full((examples, 1), 0.7, jnp.float64), jnp.ones((1, 1), jnp.float64)
+        weights = [one] * (3 if function is gated_mlp else 2)
+        for number in (0.7, np.float64(0.7)):
+            assert not np.any(function(x, *weights, number))
+        for array in (jnp.float32(0.7), jnp.full(1, 0.7, jnp.float32)):
+            assert np.all(np.asarray(function(x, *weights, array)) > 0)
+
+
 COMPILED = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **_: COMPILED.append(event) if "backend_compile" in event else None

@@ -396,7 +396,7 @@ def block_operands(
         x.reshape(math.prod(x.shape[:-1]), x.shape[-1]),
         tuple(weights.values()),
         w_out,
-        _threshold_per_feature(threshold, features),
+        _threshold_per_feature(threshold, features, accumulator_dtype(x.dtype, head.dtype)),
         tuple(b if b is None else _checked_bias(b, name, features) for name, b in b_in.items()),
         None if b_out is None else _checked_bias(b_out, "b_out", w_out.shape[1]),
         x.shape[:-1],
@@ -430,14 +430,15 @@ def _checked_bias(b, name: str, width) -> jax.Array:
     return b
 
 
-def _threshold_per_feature(threshold, features) -> jax.Array:
-    threshold = _threshold_array(threshold, jnp.float32)
+def _threshold_per_feature(threshold, features, dtype) -> jax.Array:
+    """The thresholds, (m,); a Python number in the dtype of the pre-activations."""
+    threshold = _threshold_array(threshold, dtype)
     if threshold.shape not in ((), (1,), (features,)):
         raise ValueError(
             f"`threshold` should be a number or of shape ({features},), one per feature, but "
             f"has shape {threshold.shape}."
         )
-    return jnp.broadcast_to(threshold.astype(accumulator_dtype(threshold.dtype)), (features,))
+    return jnp.broadcast_to(threshold.astype(accumulator_dtype(threshold.dtype, dtype)), (features,))
 
 
 def entries_for(capacity: int | None, examples: int, features: int, share: float) -> int:

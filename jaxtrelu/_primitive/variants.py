@@ -77,9 +77,9 @@ def _hard_integral(above, x, threshold, fill):
 
 
 def _clamp_integral(above, x, threshold, fill):
-    # At a threshold of 0 nothing lies below, however far down.
-    nothing = _same_infinity(x, threshold) | ((threshold == 0) & jnp.isinf(x))
-    below = (x <= threshold) & ~nothing
+    # At a threshold of 0 there is no area below, however far down.
+    empty = _same_infinity(x, threshold) | ((threshold == 0) & jnp.isinf(x))
+    below = (x <= threshold) & ~empty
     height = jnp.where(below, threshold, jnp.zeros_like(threshold))
     way = jnp.where(below, x - threshold, jnp.zeros_like(x))
     return _area_above(above, x, threshold) + height * way
@@ -90,7 +90,13 @@ def _clamp_integral(above, x, threshold, fill):
 
 def _area_above(above, x, threshold):
     """The integral of x from the threshold on, 0 below it."""
-    return 0.5 * above * jnp.where(x <= threshold, jnp.zeros_like(x), x + threshold)
+    zero, is_open = jnp.zeros_like(x), x > threshold
+    # Where one end is infinite, the difference of squares: in the slopes of the product, which
+    # rounds less, infinities would cancel.
+    far = is_open & (jnp.isinf(x) | jnp.isinf(threshold))
+    end, start = jnp.where(far, x, zero), jnp.where(far, threshold, zero)
+    difference, total = jnp.where(far, zero, above), jnp.where(is_open & ~far, x + threshold, zero)
+    return 0.5 * (difference * total + (end * end - start * start))
 
 
 def _same_infinity(x, threshold):

@@ -91,3 +91,7 @@ def __getattr__(name: str) -> Any:
     if name in ("InputScale", "SparseAutoencoder"):
         return getattr(importlib.import_module("jaxtrelu.sae._module"), name)
     raise AttributeError(f"module 'jaxtrelu.sae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
