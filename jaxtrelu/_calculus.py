@@ -53,7 +53,7 @@ def derivative(
     spec = checked_spec(variant, ceiling, fill)
     x, threshold = activation_operands(x, threshold, spec)
     slope = formulas.gate(x, threshold, spec).astype(x.dtype)
-    return slope if spec.row.input_slope == 1 else spec.row.input_slope * slope
+    return slope if spec.traits.input_slope == 1 else spec.traits.input_slope * slope
 
 
 def antiderivative(
@@ -77,8 +77,8 @@ def antiderivative(
 
     Continuous; 0 at ``x == threshold``, and below it for ``shift`` and for ``hard`` with fill 0.
     Its derivative with respect to x is `thresholded_relu`, with the same convention at the
-    threshold, and its second one is `derivative`. (From an infinity to itself the integral is 0, and
-    so are its derivatives.)
+    threshold, and its second one is `derivative`. (From an infinity to itself the integral is 0,
+    and so are its derivatives.)
 
     Args:
       x: floating-point array of any shape.
@@ -106,12 +106,12 @@ def antiderivative(
     spec = checked_spec(variant, ceiling, fill)
     x, threshold = activation_operands(x, threshold, spec, floating=True)
     dtype = x.dtype
-    wide = accumulator_dtype(dtype, threshold.dtype)
-    x, threshold = x.astype(wide), threshold.astype(wide)
+    accumulate = accumulator_dtype(dtype, threshold.dtype)
+    x, threshold = x.astype(accumulate), threshold.astype(accumulate)
     # Through the activation itself, so that every derivative follows its convention.
     above = thresholded(x, threshold, Spec("shift"))
-    integral = spec.row.integral
-    assert integral is not None, "a public variant has an integral"
+    integral = spec.traits.integral
+    assert integral is not None, "every variant that can be passed has an integral"
     if spec.ceiling is None:
         return integral(above, x, threshold, spec.fill).astype(dtype)
     capped = thresholded(x, threshold, spec)

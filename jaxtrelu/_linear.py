@@ -112,8 +112,8 @@ def _by_row(threshold: jax.Array, shape: tuple) -> jax.Array:
 
 
 def _pre_activation(x, w, b):
-    wide = accumulator_dtype(x.dtype)
-    return jnp.matmul(x, w, preferred_element_type=wide) + b.astype(wide)
+    accumulate = accumulator_dtype(x.dtype)
+    return jnp.matmul(x, w, preferred_element_type=accumulate) + b.astype(accumulate)
 
 
 def _estimated(spec: Spec, x, w, b, threshold):
@@ -154,14 +154,14 @@ def _backward(spec: Spec, kept, ct):
         x, w, ct, words, packing=BY_ROW, implementation=spec.implementation
     )
     dt = _threshold_gradient(spec, threshold, ct, words, total)
-    if (slope := spec.row.input_slope) != 1:
+    if (slope := spec.traits.input_slope) != 1:
         dx, dw, total = slope * dx, slope * dw, slope * total
     return dx, dw, total.astype(b.dtype), dt
 
 
 def _threshold_gradient(spec: Spec, threshold, ct, words, total):
     shape = threshold.shape[1:]
-    opened, closed = spec.row.threshold_slope
+    opened, closed = spec.traits.threshold_slope
     if not (opened or closed):
         return jnp.zeros(shape, threshold.dtype)
     if shape[0] == 1:  # from the columns' sums, without another pass over the cotangent

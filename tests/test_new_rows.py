@@ -45,7 +45,7 @@ DOUBLE = Variant(
 
 
 def test_types_name_what_the_tables_hold():
-    assert typing.get_args(spec.VariantName) == spec.public_variants()
+    assert typing.get_args(spec.VariantName) == spec.selectable_variants()
     assert typing.get_args(spec.ImplementationName) == lowering.implementations()
 
 

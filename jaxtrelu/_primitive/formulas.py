@@ -14,12 +14,12 @@ def value(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
     """The function's value, in x's dtype."""
     dtype = x.dtype
     x, threshold = _widened(x, threshold)
-    opened = spec.row.opened(x, threshold)
+    opened = spec.traits.opened(x, threshold)
     if spec.ceiling is not None:
         # Differences of integers may wrap, but not as unsigned ones, where the gate is open.
         opened = _unsigned(opened)
         opened = jnp.minimum(opened, jnp.asarray(spec.ceiling, opened.dtype)).astype(x.dtype)
-    closed = spec.row.closed(threshold, spec.fill)
+    closed = spec.traits.closed(threshold, spec.fill)
     return jnp.where(x <= threshold, closed, opened).astype(dtype)
 
 
@@ -42,7 +42,7 @@ def window(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
     assert spec.surrogate is not None and spec.surrogate.half_width is not None
     half_width = spec.surrogate.half_width
     distance = _distance(x, threshold)
-    if spec.row.jump is not None:
+    if spec.traits.jump is not None:
         return jnp.abs(distance) < half_width
     # The smoothed gate of a continuous variant: zero only beyond the window, on the closed sides.
     closed = distance <= -half_width
@@ -59,7 +59,7 @@ def smoothed(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
     """
     assert spec.surrogate is not None
     dtype, distance = x.dtype, _distance(x, threshold)
-    if spec.row.jump is not None:
+    if spec.traits.jump is not None:
         return spec.surrogate.density(distance).astype(dtype)
     slope = spec.surrogate.cumulative(distance)
     if spec.ceiling is not None:
@@ -72,8 +72,8 @@ def jump_height(threshold: jax.Array, spec: Spec) -> jax.Array:
 
     It multiplies what a window lets through, and 0 times infinity would be NaN.
     """
-    assert spec.row.jump is not None
-    height = spec.row.jump(threshold, spec.fill)
+    assert spec.traits.jump is not None
+    height = spec.traits.jump(threshold, spec.fill)
     return jnp.where(jnp.isinf(threshold), jnp.zeros_like(height), height)
 
 

@@ -95,12 +95,12 @@ def gate(
 
 def residual_names(spec: Spec, has_dx: bool, has_dt: bool) -> tuple[str, ...]:
     """Which packed outputs the tangent reads: what reverse mode keeps."""
-    row, surrogate = spec.row, spec.surrogate
+    traits, surrogate = spec.traits, spec.surrogate
     bounded = surrogate is not None and surrogate.half_width is not None
-    if surrogate is not None and row.jump is None:
+    if surrogate is not None and traits.jump is None:
         return ("window",) if bounded and (has_dx or has_dt) else ()
     names = []
-    if (has_dx and row.input_slope) or (has_dt and any(row.threshold_slope)):
+    if (has_dx and traits.input_slope) or (has_dt and any(traits.threshold_slope)):
         names.append("gate")
     if surrogate is not None and bounded and (has_dt or (has_dx and surrogate.to_input)):
         names.append("window")
@@ -120,15 +120,15 @@ def value_tangent(
 
     Tangents that are None are zero. The result is linear in both, so JAX can transpose it.
     """
-    row, surrogate = spec.row, spec.surrogate
+    traits, surrogate = spec.traits, spec.surrogate
     _gate = functools.partial(gate, packing=packing, implementation=spec.implementation)
     # In one sum before the gate: two gates on the same words would unpack them twice.
-    pushed = _sum(_signed(dx, row.input_slope, x), _signed(dt, row.threshold_slope[0], x))
-    if surrogate is not None and row.jump is None:
+    pushed = _sum(_signed(dx, traits.input_slope, x), _signed(dt, traits.threshold_slope[0], x))
+    if surrogate is not None and traits.jump is None:
         total = _estimated(pushed, x, threshold, words, spec, packing)
     else:
         total = None if pushed is None else _gate(pushed, words["gate"])
-        beside = _signed(dt, row.threshold_slope[1], x)
+        beside = _signed(dt, traits.threshold_slope[1], x)
         if beside is not None:
             total = _sum(total, _gate(beside, words["gate"], invert=True))
         if surrogate is not None:
@@ -174,7 +174,7 @@ def _estimated(pushed, x, threshold, words, spec: Spec, packing: Packing) -> jax
     assert spec.surrogate is not None
     if pushed is None:
         return None
-    if spec.row.jump is None or not spec.surrogate.flat:
+    if spec.traits.jump is None or not spec.surrogate.flat:
         pushed = pushed * spread(formulas.smoothed(x, threshold, spec), x)
     if "window" not in words:
         return pushed
@@ -194,8 +194,8 @@ def spread(small: jax.Array, x: jax.Array) -> jax.Array:
     small = lax.reshape(small.astype(accumulate), tuple(x.shape[d] for d in kept))
     sharding = jax.typeof(x).sharding
     explicit = any(axis is not None for axis in sharding.spec)
-    wide = lax.broadcast_in_dim(small, x.shape, kept, out_sharding=sharding if explicit else None)
-    return wide.astype(arithmetic)
+    full = lax.broadcast_in_dim(small, x.shape, kept, out_sharding=sharding if explicit else None)
+    return full.astype(arithmetic)
 
 
 def _signed(tangent: jax.Array | None, slope: int, x: jax.Array) -> jax.Array | None:

@@ -22,7 +22,7 @@ from jaxtrelu._primitive.lowering import implementations
 from jaxtrelu._primitive.variants import VARIANTS, Variant
 from jaxtrelu._surrogates import Surrogate
 
-#: What may be passed as ``variant=``: the public rows of the table.
+#: What may be passed as ``variant=``: the selectable rows of the table.
 VariantName = Literal["shift", "hard", "clamp"]
 #: What may be passed as ``implementation=``: XLA, and the back ends that come with the library.
 ImplementationName = Literal["xla", "mosaic_gpu", "mosaic_tpu"]
@@ -40,8 +40,8 @@ class Spec:
     implementation: str | None = None
 
     @property
-    def row(self) -> Variant:
-        """The row of the table that this function is an instance of."""
+    def traits(self) -> Variant:
+        """What the table says of the function's variant."""
         return VARIANTS[self.variant]
 
 
@@ -50,13 +50,13 @@ def computation_dtype(*dtypes) -> jnp.dtype:
 
     Types without arithmetic of their own (the float8 family) are computed in float32.
     """
-    wide = []
+    arithmetic = []
     for dtype in map(jnp.dtype, dtypes):
         narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 2
-        wide.append(jnp.dtype("float32") if narrow else dtype)
+        arithmetic.append(jnp.dtype("float32") if narrow else dtype)
     # Promotion is stated here, so a user's strict mode has nothing to object to.
     with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, wide)
+        return functools.reduce(jnp.promote_types, arithmetic)
 
 
 def accumulator_dtype(*dtypes) -> jnp.dtype:
@@ -75,15 +75,15 @@ def checked_spec(
     implementation: str | None = None,
 ) -> Spec:
     """Checks the static arguments, and puts them together."""
-    names = public_variants()
+    names = selectable_variants()
     if variant not in names:
         raise ValueError(
             f"`variant` should be one of {', '.join(map(repr, names))}, but is {variant!r}."
         )
-    row = VARIANTS[variant]
+    traits = VARIANTS[variant]
     if ceiling is not None:
-        if not row.takes_ceiling:
-            with_one = _first(lambda row: row.takes_ceiling)
+        if not traits.takes_ceiling:
+            with_one = _first(lambda traits: traits.takes_ceiling)
             raise ValueError(
                 f"`ceiling` belongs to variant={with_one!r}, min(x - threshold, ceiling), but the "
                 f"variant is {variant!r}. Drop it, or pass variant={with_one!r}."
@@ -96,8 +96,8 @@ def checked_spec(
             )
         ceiling = None if math.isinf(ceiling) else ceiling
     fill = _static_number(fill, "fill")
-    if not row.takes_fill and not (fill == 0 and math.copysign(1, fill) == 1):
-        with_one = _first(lambda row: row.takes_fill)
+    if not traits.takes_fill and not (fill == 0 and math.copysign(1, fill) == 1):
+        with_one = _first(lambda traits: traits.takes_fill)
         raise ValueError(
             f"`fill` belongs to variant={with_one!r}, but the variant is {variant!r}. "
             f"Drop it, or pass variant={with_one!r}."
@@ -110,14 +110,14 @@ def checked_spec(
     return Spec(variant, ceiling, fill, _checked_surrogate(surrogate, variant), implementation)
 
 
-def public_variants() -> tuple[str, ...]:
+def selectable_variants() -> tuple[str, ...]:
     """What may be passed as ``variant=``."""
-    return tuple(name for name, row in VARIANTS.items() if row.public)
+    return tuple(name for name, traits in VARIANTS.items() if traits.selectable)
 
 
 def _first(has: Callable[[Variant], bool]) -> str:
-    """The first public variant that has something, for messages that say what to pass."""
-    return next(name for name in public_variants() if has(VARIANTS[name]))
+    """The first variant to be passed that has something, for messages that say what to pass."""
+    return next(name for name in selectable_variants() if has(VARIANTS[name]))
 
 
 def _checked_surrogate(surrogate, variant: str) -> Surrogate | None:
@@ -132,7 +132,7 @@ def _checked_surrogate(surrogate, variant: str) -> Surrogate | None:
         raise ValueError(
             f"`surrogate` has nothing to estimate for variant={variant!r}, "
             f"{VARIANTS[variant].formula}: it is continuous and its threshold has a true gradient. "
-            f"Drop it, or pass variant={_first(lambda row: row.jump is not None)!r}."
+            f"Drop it, or pass variant={_first(lambda traits: traits.jump is not None)!r}."
         )
     return surrogate
 
@@ -166,10 +166,10 @@ def whole_number(number, name: str, least: int = 1, hint: str = "") -> int:
 
 def check_zeros(spec: Spec) -> None:
     """Refuses what leaves no zeros, where closed entries are to contribute nothing."""
-    if not spec.row.has_zeros:
+    if not spec.traits.has_zeros:
         raise ValueError(
-            f"variant={spec.variant!r} has no zeros to skip: it is {spec.row.formula}. Pass "
-            f"{' or '.join(repr(n) for n in public_variants() if VARIANTS[n].has_zeros)}, or use "
+            f"variant={spec.variant!r} has no zeros to skip: it is {spec.traits.formula}. Pass "
+            f"{' or '.join(repr(n) for n in selectable_variants() if VARIANTS[n].has_zeros)}, or use "
             "jaxtrelu.thresholded_relu between dense products."
         )
     if spec.fill != 0:
@@ -349,7 +349,7 @@ def linear_operands(x, w, b, threshold) -> tuple[jax.Array, jax.Array, jax.Array
 
 
 class Block(NamedTuple):
-    """The operands of a two-layer block, checked; x is a matrix, one example a row."""
+    """The operands of a two-layer block, checked; x is a matrix, one example a traits."""
 
     x: jax.Array
     """(B, d)."""
@@ -438,7 +438,9 @@ def _threshold_per_feature(threshold, features, dtype) -> jax.Array:
             f"`threshold` should be a number or of shape ({features},), one per feature, but "
             f"has shape {threshold.shape}."
         )
-    return jnp.broadcast_to(threshold.astype(accumulator_dtype(threshold.dtype, dtype)), (features,))
+    return jnp.broadcast_to(
+        threshold.astype(accumulator_dtype(threshold.dtype, dtype)), (features,)
+    )
 
 
 def entries_for(capacity: int | None, examples: int, features: int, share: float) -> int:
@@ -561,7 +563,7 @@ def _check_stored_dtype(value: np.ndarray | None, learned: bool, dtype: DTypeLik
 
 
 def _check_learns(threshold: ThresholdLike, value: np.ndarray | None, spec: Spec) -> None:
-    if not any(spec.row.threshold_slope) and spec.surrogate is None:
+    if not any(spec.traits.threshold_slope) and spec.surrogate is None:
         raise ValueError(
             f"a learned threshold with variant={spec.variant!r} would not learn: the derivative of "
             "the value with respect to the threshold is 0 almost everywhere. Pass a surrogate, "
@@ -579,7 +581,7 @@ def _check_learns(threshold: ThresholdLike, value: np.ndarray | None, spec: Spec
 
 def check_leaves_fill(value, spec: Spec) -> None:
     """Refuses a learned threshold where its surrogate's gradient is 0, and remains so."""
-    if any(spec.row.threshold_slope) or isinstance(value, jax.core.Tracer):
+    if any(spec.traits.threshold_slope) or isinstance(value, jax.core.Tracer):
         return
     if np.any(np.asarray(value) == spec.fill):
         raise ValueError(

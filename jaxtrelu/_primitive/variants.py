@@ -35,7 +35,7 @@ class Variant:
       has_zeros: whether closed entries are 0, so that products may skip them.
       takes_fill: whether the value of closed entries is the caller's choice.
       takes_ceiling: whether the value may be capped; one that opens to x - threshold only.
-      public: whether the name may be passed as ``variant=``.
+      selectable: whether the name may be passed as ``variant=``.
     """
 
     formula: str
@@ -49,7 +49,7 @@ class Variant:
     has_zeros: bool = True
     takes_fill: bool = False
     takes_ceiling: bool = False
-    public: bool = True
+    selectable: bool = True
 
 
 def _constant(threshold: jax.Array, fill: int | float) -> jax.Array:
@@ -143,6 +143,6 @@ VARIANTS = {
         input_slope=0,
         threshold_slope=(0, 0),
         jump=lambda threshold, fill: jnp.ones_like(threshold),
-        public=False,
+        selectable=False,
     ),
 }

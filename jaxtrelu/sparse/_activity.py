@@ -88,22 +88,22 @@ def entry_sum(
             )
     dtype = accumulator_dtype(activity.values.dtype)
 
-    def listed(values, *parameters):
+    def over_list(values, *parameters):
         used = activity.features < features[0]
         at = [p.at[activity.features].get(mode="clip") for p in parameters]
         return jnp.sum(jnp.where(used, cost(values, *at), 0), dtype=dtype)
 
-    def dense(values, *parameters):
-        latent = activations()
-        spread = [jnp.broadcast_to(p, latent.shape) for p in parameters]
-        return jnp.sum(cost(latent, *spread), dtype=dtype)
+    def over_activations(_, *parameters):
+        values = activations()
+        spread = [jnp.broadcast_to(p, values.shape) for p in parameters]
+        return jnp.sum(cost(values, *spread), dtype=dtype)
 
     # Recomputed backwards: a conditional's residuals exist in both branches, so a dense latent kept
     # for the second one would be paid by the first.
     return lax.cond(
         activity.overflow,
-        jax.checkpoint(dense),
-        jax.checkpoint(listed),
+        jax.checkpoint(over_activations),
+        jax.checkpoint(over_list),
         activity.values,
         *parameters,
     )

@@ -36,7 +36,9 @@ class Plan:
     def window_is_silent(self) -> bool:
         """Whether closed entries inside the window matter to the threshold's gradient alone."""
         surrogate = self.spec.surrogate
-        return surrogate is not None and self.spec.row.jump is not None and not surrogate.to_input
+        return (
+            surrogate is not None and self.spec.traits.jump is not None and not surrogate.to_input
+        )
 
 
 # Runs once per shape outside of `jit` as well, where loops and conditionals would be compiled at
@@ -156,16 +158,16 @@ def product_of_nonzeros(a: jax.Array, b: jax.Array, dtype) -> jax.Array:
 
 
 def _around_zeros(a: jax.Array, b: jax.Array, dtype) -> jax.Array:
-    """The same by select: rows of `b` with a NaN or an infinity beside a 0 are added one by one."""
+    """The same by select: where `b` has a NaN or an infinity beside a 0, terms are added singly."""
     bad = ~jnp.all(jnp.isfinite(b), axis=1) & jnp.any(a == 0, axis=0)
-    rows = jnp.arange(b.shape[0], dtype=jnp.int32)
+    places = jnp.arange(b.shape[0], dtype=jnp.int32)
 
     def add(state):
         y, left = state
-        row = jnp.argmax(left).astype(jnp.int32)
-        factors = lax.dynamic_index_in_dim(a, row, axis=1).astype(dtype)
-        terms = factors * lax.dynamic_index_in_dim(b, row, axis=0).astype(dtype)
-        return y + jnp.where(factors != 0, terms, 0), left & (rows != row)
+        place = jnp.argmax(left).astype(jnp.int32)
+        factors = lax.dynamic_index_in_dim(a, place, axis=1).astype(dtype)
+        terms = factors * lax.dynamic_index_in_dim(b, place, axis=0).astype(dtype)
+        return y + jnp.where(factors != 0, terms, 0), left & (places != place)
 
     rest = _dot(a, jnp.where(bad[:, None], 0, b), (1, 0), dtype)
     return lax.while_loop(lambda state: jnp.any(state[1]), add, (rest, bad))[0]

@@ -251,13 +251,13 @@ def _gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> GatedOper
 
 def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> GatedOperands:
     x, w_gate, w_up, w_out, threshold, b_gate, b_up = residuals.operands
-    rows, by_row, at_rows, total = residuals.visited
+    groups, by_row, z_by_row, total = residuals.visited
     units = w_gate.shape[0]
-    columns = groups_of(bits.transpose(rows.words, units))
+    columns = groups_of(bits.transpose(groups.words, units))
     by_column = list_entries(columns, total, plan.size)
     unit, row = by_column
 
-    z = take(at_rows, position(rows, row, unit))
+    z = take(z_by_row, position(groups, row, unit))
     dtype = z.dtype
     a, pullback = jax.vjp(partial(activated, plan), z, take(threshold, unit))
     up = entry_dots(by_column, total, w_up, x, dtype)
@@ -273,7 +273,7 @@ def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> Ga
 
     def by_example(values, table):
         values = take(values, position(columns, by_row.member, by_row.group))
-        return gather_sum(rows, by_row.member, values, table, 0)
+        return gather_sum(groups, by_row.member, values, table, 0)
 
     def per_unit(values, like):
         return None if like is None else scalar_sum(units, unit, values, total).astype(like.dtype)

@@ -283,17 +283,17 @@ def at_entries(plan: Plan, residuals: Residuals, given) -> AtEntries:
     """The gradients at the entries, for cotangents of y, of the entries' values and of l0."""
     g, values, l0 = given
     x, w_in, _, threshold, w_out = residuals.operands
-    rows, by_row, at_rows, total = residuals.visited
+    groups, by_row, z_by_row, total = residuals.visited
     window, features = residuals.window, w_in.shape[0]
-    columns = groups_of(bits.transpose(rows.words, features))
+    columns = groups_of(bits.transpose(groups.words, features))
     by_column = list_entries(columns, total, plan.size)
     feature, row = by_column
-    dtype = at_rows.dtype
+    dtype = z_by_row.dtype
 
     def pulled_back(z, row, feature, dots):
         """The activations, dz and dθ at some entries."""
         # In the record of activity an entry stands after those of both lists that come before it.
-        place = position(rows, row, feature)
+        place = position(groups, row, feature)
         if window is not None:
             place = place + position(window.groups, row, feature)
 
@@ -303,7 +303,7 @@ def at_entries(plan: Plan, residuals: Residuals, given) -> AtEntries:
         (a, _), pullback = jax.vjp(both, z, take(threshold, feature))
         return a, *pullback((dots + take(values, place), take(l0, row)))
 
-    z = take(at_rows, position(rows, row, feature))
+    z = take(z_by_row, position(groups, row, feature))
     dots = entry_dots(by_column, total, w_out, g, dtype)
     a, dz, at_threshold = pulled_back(z, row, feature, dots)
     dthreshold = scalar_sum(features, feature, at_threshold, total)
@@ -314,7 +314,7 @@ def at_entries(plan: Plan, residuals: Residuals, given) -> AtEntries:
         dthreshold = dthreshold + scalar_sum(features, inside, at_threshold, window.total)
 
     dz_by_row = take(dz, position(columns, by_row.member, by_row.group))
-    dx = gather_sum(rows, by_row.member, dz_by_row, w_in, 0).astype(x.dtype)
+    dx = gather_sum(groups, by_row.member, dz_by_row, w_in, 0).astype(x.dtype)
     return AtEntries(columns, feature, row, a, dz, dthreshold.astype(threshold.dtype), dx)
 
 

@@ -42,11 +42,12 @@ def gather_sum(
         there = slots < counts[None]
         at = jnp.where(there, starts[None] + slots, 0)
         weights = jnp.where(there, take(values, at), 0)
-        # Held back from the loop over the rows, into which XLA would fuse it once per element.
-        there, weights, rows = lax.optimization_barrier((weights != 0, weights, take(members, at)))
+        # Held back from the loop over the table, into which XLA would fuse it once per element.
+        held = lax.optimization_barrier((weights != 0, weights, take(members, at)))
+        there, weights, chosen = held
         acc = None
         for r in range(width):
-            term = weights[r][:, None] * take(table, rows[r]).astype(dtype)
+            term = weights[r][:, None] * take(table, chosen[r]).astype(dtype)
             term = jnp.where(there[r][:, None], term, 0)
             acc = term if acc is None else acc + term
         return acc

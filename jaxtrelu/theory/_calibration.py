@@ -166,8 +166,8 @@ def threshold_for_error(
     Source: Kurtz et al. 2020 (FATReLU) for the idea; the definition.
     """
     spec = checked_spec(variant)
-    if not spec.row.has_zeros:
-        raise ValueError(f"variant={variant!r} has no zeros: it is {spec.row.formula}.")
+    if not spec.traits.has_zeros:
+        raise ValueError(f"variant={variant!r} has no zeros: it is {spec.traits.formula}.")
     z, w = real_array(pre_activations, "pre_activations"), real_array(w_out, "w_out")
     within(0, 1, error=np.asarray(error))
     if z.ndim != 2 or w.ndim != 2 or z.shape[1] != w.shape[0]:

@@ -98,13 +98,13 @@ def quantile_threshold(
         raise ValueError(f"`data` of shape {data.shape} has no elements, and so no quantile.")
     axes = tuple(range(data.ndim)) if axis is None else axes_of(axis, data.shape, "data")
     kept = [a for a in range(data.ndim) if a not in axes]
-    rows = np.transpose(data, [*kept, *axes]).reshape(*(data.shape[a] for a in kept), -1)
-    count = rows.shape[-1]
-    if np.isnan(rows.astype(np.float32)).any():
+    samples = np.transpose(data, [*kept, *axes]).reshape(*(data.shape[a] for a in kept), -1)
+    count = samples.shape[-1]
+    if np.isnan(samples.astype(np.float32)).any():
         raise ValueError("`data` holds NaN, which has no place in an order. Remove it first.")
-    if (rows.max(-1) == rows.min(-1)).any():
+    if (samples.max(-1) == samples.min(-1)).any():
         which = "" if not kept else " in some channel"
         raise ValueError(f"all values of `data` are equal{which}: no threshold divides them.")
     # Rounded first: .7 * 10 is a little more than 7 in binary.
     place = int(np.clip(np.ceil(round(sparsity * count, 9)), 1, count)) - 1
-    return jnp.asarray(np.partition(rows, place, axis=-1)[..., place])
+    return jnp.asarray(np.partition(samples, place, axis=-1)[..., place])

@@ -73,13 +73,13 @@ def critical_init(
     """
     # With a slope a ceiling follows, and whether the variant takes one is checked with any.
     spec = checked_spec(variant, None if slope is None else 1.0)
-    if spec.row.jump is not None:
+    if spec.traits.jump is not None:
         raise ValueError(
             f"variant={variant!r} has no stable edge of chaos: its jump tears nearby inputs apart "
             "at every layer, whatever the variances. Pass variant='shift'."
         )
-    if not spec.row.has_zeros:
-        raise ValueError(f"variant={variant!r} has no zeros: it is {spec.row.formula}.")
+    if not spec.traits.has_zeros:
+        raise ValueError(f"variant={variant!r} has no zeros: it is {spec.traits.formula}.")
     given = {"sparsity": sparsity, "variance": variance}
     if slope is not None:
         given["slope"] = slope

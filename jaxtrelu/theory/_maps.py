@@ -183,7 +183,7 @@ def _joint(rho: Array, threshold: Array, std: Array, spec: Spec) -> Array:
     added = step * m0 + rise * m1
     both = step * step * _steps(rho, far) + rise * rise * _ramps(rho, far, far)
     both += 2 * step * rise * _ramp_and_step(rho, far)
-    line = spec.row.opened(jnp.zeros_like(threshold), threshold)
+    line = spec.traits.opened(jnp.zeros_like(threshold), threshold)
     tilt = jump * density(a) - rise * m0  # E of the slope of what is added below
     below = line * (line + 2 * added) + rise * rho * (rise + 2 * tilt)
     return both + jnp.where(upward, closed * (closed + 2 * added), below)

@@ -195,10 +195,10 @@ def moments(
 
 def parts(threshold: Array, spec: Spec) -> tuple[Array, Array, int]:
     """(c, j, k) of a row of the table: f = c where closed, else c + j + k (x - θ)."""
-    closed = jnp.broadcast_to(spec.row.closed(threshold, spec.fill), threshold.shape)
-    jump = spec.row.jump
+    closed = jnp.broadcast_to(spec.traits.closed(threshold, spec.fill), threshold.shape)
+    jump = spec.traits.jump
     height = jnp.zeros_like(threshold) if jump is None else jump(threshold, spec.fill)
-    return closed, height, spec.row.input_slope
+    return closed, height, spec.traits.input_slope
 
 
 @functools.partial(jax.jit, static_argnames="spec")
@@ -214,7 +214,7 @@ def _of_a_row(threshold, mean, std, spec: Spec) -> Moments:
     sign = jnp.where(upward, 1, -1).astype(a.dtype)
     m0, r1, r2 = _tail(sign * a)  # and not |a|, whose derivative at 0 is 0
     m1, m2 = r1 * m0, r2 * r1 * m0
-    line = spec.row.opened(mean, threshold)
+    line = spec.traits.opened(mean, threshold)
     first = jnp.where(upward, closed, line) + sign * jump * m0 + rise * m1
     # Where x is θ ± σw, w = |u| − |a|.
     cross = jnp.where(upward, closed * mean, mean * line + rise * std)

@@ -17,8 +17,8 @@ def floating(**operands) -> list[Array]:
         for value, array in zip(operands.values(), arrays, strict=True)
         if type(value) not in (int, float)  # as np.float64 is by inheritance
     ]
-    wide = any(array.dtype == jnp.float64 for array in given or arrays)
-    dtype = jnp.float64 if wide else jnp.float32
+    double = any(array.dtype == jnp.float64 for array in given or arrays)
+    dtype = jnp.float64 if double else jnp.float32
     try:
         shape = np.broadcast_shapes(*(a.shape for a in arrays))
     except ValueError:

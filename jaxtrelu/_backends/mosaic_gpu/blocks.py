@@ -21,19 +21,19 @@ from jaxtrelu._primitive.packing import WORD_BITS
 LAYOUT = plgpu.Layout.WGMMA
 # Four columns per thread, not two: 16-bit elements then fill whole 32-byte sectors of memory.
 DIRECT = plgpu.Layout.WGMMA_UPCAST_2X
-WARPGROUP_ROWS = 64
+WARPGROUP_LINES = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """`words` rows of 32 elements per thread block: a multiple of 64."""
+    """`words` lines of 32 elements per thread block: a multiple of 64."""
 
     words: int
 
 
 def choose_config(words: int) -> Config:
     """16 kB of float32 per operand and block, so that a multiprocessor has several in flight."""
-    return Config(128 if words % 128 == 0 else WARPGROUP_ROWS)
+    return Config(128 if words % 128 == 0 else WARPGROUP_LINES)
 
 
 def _transforms(dtype) -> tuple:

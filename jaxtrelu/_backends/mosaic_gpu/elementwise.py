@@ -1,8 +1,8 @@
 """Mosaic GPU kernels: the elementwise forward pass with its words, and the gate.
 
-Memory is seen as rows of 32 elements, one word each, whatever the shape was: a thread block takes
-`Config.words` such rows, and a warpgroup holds them in the layout of the matrix unit's
-accumulators, in which a sum along the rows of shifted bits makes the words.
+Memory is seen as lines of 32 elements, one word each, whatever the shape was: a thread block takes
+`Config.words` such lines, and a warpgroup holds them in the layout of the matrix unit's
+accumulators, in which a sum along the lines of shifted bits makes the words.
 """
 
 import math
@@ -15,7 +15,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxtrelu._backends.mosaic_gpu.blocks import (
     LAYOUT,
-    WARPGROUP_ROWS,
+    WARPGROUP_LINES,
     Config,
     choose_config,
     run_blocks,
@@ -50,7 +50,7 @@ def forward(
     def body(layout, loaded, stores):
         x, threshold = loaded
         if by_word:
-            threshold = _along_rows(threshold, x.shape, layout)
+            threshold = _along_lines(threshold, x.shape, layout)
         for output, store in zip(outputs, stores, strict=True):
             if output == "value":
                 store(formulas.value(x, threshold, spec))
@@ -106,19 +106,19 @@ def gate(
 
 
 def pack_bits(bits: jax.Array, layout=LAYOUT) -> jax.Array:
-    """int32 zeros and ones (rows, 32) to words (rows,)."""
+    """int32 zeros and ones (lines, 32) to words (lines,)."""
     position = plgpu.broadcasted_iota(jnp.int32, bits.shape, 1, layout=layout)
     return jnp.sum(jnp.left_shift(bits, position), axis=1)
 
 
 def unpack(words: jax.Array, shape: tuple[int, int], layout=LAYOUT) -> jax.Array:
-    """Words (rows,) to int32 zeros and ones (rows, 32)."""
+    """Words (lines,) to int32 zeros and ones (lines, 32)."""
     bit = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=layout)
-    spread = _along_rows(words, shape, layout)
+    spread = _along_lines(words, shape, layout)
     return jnp.bitwise_and(lax.shift_right_logical(spread, bit), jnp.int32(1))
 
 
-def _along_rows(numbers: jax.Array, shape: tuple[int, int], layout) -> jax.Array:
+def _along_lines(numbers: jax.Array, shape: tuple[int, int], layout) -> jax.Array:
     return plgpu.layout_cast(lax.broadcast_in_dim(numbers, shape, (0,)), layout)
 
 
@@ -126,11 +126,11 @@ def _along_rows(numbers: jax.Array, shape: tuple[int, int], layout) -> jax.Array
 
 
 def _as_words(x: jax.Array) -> tuple[jax.Array, int]:
-    """(rows, columns) as (rows of 32, 32), a multiple of 64 of them, and the words per row of x."""
+    """(rows, columns) as (lines, 32), a multiple of 64 lines, and the words per row of x."""
     padded = pad_to_words(x)
     words = padded.shape[1] // WORD_BITS
     flat = padded.reshape(-1, WORD_BITS)
-    missing = -len(flat) % WARPGROUP_ROWS
+    missing = -len(flat) % WARPGROUP_LINES
     return (jnp.pad(flat, ((0, missing), (0, 0))) if missing else flat), words
 
 

@@ -47,17 +47,17 @@ def forward(
     """
     rows, columns = x.shape[0], w.shape[1]
     config = config or choose_config(rows, columns)
-    wide = WARPGROUPS * config.columns
+    span = WARPGROUPS * config.columns
     x = pad_axis(pad_axis(x, 0, config.rows), 1, config.depth)
-    w = pad_axis(pad_axis(w, 0, config.depth), 1, wide)
-    b = pad_axis(b.astype(jnp.float32), 1, wide)[0]
+    w = pad_axis(pad_axis(w, 0, config.depth), 1, span)
+    b = pad_axis(b.astype(jnp.float32), 1, span)[0]
     threshold = jnp.broadcast_to(threshold.astype(jnp.float32), (1, columns))
     # Padded columns are closed: their bits are past the end, and zero.
-    threshold = pad_axis(threshold, 1, wide, jnp.inf)[0]
+    threshold = pad_axis(threshold, 1, span, jnp.inf)[0]
 
     def epilogue(acc, corner, gmem, smem):
         (i, j, wg), (b_gmem, threshold_gmem, *targets) = corner, gmem
-        row, column = i * config.rows, j * wide + wg * config.columns
+        row, column = i * config.rows, j * span + wg * config.columns
         slots = dict(zip(outputs, smem, strict=True))
         for m in range(config.rows // PART):
             for n in range(config.columns // PART):
@@ -89,13 +89,13 @@ def forward(
 
     words = (w.shape[1] // WORD_BITS, x.shape[0])
     results = product(
-        [(x, (config.rows, config.depth), "ik"), (w, (config.depth, wide), "kj")],
+        [(x, (config.rows, config.depth), "ik"), (w, (config.depth, span), "kj")],
         (b, threshold),
         lambda wg, acc, _, a, b: plgpu.wgmma(
             acc, a, b.at[:, pl.ds(wg * config.columns, config.columns)]
         ),
         epilogue,
-        (x.shape[0] // config.rows, w.shape[1] // wide, x.shape[1] // config.depth),
+        (x.shape[0] // config.rows, w.shape[1] // span, x.shape[1] // config.depth),
         [
             like(x, (x.shape[0], w.shape[1]), x.dtype)
             if o == "value"
@@ -131,9 +131,9 @@ def input_gradient(
     """dx (rows, depth) = gate(ct, words) @ w.T, in ct's dtype."""
     rows, depth = ct.shape[0], w.shape[0]
     config = config or choose_config(rows, depth, stages=2)
-    wide = WARPGROUPS * config.columns
+    span = WARPGROUPS * config.columns
     ct, packed = _pad_gated(ct, words, config.rows, config.depth)
-    w = pad_axis(pad_axis(w.T, 0, config.depth), 1, wide)
+    w = pad_axis(pad_axis(w.T, 0, config.depth), 1, span)
 
     def multiply(wg, acc, scratch, ct, words, w):
         gated = scratch.at[wg]
@@ -144,12 +144,12 @@ def input_gradient(
         [
             (ct, (config.rows, config.depth), "ik"),
             (packed, (config.depth // WORD_BITS, config.rows), "ki"),
-            (w, (config.depth, wide), "kj"),
+            (w, (config.depth, span), "kj"),
         ],
         (),
         multiply,
         store_tile(config),
-        (ct.shape[0] // config.rows, w.shape[1] // wide, ct.shape[1] // config.depth),
+        (ct.shape[0] // config.rows, w.shape[1] // span, ct.shape[1] // config.depth),
         [like(ct, (ct.shape[0], w.shape[1]), ct.dtype)],
         [shared((config.rows, config.columns), ct.dtype)],
         config,
@@ -174,10 +174,10 @@ def weight_gradient(
     """
     depth, columns = x.shape[1], ct.shape[1]
     config = config or choose_config(depth, columns, stages=2)
-    wide = WARPGROUPS * config.columns
+    span = WARPGROUPS * config.columns
     mask = unpack_last(words, columns)
     total = jnp.sum(jnp.where(mask, ct, jnp.zeros_like(ct)), 0, keepdims=True, dtype=jnp.float32)
-    ct, packed = _pad_gated(ct, words, config.depth, wide)
+    ct, packed = _pad_gated(ct, words, config.depth, span)
     x = pad_axis(pad_axis(x.T, 0, config.rows), 1, config.depth)
 
     def multiply(wg, acc, scratch, x, ct, words):
@@ -189,13 +189,13 @@ def weight_gradient(
     (dw,) = product(
         [
             (x, (config.rows, config.depth), "ik"),
-            (ct, (config.depth, wide), "kj"),
-            (packed, (wide // WORD_BITS, config.depth), "jk"),
+            (ct, (config.depth, span), "kj"),
+            (packed, (span // WORD_BITS, config.depth), "jk"),
         ],
         (),
         multiply,
         store_tile(config),
-        (x.shape[0] // config.rows, ct.shape[1] // wide, x.shape[1] // config.depth),
+        (x.shape[0] // config.rows, ct.shape[1] // span, x.shape[1] // config.depth),
         [like(ct, (x.shape[0], ct.shape[1]), ct.dtype)],
         [shared((config.rows, config.columns), ct.dtype)],
         config,

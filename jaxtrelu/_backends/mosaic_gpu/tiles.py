@@ -80,8 +80,8 @@ def product(
 
     `tiled` are (array, block, axes), the axes named by i, j (of the product) and k (contracted);
     `whole` arrays stay in global memory for the epilogue, as do the outputs. The grid is (i, j, k).
-    `gated` is the shape of a tile that each warpgroup gates for itself: tiles are then 32 wide, so
-    that a word's columns are whole tiles.
+    `gated` is the shape of a tile that each warpgroup gates for itself: tiles then have 32 columns,
+    so that a word's columns are whole tiles.
     """
     width, dtype, outputs = WORD_BITS if gated else 64, tiled[0][0].dtype, len(scratch)
     if gated:

@@ -139,13 +139,13 @@ def _by_gaussian(rows: Rows, sparsities, per_channel):
     for block in rows.blocks(0):
         if not len(block):
             continue
-        wide = _checked(block).astype(np.float64)
+        exact = _checked(block).astype(np.float64)
         size = len(block) if per_channel else block.size
-        centre = wide.mean(axis)
+        centre = exact.mean(axis)
         # Chan, Golub and LeVeque: the sums of squares about two means, put together.
         apart = centre - mean
         squares = (
-            squares + ((wide - centre) ** 2).sum(axis) + apart**2 * count * size / (count + size)
+            squares + ((exact - centre) ** 2).sum(axis) + apart**2 * count * size / (count + size)
         )
         mean = mean + apart * size / (count + size)
         count += size

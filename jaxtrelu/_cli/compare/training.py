@@ -216,8 +216,8 @@ def _evaluate(graph: Any, state: State, run: Run, rows: Rows) -> Measures:
         opened |= jnp.stack([jnp.any(trained & (slope != 0), axis=0) for slope in slopes])
         return (correct, zeros, closed, opened), None
 
-    nothing = jnp.zeros((), jnp.int32)
-    start = (jnp.zeros(3, jnp.int32), nothing, nothing, jnp.zeros((depth, width), bool))
+    zero = jnp.zeros((), jnp.int32)
+    start = (jnp.zeros(3, jnp.int32), zero, zero, jnp.zeros((depth, width), bool))
     offsets = jnp.arange(0, len(rows.labels), _CHUNK)
     (correct, zeros, closed, opened), _ = jax.lax.scan(chunk, start, offsets)
     sizes = jnp.stack([jnp.sum(run.part == p) for p in range(3)])
