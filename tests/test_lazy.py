@@ -1,4 +1,4 @@
-"""Names that are imported when first used can be found before that: by `dir`, and by what asks it."""
+"""What is imported when first used is found before that, too: by `dir`, and by what asks it."""
 
 import json
 import subprocess

@@ -167,10 +167,11 @@ def whole_number(number, name: str, least: int = 1, hint: str = "") -> int:
 def check_zeros(spec: Spec) -> None:
     """Refuses what leaves no zeros, where closed entries are to contribute nothing."""
     if not spec.traits.has_zeros:
+        with_zeros = [name for name in selectable_variants() if VARIANTS[name].has_zeros]
         raise ValueError(
             f"variant={spec.variant!r} has no zeros to skip: it is {spec.traits.formula}. Pass "
-            f"{' or '.join(repr(n) for n in selectable_variants() if VARIANTS[n].has_zeros)}, or use "
-            "jaxtrelu.thresholded_relu between dense products."
+            f"{' or '.join(map(repr, with_zeros))}, or use jaxtrelu.thresholded_relu between dense "
+            "products."
         )
     if spec.fill != 0:
         raise ValueError(
