@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Float
 
 from jaxtrelu import _layers as core
 from jaxtrelu._primitive.spec import (
@@ -78,7 +79,7 @@ class CompactMLP(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: ArrayLike) -> jax.Array:
+    def __call__(self, x: Float[ArrayLike, "*batch d"]) -> Float[jax.Array, "*batch d_out"]:
         """Applies the block; entries at the threshold are closed.
 
         Args:

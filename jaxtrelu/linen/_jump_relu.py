@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Float
 
 from jaxtrelu import _layers as core
 from jaxtrelu._primitive.spec import ImplementationName, Parametrisation, Spec, checked_jump_layer
@@ -85,7 +86,7 @@ class JumpReLU(nn.Module):
         self._scale = scale
         self._stored = self.param("threshold", start)
 
-    def threshold_value(self) -> jax.Array:
+    def threshold_value(self) -> Float[jax.Array, " m"]:
         """What x is compared with, of a bound module, as `jaxtrelu.nnx.JumpReLU` has it.
 
         Returns:
@@ -102,8 +103,8 @@ class JumpReLU(nn.Module):
         return core.constrained(self._stored, self._scale)
 
     def __call__(
-        self, x: ArrayLike, with_l0: bool = False
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        self, x: Float[ArrayLike, "*shape"], with_l0: bool = False
+    ) -> Float[jax.Array, "*shape"] | tuple[Float[jax.Array, "*shape"], Float[jax.Array, ""]]:
         """Applies the activation; closed where x is equal to the threshold.
 
         Args:
@@ -124,7 +125,7 @@ class JumpReLU(nn.Module):
         y = core.apply(x, theta, spec, axes=axes, dtype=self.dtype, floating=True)
         return (y, self.l0(x)) if with_l0 else y
 
-    def l0(self, x: ArrayLike) -> jax.Array:
+    def l0(self, x: Float[ArrayLike, "..."]) -> Float[jax.Array, ""]:
         """Mean number of open features per example: as `jaxtrelu.nnx.JumpReLU.l0`.
 
         Args:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Real
 
 from jaxtrelu import _layers as core
 from jaxtrelu._primitive.spec import (
@@ -91,7 +92,7 @@ class ThresholdedReLU(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: ArrayLike) -> jax.Array:
+    def __call__(self, x: Real[ArrayLike, "*shape"]) -> Real[jax.Array, "*shape"]:
         """Applies the activation; closed where x is equal to the threshold.
 
         Args:

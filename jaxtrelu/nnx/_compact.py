@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Float
 
 from jaxtrelu import _layers as core
 from jaxtrelu._primitive.spec import (
@@ -128,7 +129,7 @@ class CompactMLP(nnx.Module):
         """
         return value_of(self.threshold)
 
-    def __call__(self, x: ArrayLike) -> jax.Array:
+    def __call__(self, x: Float[ArrayLike, "*batch d"]) -> Float[jax.Array, "*batch d_out"]:
         """Applies the block; entries at the threshold are closed.
 
         Args:

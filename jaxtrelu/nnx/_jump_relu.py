@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Float
 
 from jaxtrelu import _layers as core
 from jaxtrelu._primitive.spec import ImplementationName, Parametrisation, Spec, checked_jump_layer
@@ -93,7 +94,7 @@ class JumpReLU(nnx.Module):
         self.threshold = Threshold(start, **threshold_metadata)
 
     @property
-    def threshold_value(self) -> jax.Array:
+    def threshold_value(self) -> Float[jax.Array, " m"]:
         """What x is compared with: (m,), of dtype `param_dtype`, never negative, in x's units.
 
         Example:
@@ -106,7 +107,7 @@ class JumpReLU(nnx.Module):
         """
         return core.constrained(self.threshold[...], value_of(self.threshold_scale))
 
-    def __call__(self, x: ArrayLike) -> jax.Array:
+    def __call__(self, x: Float[ArrayLike, "*shape"]) -> Float[jax.Array, "*shape"]:
         """Applies the activation; closed where x is equal to the threshold.
 
         Args:
@@ -124,7 +125,7 @@ class JumpReLU(nnx.Module):
         theta = self.threshold_value
         return core.apply(x, theta, spec, axes=axes, dtype=self.dtype, floating=True)
 
-    def l0(self, x: ArrayLike) -> jax.Array:
+    def l0(self, x: Float[ArrayLike, "..."]) -> Float[jax.Array, ""]:
         """Mean number of open features per example, with the surrogate's gradient: the L0 penalty.
 
         Args:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Real
 
 from jaxtrelu import _layers as core
 from jaxtrelu._primitive.spec import (
@@ -133,7 +134,7 @@ class ThresholdedReLU(nnx.Module):
         """
         return value_of(self.threshold)
 
-    def __call__(self, x: ArrayLike) -> jax.Array:
+    def __call__(self, x: Real[ArrayLike, "*shape"]) -> Real[jax.Array, "*shape"]:
         """Applies the activation; closed where x is equal to the threshold.
 
         Args:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from jaxtrelu._surrogates import Surrogate
 
@@ -24,7 +25,10 @@ class Diagnostics(NamedTuple):
 
 
 def diagnostics(
-    pre_activations: Array, threshold: Array, initial_threshold: Array | float, surrogate: Surrogate
+    pre_activations: Float[Array, "batch m"],
+    threshold: Float[Array, " m"],
+    initial_threshold: Float[Array, "..."] | float,
+    surrogate: Surrogate,
 ) -> Diagnostics:
     """L0, dead share, share of entries inside the window and distance moved by the thresholds.
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from jaxtrelu._activation import jump_relu, step
 from jaxtrelu._surrogates import Surrogate
@@ -35,7 +36,7 @@ class Terms(NamedTuple):
     """Number of open features."""
 
 
-def pre_activations(weights: Weights, x: Array) -> Array:
+def pre_activations(weights: Weights, x: Float[Array, "*batch d"]) -> Float[Array, "*batch m"]:
     """The pre-activations, π = x @ encoderᵀ + encoder_bias.
 
     Args:
@@ -49,7 +50,7 @@ def pre_activations(weights: Weights, x: Array) -> Array:
     return x @ encoder.T + weights.encoder_bias.astype(x.dtype)
 
 
-def reconstruct(weights: Weights, features: Array) -> Array:
+def reconstruct(weights: Weights, features: Float[Array, "*batch m"]) -> Float[Array, "*batch d"]:
     """The reconstruction, x̂ = features @ decoder + decoder_bias.
 
     Args:
@@ -63,7 +64,11 @@ def reconstruct(weights: Weights, features: Array) -> Array:
     return features @ weights.decoder.astype(dtype) + weights.decoder_bias.astype(dtype)
 
 
-def l0_penalty(pre_activations: Array, threshold: Array, surrogate: Surrogate) -> Array:
+def l0_penalty(
+    pre_activations: Float[Array, "*batch m"],
+    threshold: Float[Array, "..."],
+    surrogate: Surrogate,
+) -> Float[Array, ""]:
     """Mean over the batch of Σ H(π − θ), with the surrogate's gradient: the L0 penalty.
 
     On an orthonormal dictionary with the loss ‖x − f‖² + λ‖f‖₀ the expected gradient is
@@ -91,7 +96,9 @@ def l0_penalty(pre_activations: Array, threshold: Array, surrogate: Surrogate) -
     return jnp.mean(jnp.sum(gates, axis=-1, dtype=jnp.float32))
 
 
-def tanh_penalty(features: Array, decoder: Array, scale: float = 4.0) -> Array:
+def tanh_penalty(
+    features: Float[Array, "*batch m"], decoder: Float[Array, "m d"], scale: float = 4.0
+) -> Float[Array, ""]:
     """Mean over the batch of Σ tanh(scale · |f| ‖d‖).
 
     Args:
@@ -109,7 +116,11 @@ def tanh_penalty(features: Array, decoder: Array, scale: float = 4.0) -> Array:
     return jnp.mean(jnp.sum(jnp.tanh(scale * size), axis=-1))
 
 
-def pre_activation_penalty(pre_activations: Array, threshold: Array, decoder: Array) -> Array:
+def pre_activation_penalty(
+    pre_activations: Float[Array, "*batch m"],
+    threshold: Float[Array, " m"],
+    decoder: Float[Array, "m d"],
+) -> Float[Array, ""]:
     """Mean over the batch of Σ max(θ − π, 0) ‖d‖, which pulls closed features towards opening.
 
     Args:
@@ -129,13 +140,13 @@ def pre_activation_penalty(pre_activations: Array, threshold: Array, decoder: Ar
 
 def loss(
     weights: Weights,
-    x: Array,
-    coefficient: Array | float,
+    x: Float[Array, "batch d"],
+    coefficient: Float[Array, ""] | float,
     recipe: Recipe,
     *,
     sparse: bool = False,
     capacity: int | None = None,
-) -> tuple[Array, Terms]:
+) -> tuple[Float[Array, ""], Terms]:
     """The training loss of `recipe`.
 
     Args:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +105,10 @@ class PlantedScores(NamedTuple):
 
 
 def planted_scores(
-    decoder: Array | np.ndarray,
-    gates: Array | np.ndarray,
-    directions: Array | np.ndarray,
-    present: Array | np.ndarray,
+    decoder: Float[Array | np.ndarray, "m d"],
+    gates: Bool[Array | np.ndarray, "examples m"],
+    directions: Float[Array | np.ndarray, "n d"],
+    present: Bool[Array | np.ndarray, "examples n"],
 ) -> PlantedScores:
     """Scores a dictionary against the planted one.
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jaxtyping import Float
 
 from jaxtrelu.sae import _losses as losses
 from jaxtrelu.sae._controller import ControllerState, L0Controller, l0_target_controller
@@ -141,7 +142,10 @@ def initial_state(settings: Settings, sample: np.ndarray) -> TrainState:
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="state")
 def train_step(
-    state: TrainState, x: Array, scale: Array | float, settings: Settings
+    state: TrainState,
+    x: Float[Array, "batch d"],
+    scale: Float[Array, ""] | float,
+    settings: Settings,
 ) -> tuple[TrainState, losses.Terms]:
     """One step. Pure, and jitted; donates `state`.
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from jaxtrelu.sae._recipes import Recipe
 
@@ -30,7 +31,7 @@ class Weights(NamedTuple):
 
 
 def initial_weights(
-    key: Array, features: int, sample: Array | np.ndarray, recipe: Recipe
+    key: Array, features: int, sample: Float[Array | np.ndarray, "n d"], recipe: Recipe
 ) -> Weights:
     """Weights as `recipe` starts them.
 
@@ -72,7 +73,7 @@ def initial_weights(
     return Weights(encoder, bias, threshold, decoder, jnp.mean(sample, axis=0))
 
 
-def unit_rows(matrix: Array) -> Array:
+def unit_rows(matrix: Float[Array, "m d"]) -> Float[Array, "m d"]:
     """A matrix with every row divided by its norm; a row of zeros stays one.
 
     Args:
@@ -85,7 +86,7 @@ def unit_rows(matrix: Array) -> Array:
     return matrix / jnp.where(norm > 0, norm, 1)
 
 
-def project_out(gradient: Array, rows: Array) -> Array:
+def project_out(gradient: Float[Array, "m d"], rows: Float[Array, "m d"]) -> Float[Array, "m d"]:
     """A gradient without its part parallel to the rows that it belongs to.
 
     What is left is tangent to the sphere, so an optimiser's moments are not filled with a motion

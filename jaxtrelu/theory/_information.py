@@ -33,7 +33,7 @@ class Information(NamedTuple):
 
 
 def information(
-    threshold: Float[ArrayLike, "..."],
+    threshold: Float[ArrayLike, "*#shape"],
     *,
     variant: VariantName = "shift",
     ceiling: float | None = None,
@@ -80,7 +80,7 @@ def _spread_above(a: Array) -> Array:
     return second - first * first / jnp.where(mass > 0, mass, 1)
 
 
-def rate_at(distortion: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+def rate_at(distortion: Float[ArrayLike, "*#shape"]) -> Float[Array, "*shape"]:
     r"""Shannon's bound: the bits per entry that any code of a standard normal x needs.
 
     :math:`\max(0, -\tfrac12 \log_2 D)` at a mean squared error D: what the curve of sparsity

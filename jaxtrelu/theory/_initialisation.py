@@ -35,10 +35,10 @@ class CriticalInit(NamedTuple):
 
 
 def critical_init(
-    sparsity: Float[ArrayLike, "..."],
+    sparsity: Float[ArrayLike, "*#shape"],
     *,
-    slope: Float[ArrayLike, "..."] | None = None,
-    variance: Float[ArrayLike, "..."] = 1.0,
+    slope: Float[ArrayLike, "*#shape"] | None = None,
+    variance: Float[ArrayLike, "*#shape"] = 1.0,
     variant: VariantName = "shift",
 ) -> CriticalInit:
     r"""Threshold, ceiling and variances on the edge of chaos, at a share of zeros.
@@ -137,12 +137,12 @@ def _width_for(a: Array, wanted: Array) -> Array:
 
 
 def gain(
-    threshold: Float[ArrayLike, "..."] = 1.0,
+    threshold: Float[ArrayLike, "*#shape"] = 1.0,
     *,
-    variance: Float[ArrayLike, "..."] = 1.0,
+    variance: Float[ArrayLike, "*#shape"] = 1.0,
     variant: VariantName = "shift",
     ceiling: float | None = None,
-) -> Float[Array, "..."]:
+) -> Float[Array, "*shape"]:
     r"""The scale at which a layer keeps the variance of its pre-activations: :math:`q / E f^2`.
 
     For the layer *behind* the activation, as the `scale` of

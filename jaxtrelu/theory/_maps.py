@@ -24,14 +24,14 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 def variance_map(
-    variance: Float[ArrayLike, "..."],
-    threshold: Float[ArrayLike, "..."] = 1.0,
+    variance: Float[ArrayLike, "*#shape"],
+    threshold: Float[ArrayLike, "*#shape"] = 1.0,
     *,
-    weight_variance: Float[ArrayLike, "..."],
-    bias_variance: Float[ArrayLike, "..."] = 0.0,
+    weight_variance: Float[ArrayLike, "*#shape"],
+    bias_variance: Float[ArrayLike, "*#shape"] = 0.0,
     variant: VariantName = "shift",
     ceiling: float | None = None,
-) -> Float[Array, "..."]:
+) -> Float[Array, "*shape"]:
     r"""The variance of the next layer's pre-activations.
 
     :math:`V(q) = \sigma_w^2 E f^2 + \sigma_b^2`. Differentiate it for :math:`V'` and :math:`V''`:
@@ -71,13 +71,13 @@ def variance_map(
 
 
 def gradient_gain(
-    variance: Float[ArrayLike, "..."],
-    threshold: Float[ArrayLike, "..."] = 1.0,
+    variance: Float[ArrayLike, "*#shape"],
+    threshold: Float[ArrayLike, "*#shape"] = 1.0,
     *,
-    weight_variance: Float[ArrayLike, "..."],
+    weight_variance: Float[ArrayLike, "*#shape"],
     variant: VariantName = "shift",
     ceiling: float | None = None,
-) -> Float[Array, "..."]:
+) -> Float[Array, "*shape"]:
     r""":math:`\chi_1 = \sigma_w^2 E f'^2`: by what a layer multiplies the mean squared gradient.
 
     1 on the edge of chaos, where neither gradients nor differences of inputs vanish or explode.
@@ -111,15 +111,15 @@ def gradient_gain(
 
 
 def correlation_map(
-    correlation: Float[ArrayLike, "..."],
-    threshold: Float[ArrayLike, "..."] = 1.0,
+    correlation: Float[ArrayLike, "*#shape"],
+    threshold: Float[ArrayLike, "*#shape"] = 1.0,
     *,
-    variance: Float[ArrayLike, "..."] = 1.0,
-    weight_variance: Float[ArrayLike, "..."],
-    bias_variance: Float[ArrayLike, "..."] = 0.0,
+    variance: Float[ArrayLike, "*#shape"] = 1.0,
+    weight_variance: Float[ArrayLike, "*#shape"],
+    bias_variance: Float[ArrayLike, "*#shape"] = 0.0,
     variant: VariantName = "shift",
     ceiling: float | None = None,
-) -> Float[Array, "..."]:
+) -> Float[Array, "*shape"]:
     r"""The correlation of the next layer's pre-activations of two inputs.
 
     :math:`(\sigma_w^2 E f(x) f(y) + \sigma_b^2) / V(q)` for x, y of variance q and correlation ρ.
@@ -229,14 +229,14 @@ def _ramp_and_step(rho: Array, a: Array) -> Array:
 
 
 def smoothed(
-    x: Float[ArrayLike, "..."],
-    threshold: Float[ArrayLike, "..."] = 1.0,
+    x: Float[ArrayLike, "*#shape"],
+    threshold: Float[ArrayLike, "*#shape"] = 1.0,
     *,
-    std: Float[ArrayLike, "..."],
+    std: Float[ArrayLike, "*#shape"],
     variant: VariantName = "shift",
     ceiling: float | None = None,
     fill: float = 0,
-) -> Float[Array, "..."]:
+) -> Float[Array, "*shape"]:
     r"""Gaussian smoothing, :math:`E f(x + \sigma \xi)`: a smooth thresholded ReLU.
 
     For ``shift`` it is :math:`\sigma(\varphi(a) - a Q(a))` with :math:`a = (\theta - x)/\sigma`,

@@ -144,10 +144,10 @@ def capped_moments(a: Array, width: Array) -> tuple[Array, Array, Array]:
 
 
 def moments(
-    threshold: Float[ArrayLike, "..."],
+    threshold: Float[ArrayLike, "*#shape"],
     *,
-    mean: Float[ArrayLike, "..."] = 0.0,
-    std: Float[ArrayLike, "..."] = 1.0,
+    mean: Float[ArrayLike, "*#shape"] = 0.0,
+    std: Float[ArrayLike, "*#shape"] = 1.0,
     variant: VariantName = "shift",
     ceiling: float | None = None,
     fill: float = 0,
