@@ -2,9 +2,10 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Float, Real
+from jaxtyping import Float, Real, Shaped
 
 from jaxtrelu._primitive.rules import thresholded
 from jaxtrelu._primitive.spec import (
@@ -219,6 +220,14 @@ def step(
     spec = checked_spec("hard", surrogate=surrogate, implementation=implementation)
     spec = dataclasses.replace(spec, variant="step")
     return thresholded(*activation_operands(x, threshold, spec, floating=True), spec)
+
+
+def mean_open(gates: Shaped[Array, "..."], axis: int = -1) -> Float[Array, ""]:
+    """L0, the mean number of open features per example, of gates as `step` has them, or booleans.
+
+    Summed in float32 whatever the dtype of the gates, with their gradient.
+    """
+    return jnp.mean(jnp.sum(gates, axis=axis, dtype=jnp.float32))
 
 
 def thresholded_glu(

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from jaxtrelu._activation import mean_open
 from jaxtrelu._primitive.rules import thresholded
 from jaxtrelu._primitive.spec import (
     Spec,
@@ -133,7 +134,7 @@ def open_features(
     """Mean number of open features per example, float32, with the surrogate's gradient."""
     spec = dataclasses.replace(spec, variant="step")
     gates = apply(x, threshold, spec, axes=(axis,), dtype=dtype, floating=True)
-    return jnp.mean(jnp.sum(gates, axis=axis, dtype=jnp.float32))
+    return mean_open(gates, axis)
 
 
 def flax_is_missing(error: ImportError, module: str) -> ImportError:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as orbax
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -14,7 +15,7 @@ from flax_interfaces import Linen, both
 import jaxtrelu
 from jaxtrelu import Rectangle, sae
 from jaxtrelu.linen import JumpReLU as LinenJumpReLU
-from jaxtrelu.nnx import JumpReLU, Threshold
+from jaxtrelu.nnx import JumpReLU, Threshold, ThresholdScale
 from jaxtrelu.sae import InputScale, SparseAutoencoder
 
 Z = jnp.array([[0.10, 0.52, 0.48, 1.0], [0.7, 0.2, 0.53, 0.47]])
@@ -83,6 +84,43 @@ def test_a_state_gives_its_thresholds_to_a_layer_constructed_with_others(flax, p
     other.take_state_of(trained)
     np.testing.assert_array_equal(other.threshold_value, trained.threshold_value)
     np.testing.assert_array_equal(other(Z), trained(Z))
+
+
+def test_a_softplus_state_by_every_way_back(tmp_path):
+    """As plain dictionaries, through a file, and the parameters with their scale alone."""
+
+    def layer(start):
+        return JumpReLU(4, surrogate=SURROGATE, threshold=start, parametrisation="softplus")
+
+    trained = layer((0.2, 0.5, 0.9, 1.3))
+    trained.threshold[...] = trained.threshold[...] - 0.4
+    pure = nnx.to_pure_dict(nnx.state(trained))
+    with orbax.StandardCheckpointer() as files:
+        files.save(tmp_path / "layer", pure)
+        files.wait_until_finished()
+        read = files.restore(tmp_path / "layer", nnx.to_pure_dict(nnx.state(layer(1e-3))))
+    for found in (pure, read):
+        other = layer(3.0)
+        state = nnx.state(other)
+        nnx.replace_by_pure_dict(state, found)
+        nnx.update(other, state)
+        np.testing.assert_array_equal(other.threshold_value, trained.threshold_value)
+    other = layer(3.0)
+    nnx.update(other, nnx.state(trained, nnx.Any(nnx.Param, ThresholdScale)))
+    np.testing.assert_array_equal(other.threshold_value, trained.threshold_value)
+
+
+def test_linen_refuses_the_variables_of_the_other_parametrisation():
+    def layer(parametrisation):
+        return LinenJumpReLU(4, surrogate=SURROGATE, parametrisation=parametrisation)
+
+    x, key = jnp.ones(4), jax.random.key(0)
+    soft, raw = (layer(p).init(key, x) for p in ("softplus", "raw"))
+    with pytest.raises(ValueError, match="Pass parametrisation='softplus'"):
+        layer("raw").apply(soft, x)
+    for variables in (raw, {"params": soft["params"]}):
+        with pytest.raises(ValueError, match=r"'threshold_scale' of JumpReLU .* is not there"):
+            layer("softplus").apply(variables, x)
 
 
 @both

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from jaxtrelu import _layers as core
 from jaxtrelu._primitive.spec import ImplementationName, Parametrisation, Spec, checked_jump_layer
 from jaxtrelu._surrogates import Surrogate
-from jaxtrelu.linen._variables import fixed
+from jaxtrelu.linen._variables import FIXED, fixed
 
 
 class JumpReLU(nn.Module):
@@ -31,7 +31,7 @@ class JumpReLU(nn.Module):
 
     Raises:
       TypeError, ValueError: as `jaxtrelu.nnx.JumpReLU`, at construction; and where the collection
-        ``"thresholds"`` is missing, what to pass.
+        ``"thresholds"`` is missing, or is of another parametrisation, what to pass.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -77,6 +77,12 @@ class JumpReLU(nn.Module):
                 self,
                 "threshold_scale",
                 lambda: core.softplus_scale(self.threshold, self.param_dtype),
+            )
+        elif self.has_variable(FIXED, "threshold_scale"):
+            raise ValueError(
+                "the variables are those of a JumpReLU with parametrisation='softplus', for they "
+                "hold a 'threshold_scale'; this one has 'raw', which would read other thresholds "
+                "from them. Pass parametrisation='softplus'."
             )
         shape = (int(self.features),)
 

@@ -24,7 +24,7 @@ class JumpReLU(nnx.Module):
     The attribute `threshold` is a `Threshold`, the parameter that an optimiser moves;
     `threshold_value` is what x is compared with: the same, clipped at 0, for ``"raw"``, and
     s softplus(threshold / s) for ``"softplus"``. s is the mean of the thresholds at the start, kept
-    as the `ThresholdScale` `threshold_scale` (None for ``"raw"``).
+    as the `ThresholdScale` `threshold_scale` (None for ``"raw"``): save it with the parameters.
 
     Args:
       features: number of features, m.

@@ -65,7 +65,11 @@ class FixedThreshold(nnx.Variable):
 class ThresholdScale(nnx.Variable):
     """The s of a JumpReLU's θ = s softplus(ρ / s): stored beside ρ, and not learned.
 
-    So a state gives the same thresholds in a layer that was constructed with others.
+    So a state gives the same thresholds in a layer that was constructed with others. It takes both,
+    though: parameters alone are ρ without its s, and a layer that starts elsewhere reads other
+    thresholds from them, without a word, since an optimiser's update looks just the same. Save
+    ``nnx.state(model)``, or ``nnx.state(model, nnx.Any(nnx.Param, ThresholdScale))``; for the same
+    reason the state of a layer with ``parametrisation="raw"`` is not one of ``"softplus"``.
 
     Example:
       >>> from flax import nnx

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from jaxtrelu._activation import mean_open
 from jaxtrelu._surrogates import Surrogate
 
 
@@ -62,7 +63,7 @@ def diagnostics(
     inside = jnp.abs(pi - threshold) < half_width
     share = jnp.mean(inside, dtype=jnp.float32)
     return Diagnostics(
-        l0=jnp.mean(jnp.sum(is_open, axis=-1, dtype=jnp.float32)),
+        l0=mean_open(is_open),
         dead_share=jnp.mean(~jnp.any(is_open, axis=0), dtype=jnp.float32),
         window_share=share,
         window_hits=share * pi.shape[0],

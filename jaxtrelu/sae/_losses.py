@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from jaxtrelu._activation import jump_relu, step
+from jaxtrelu._activation import jump_relu, mean_open, step
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._weights import Weights
@@ -92,8 +92,7 @@ def l0_penalty(
 
     Source: Rajamanoharan et al. 2024, arXiv 2407.14435.
     """
-    gates = step(pre_activations, threshold, surrogate=surrogate)
-    return jnp.mean(jnp.sum(gates, axis=-1, dtype=jnp.float32))
+    return mean_open(step(pre_activations, threshold, surrogate=surrogate))
 
 
 def tanh_penalty(
