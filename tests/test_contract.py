@@ -308,7 +308,8 @@ def test_taylor_mode(name, surrogate):
     if expected(TRANSFORMATIONS[name][3], surrogate):
         taylor()
     else:
-        with pytest.raises((NotImplementedError, TypeError)):
+        # JAX 0.12 has no message of its own for a `jax.custom_vjp` here, and trips over it.
+        with pytest.raises((NotImplementedError, TypeError, AttributeError)):
             taylor()
 
 
