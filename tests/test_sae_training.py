@@ -39,7 +39,7 @@ def assert_same(first, second):
 
 
 def test_training_reaches_the_target_and_finds_planted_features():
-    result = sae.train(rows(), settings(steps=900, target_l0=4.0, log_every=20))
+    result = sae.run(rows(), settings(steps=900, target_l0=4.0, log_every=20))
     assert result.history["l0"][-5:].mean() == pytest.approx(4, rel=0.15)
     assert result.history["reconstruction"][-1] < 0.25
     x, magnitudes = map(np.asarray, WORLD.sample(jax.random.key(9), 4000))
@@ -52,7 +52,7 @@ def test_training_reaches_the_target_and_finds_planted_features():
 
 def test_sparse_and_dense_runs_have_the_same_loss_curve():
     curves = [
-        sae.train(rows(), settings(sparse=sparse, target_l0=1.5, log_every=5)).history
+        sae.run(rows(), settings(sparse=sparse, target_l0=1.5, log_every=5)).history
         for sparse in (False, True)
     ]
     for name in ("reconstruction", "threshold_50", "coefficient"):
@@ -61,7 +61,7 @@ def test_sparse_and_dense_runs_have_the_same_loss_curve():
 
 @pytest.mark.parametrize("target", [5.0, None])
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, target):
-    whole = sae.train(rows(), settings(target_l0=target, log_every=10))
+    whole = sae.run(rows(), settings(target_l0=target, log_every=10))
 
     class StopError(Exception):
         pass
@@ -72,32 +72,32 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, target):
 
     part = {"checkpoint_folder": tmp_path / "run", "checkpoint_every": 20}
     with pytest.raises(StopError):
-        sae.train(rows(), settings(target_l0=target, log_every=10), on_step=stop, **part)
-    resumed = sae.train(rows(), settings(target_l0=target, log_every=10), **part)
+        sae.run(rows(), settings(target_l0=target, log_every=10), on_step=stop, **part)
+    resumed = sae.run(rows(), settings(target_l0=target, log_every=10), **part)
     assert (whole.resumed_from, resumed.resumed_from) == (0, 40)
     assert_same(whole, resumed)
-    again = sae.train(rows(), settings(target_l0=target, log_every=10), **part)
+    again = sae.run(rows(), settings(target_l0=target, log_every=10), **part)
     assert again.resumed_from == 60
     assert_same(whole, again)
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
     folder = tmp_path / "run"
-    first = sae.train(rows(), settings(steps=20), checkpoint_folder=folder)
+    first = sae.run(rows(), settings(steps=20), checkpoint_folder=folder)
     for changes, words in (
         ({"features": 32}, "features is 64 there and 32 here"),
         ({"steps": 30}, "steps is 20 there and 30 here"),
         ({"recipe": dataclasses.replace(RECIPE, learning_rate=1e-4)}, "recipe.learning_rate is"),
     ):
         with pytest.raises(ValueError, match=words):
-            sae.train(rows(), settings(**{"steps": 20} | changes), checkpoint_folder=folder)
+            sae.run(rows(), settings(**{"steps": 20} | changes), checkpoint_folder=folder)
     other = sae.Rows(np.ones((500, 16), np.float32))
     with pytest.raises(ValueError, match=r"belong to another run: data is"):
-        sae.train(other, settings(steps=20), checkpoint_folder=folder)
-    assert_same(first, sae.train(rows(), settings(steps=20), checkpoint_folder=folder))
+        sae.run(other, settings(steps=20), checkpoint_folder=folder)
+    assert_same(first, sae.run(rows(), settings(steps=20), checkpoint_folder=folder))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
-        sae.train(rows(), settings(), checkpoint_folder=tmp_path / "file")
+        sae.run(rows(), settings(), checkpoint_folder=tmp_path / "file")
 
 
 def test_a_checkpoint_that_cannot_be_written_says_so_and_loses_nothing(tmp_path, monkeypatch):
@@ -111,16 +111,16 @@ def test_a_checkpoint_that_cannot_be_written_says_so_and_loses_nothing(tmp_path,
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
     with pytest.raises(OSError, match=r"checkpoint of step 40 cannot .* left on device\. Earlier"):
-        sae.train(rows(), settings(), **part)
+        sae.run(rows(), settings(), **part)
     monkeypatch.undo()
-    resumed = sae.train(rows(), settings(), **part)
+    resumed = sae.run(rows(), settings(), **part)
     assert resumed.resumed_from == 20
-    assert_same(sae.train(rows(), settings()), resumed)
+    assert_same(sae.run(rows(), settings()), resumed)
 
 
 def test_reading_reports_every_row():
     done = []
-    sae.train(rows(), settings(steps=2), on_read=done.append)
+    sae.run(rows(), settings(steps=2), on_read=done.append)
     assert sum(done) == 8000
 
 
