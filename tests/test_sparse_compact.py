@@ -1,0 +1,97 @@
+"""Compact residuals: the dense function's gradients, and the bytes that are kept for them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from sparse_cases import CAPACITY, CASES, QUICK, SIDES, close, cotangent, dense_mlp
+from sparse_cases import operands, spoilt  # fmt: skip
+
+from jaxtrelu._primitive.spec import block_operands, checked_spec
+from jaxtrelu.sparse import _compact, compact_mlp
+from jaxtrelu.sparse._block import Plan
+from jaxtrelu.sparse._mlp import operands_of
+
+NAMES = ("x", "w_in", "w_out", "threshold", "b_in", "b_out")
+
+
+def call(case, x, w_in, w_out, threshold, b_in, b_out):
+    options = CASES[case] | {"b_in": b_in, "b_out": b_out, "capacity": CAPACITY}
+    return compact_mlp(x, w_in, w_out, threshold, **options)
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def gradients(case, *args):
+    """Whether pre-activations are computed again, y and the gradients."""
+    y, pullback = jax.vjp(partial(call, case), *args)
+    x, w_in, w_out, threshold, b_in, b_out = args
+    block = block_operands(x, {"w_in": w_in}, w_out, threshold, {"b_in": b_in}, b_out)
+    plan = Plan(checked_spec(**CASES[case]), CAPACITY * len(y))
+    _, residuals = _compact.forward(plan, operands_of(block))
+    return residuals.overflow, y, pullback(cotangent(len(y)).astype(y.dtype))
+
+
+@partial(jax.jit, static_argnums=0)
+def dense(case, *args):
+    y, pullback = jax.vjp(lambda *args: dense_mlp(*args, **CASES[case])[0], *args)
+    return y, pullback(cotangent(len(y)))
+
+
+@pytest.mark.parametrize("case", ["ceiling", "jump to input", "smoothed shift"])
+@pytest.mark.parametrize("side", SIDES)
+def test_values_and_gradients_on_either_path(case, side):
+    args = operands(SIDES[side])
+    overflow, y, slopes = gradients(case, *args)
+    expected, expected_slopes = dense(case, *args)
+    assert bool(overflow) == (side == "dense")
+    close([y, *slopes], [expected, *expected_slopes], ("y", *NAMES))
+
+
+@pytest.mark.parametrize("case", ["ceiling", "jump to input"])
+@pytest.mark.parametrize("side", SIDES)
+def test_a_closed_entry_contributes_nothing_beside_nan_and_infinity(case, side):
+    sound, bad = spoilt(operands(SIDES[side]))
+    overflow, y, slopes = gradients(case, *bad)
+    _, expected, expected_slopes = gradients(case, *sound)
+    assert bool(overflow) == (side == "dense")
+    close([y, *slopes], [expected, *expected_slopes], ("y", *NAMES))
+
+
+def test_several_entries_beside_nan_that_some_examples_open():
+    """One by one: an example that opens such a feature is NaN, and the others are as before."""
+    x, w_in, w_out, threshold, b_in, b_out = args = operands(SIDES["sparse"])
+    bad = (x, w_in, w_out.at[jnp.array([3, 8, 40])].set(jnp.nan), threshold, b_in, b_out)
+    opened = (x @ w_in.T + b_in > threshold)[:, jnp.array([3, 8, 40])].any(1)
+    assert 0 < opened.sum() < len(opened)
+    y, expected = gradients("ceiling", *bad)[1], gradients("ceiling", *args)[1]
+    assert jnp.isnan(y).all(1).tolist() == opened.tolist()
+    close([y[~opened]], [expected[~opened]])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8), (3, 0, 8), (3, 4, 0)])
+def test_shapes_without_elements(shape):
+    args = operands(0.3, *shape)
+    _, y, slopes = gradients("ceiling", *args)
+    expected, expected_slopes = dense("ceiling", *args)
+    close([y, *slopes], [expected, *expected_slopes], ("y", *NAMES))
+
+
+def temporary_bytes(layer, depth, rows, d, m):
+    def loss(weights, x):
+        for w_in, w_out in weights:
+            x = x + layer(x, w_in, w_out, 1.28 * d**0.5)
+        return jnp.sum(x)
+
+    pair = (jax.ShapeDtypeStruct((m, d), "float32"), jax.ShapeDtypeStruct((m, d), "float32"))
+    x = jax.ShapeDtypeStruct((rows, d), "float32")
+    program = jax.jit(jax.grad(loss, argnums=0)).lower([pair] * depth, x).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def test_bytes_kept_per_hidden_element():
+    """Growth per layer between two depths; x, which a dense layer keeps as well, is 0.25 of it."""
+    rows, d, m = 256, 64, 1024
+    layer = partial(compact_mlp, capacity=m // 8)
+    few, many = (temporary_bytes(layer, depth, rows, d, m) for depth in (4, 8))
+    assert (many - few) / (4 * rows * m) <= 1.0
