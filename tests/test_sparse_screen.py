@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from sparse_cases import CAPACITY, CASES, SIDES, close, cotangent, gated_operands, operands
 
-from cases import examples
 from jaxtrelu import Rectangle, gated_mlp, sparse_mlp, sparse_mlp_vjp
 from jaxtrelu._primitive.spec import Spec
 from jaxtrelu.sparse import Screen, entry_sum, prepare_screen
@@ -170,7 +170,11 @@ def both(case, precision, capacity, args, screen=None):
 
         values, pullback, activity = jax.vjp(outputs, *args, has_aux=True)
         y, l0, penalty = values
-        given = (cotangent(*y.shape), jnp.sin(jnp.arange(l0.size, dtype=l0.dtype)), 1 + 0 * penalty)
+        given = (
+            cotangent(*y.shape).astype(y.dtype),
+            jnp.sin(jnp.arange(l0.size, dtype=l0.dtype)),
+            1 + 0 * penalty,
+        )
         return values, pullback(given), activity
 
     return outcome(None), outcome(precision if screen is None else screen)
@@ -209,7 +213,7 @@ def test_candidates_that_overflow_where_entries_do_not():
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_prepared_screen_is_a_tree_that_goes_through_jit_and_back_from_a_file(tmp_path, precision):
+def test_a_prepared_screen_goes_through_jit_and_comes_from_a_file(tmp_path, precision):
     args = operands(1.7)
     screen = prepare_screen(args[1], precision)
     np.savez(tmp_path / "screen.npz", **{

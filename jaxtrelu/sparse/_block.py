@@ -18,8 +18,8 @@ from jaxtrelu.sparse._loops import repeat
 # Share of entries for which lists are made; beyond it dense products are taken. On a CPU those are
 # faster from 1/10 on for rows of 768 numbers, from 1/48 on for rows of 144 (docs/sparse.md).
 CROSSOVER = 1 / 32
-# So many rows are multiplied one at a time, as vectors: XLA's CPU back end takes up to four times as
-# long for a matrix of them, and from four rows on not (docs/sparse.md).
+# So many rows are multiplied one at a time, as vectors: as a matrix XLA's CPU back end takes up to
+# four times as long for them, and from four rows on less (docs/sparse.md).
 _VECTORS = (1, 2)
 # Entries per feature summed in the first pass over a weight gradient.
 DIRECT = 4

@@ -254,6 +254,7 @@ def forward(plan: Plan, operands: Operands, screen: Screen | None = None):
     # A screen has brought y itself, where it is dense.
     rest = through_dense if screen is None else (lambda y: y)
     y = lax.cond(overflow, rest, sparse, product)
+
     def at_visited(row, feature):
         # A window that is listed apart holds closed entries, whose activations are 0.
         at = jnp.minimum(position(visited.groups, row, feature), plan.size - 1)

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
@@ -196,7 +196,9 @@ def rounded(array: jax.Array, precision: str) -> Rounded:
     norm, lost = scale * norm * (1 + _ROUNDING), scale * lost * (1 + _ROUNDING)
     sound = (top <= _LARGEST) & jnp.isfinite(lost)
     infinite = jnp.float32(jnp.inf)
-    return Rounded(values, scale, jnp.where(sound, norm, infinite), jnp.where(sound, lost, infinite))
+    return Rounded(
+        values, scale, jnp.where(sound, norm, infinite), jnp.where(sound, lost, infinite)
+    )
 
 
 @compiled_once
@@ -224,9 +226,7 @@ def proved_closed(x: jax.Array, screen: Screen, limit: jax.Array) -> jax.Array:
     product = product.astype(jnp.float32)
     if screen.scale is not None:
         product = product * examples.scale[:, None] * screen.scale[None]
-    bound = (
-        examples.norm[:, None] * screen.lost[None] + examples.lost[:, None] * screen.norm[None]
-    )
+    bound = examples.norm[:, None] * screen.lost[None] + examples.lost[:, None] * screen.norm[None]
     # Of a NaN nothing is proved.
     return product + bound <= limit[None]
 
