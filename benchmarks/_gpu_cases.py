@@ -225,7 +225,7 @@ def sparse(tokens: int, width: int, features: int, active: int) -> Case:
         return jaxtrelu.thresholded_relu(x @ w_in.T, theta, variant="hard") @ w_out
 
     def sparse_y(x, w_in, w_out):
-        return jaxtrelu.sparse_mlp(x, w_in, None, theta, w_out)[0]
+        return jaxtrelu.sparse_mlp(x, w_in, w_out, theta, variant="hard")
 
     def peer(function):
         def loss(x, w_in, w_out):

@@ -33,7 +33,7 @@ def words(h, w_in, w_out, threshold):
 
 
 def compact(h, w_in, w_out, threshold):
-    return jaxtrelu.compact_mlp(h, w_in, None, threshold, w_out, variant="shift")
+    return jaxtrelu.compact_mlp(h, w_in, w_out, threshold)
 
 
 LAYERS = {"dense": dense, "words": words, "compact": compact}

@@ -94,7 +94,9 @@ def count(words: UInt32[ArrayLike, "*batch w"]) -> Int32[Array, "*batch"]:
     return jnp.sum(population(_checked(words)), axis=-1, dtype=jnp.int32)
 
 
-def transpose(words: UInt32[ArrayLike, "rows w"], width: int) -> UInt32[Array, "{width} down"]:
+def transpose(
+    words: UInt32[ArrayLike, "*batch rows w"], width: int
+) -> UInt32[Array, "*batch {width} down"]:
     """The words of the transposed mask, without unpacking it.
 
     Five rounds exchange half-blocks of every 32 x 32 bits (Warren, Hacker's Delight, 7-3).
@@ -135,7 +137,7 @@ def transpose(words: UInt32[ArrayLike, "rows w"], width: int) -> UInt32[Array, "
 
 
 def rank(
-    words: UInt32[ArrayLike, "*batch w"], index: Int[ArrayLike, "*batch k"]
+    words: UInt32[ArrayLike, "*#batch w"], index: Int[ArrayLike, "*#batch k"]
 ) -> Int32[Array, "*batch k"]:
     """The number of set bits before `index`: where an open entry stands among the open ones.
 

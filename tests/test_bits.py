@@ -4,23 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from cases import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxtrelu import bits
 
-WIDTHS = [1, 5, 31, 32, 33, 64, 100, 600, 2100]
+#: Few, since every one is compiled: below, at and past a word, and past a block of the search.
+SHAPES = [(0, 5), (3, 1), (1, 32), (3, 33), (3, 2100)]
 MASKS = st.tuples(
-    st.integers(0, 2**31), st.sampled_from([0, 1, 3]), st.sampled_from(WIDTHS),
-    st.sampled_from([0.0, 0.05, 0.5, 1.0]),
-)  # fmt: skip
+    st.integers(0, 2**31), st.sampled_from(SHAPES), st.sampled_from([0.0, 0.05, 0.5, 1.0])
+)
 
 
-def _mask(seed, rows, width, density):
-    return np.random.default_rng(seed).random((rows, width)) < density
+def _mask(seed, shape, density):
+    return np.random.default_rng(seed).random(shape) < density
 
 
-@settings(max_examples=12, deadline=None)
+@examples(30)
 @given(MASKS)
 def test_against_numpy(case):
     mask = _mask(*case)
@@ -45,7 +46,7 @@ def test_against_numpy(case):
 
 
 def test_rank_inverts_select():
-    words = bits.pack(jnp.asarray(_mask(7, 4, 200, 0.2)))
+    words = bits.pack(jnp.asarray(_mask(7, (4, 200), 0.2)))
     k = jnp.broadcast_to(jnp.arange(20), (4, 20))
     np.testing.assert_array_equal(bits.rank(words, bits.select(words, k)), k)
 
@@ -58,6 +59,36 @@ def test_select_takes_any_k_in_any_order():
         bits.select(words, k), [[1099, 0, past, past, 513, 512, past, past]] * 3
     )
     assert bits.select(jnp.zeros((2, 0), jnp.uint32), k[:1]).tolist() == [[0] * 8] * 2
+
+
+@pytest.mark.parametrize("function", [bits.select, bits.rank])
+def test_leading_axes_broadcast(function):
+    words = bits.pack(jnp.asarray(_mask(5, (3, 100), 0.3)))
+    index = jnp.array([0, 7, 20])
+    together = function(words, index)
+    assert together.shape == (3, 3)
+    for row in range(3):
+        np.testing.assert_array_equal(together[row], function(words[row], index))
+    np.testing.assert_array_equal(function(words[0], index[None]), together[:1])
+
+
+def test_transposition_takes_leading_axes():
+    mask = _mask(5, (2, 3, 40, 70), 0.3)
+    turned = bits.transpose(bits.pack(jnp.asarray(mask)), 70)
+    np.testing.assert_array_equal(bits.unpack(turned, 40), np.swapaxes(mask, -1, -2))
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 5), (3, 2, 0), (0, 2, 5), (0, 0, 0)], ids=str)
+def test_expansion_of_empty_lists_and_to_a_width_of_zero(shape):
+    rows, size, width = shape
+    dense = bits.expand(jnp.zeros((rows, size), jnp.int32), jnp.ones((rows, size)), width)
+    expected = np.zeros((rows, width))
+    if size:
+        expected[:, :1] = 1
+    np.testing.assert_array_equal(dense, expected)
+    indices, values, counts = bits.compact(bits.pack(jnp.ones((3, 5), bool)), 0, jnp.ones((3, 5)))
+    assert bits.expand(indices, values, 5).tolist() == [[0.0] * 5] * 3
+    assert counts.tolist() == [5] * 3
 
 
 def test_counts_are_exact_where_the_lists_are_too_short():
@@ -99,5 +130,11 @@ def test_errors_say_what_to_pass():
         bits.pack(True)
     with pytest.raises(ValueError, match="between 0 and 32"):
         bits.unpack(jnp.zeros(1, jnp.uint32), 33)
+    with pytest.raises(ValueError, match=r"`width` .* between 0 and 32, .* but is 100"):
+        bits.transpose(jnp.zeros((1, 1), jnp.uint32), 100)
+    with pytest.raises(ValueError, match=r"should have shape \(\.\.\., rows, w\)"):
+        bits.transpose(jnp.zeros(1, jnp.uint32), 3)
+    with pytest.raises(ValueError, match="`width` should be at least 0"):
+        bits.expand(jnp.zeros(2, jnp.int32), jnp.zeros(2), -1)
     with pytest.raises(ValueError, match=r"one shape, but have \(2,\) and \(3,\)"):
         bits.expand(jnp.zeros(2, jnp.int32), jnp.zeros(3), 4)

@@ -315,3 +315,20 @@ def test_both_interfaces_have_the_same_options_and_describe_them(kind):
         assert names == {n.strip() for line in described for n in line.split(",")} & names
         for section in ("onvention at the threshold", "Raises:", "Example:", "Source:"):
             assert section in " ".join(text.split()), section
+
+
+# --- back ends -------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("layer", ["ThresholdedReLU", "JumpReLU", "CompactMLP"])
+def test_a_back_end_asked_for_by_name_is_not_replaced(flax, layer):
+    arguments = {
+        "ThresholdedReLU": (0.5,),
+        "JumpReLU": (X.shape[-1],),
+        "CompactMLP": (8,),
+    }[layer]
+    options = {"surrogate": jaxtrelu.Rectangle(0.1)} if layer == "JumpReLU" else {}
+    flax(layer, X, *arguments, implementation="xla", **options)(X)
+    with pytest.raises(NotImplementedError, match="implementation='mosaic_tpu' cannot compute"):
+        flax(layer, X, *arguments, implementation="mosaic_tpu", **options)(X)

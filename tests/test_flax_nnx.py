@@ -271,6 +271,23 @@ def test_multi_transform_gives_thresholds_their_own_rate(model):
     np.testing.assert_allclose(model.act.threshold[...], moved, rtol=1e-6)
 
 
+def test_labels_by_a_function_that_looks_for_the_type_give_thresholds_the_weights_rate(model):
+    rates = {False: optax.sgd(1.0), True: optax.set_to_zero()}
+    theta = np.asarray(model.act.threshold[...])
+    optimiser = nnx.Optimizer(
+        model, optax.multi_transform(rates, looks_for_the_type), wrt=nnx.Param
+    )
+    optimiser.update(model, gradients(model, X))
+    np.testing.assert_array_equal(model.act.threshold[...], theta)  # the trap again
+
+    rates = {False: optax.adam(1.0), True: optax.adam(0.0)}
+    optimiser = nnx.Optimizer(
+        model, optax.multi_transform(rates, looks_for_the_type), wrt=nnx.Param
+    )
+    with pytest.raises(ValueError, match="pytree structure"):
+        optimiser.update(model, gradients(model, X))
+
+
 def test_labels_follow_the_filter_of_the_optimiser(model):
     assert jax.tree.leaves(threshold_labels(model, wrt=Threshold)) == ["threshold"]
     assert sorted(jax.tree.leaves(threshold_labels(model))) == ["other", "other", "threshold"]

@@ -201,7 +201,7 @@ def test_linen_layer_trains_inside_a_network():
         ({"features": 0}, ValueError, "`features` should be at least 1, but is 0"),
         ({"features": 4.0}, TypeError, "`features` should be a whole number, but is 4.0"),
         ({"features": True}, TypeError, "`features` should be a whole number"),
-        ({"axis": (0, 1)}, ValueError, "one axis of x for each axis of the threshold"),
+        ({"axis": (0, 1)}, TypeError, "`axis` should be a whole number"),
         ({"param_dtype": jnp.bfloat16}, ValueError, "param_dtype.*float32"),
     ],
 )

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxtrelu import sae
+from jaxtrelu import sae, sparse_mlp
 from jaxtrelu.__main__ import main
 
 RECIPE = dataclasses.replace(sae.short_run(), batch_size=128, learning_rate_warmup=10)
@@ -51,12 +51,34 @@ def test_training_reaches_the_target_and_finds_planted_features():
 
 
 def test_sparse_and_dense_runs_have_the_same_loss_curve():
-    curves = [
-        sae.train(rows(), settings(sparse=sparse, target_l0=1.5, log_every=5)).history
-        for sparse in (False, True)
-    ]
+    """From half of all features, which are dense products, to few, which are lists of entries."""
+    runs = {sparse: settings(sparse=sparse, target_l0=1.5, log_every=5) for sparse in (False, True)}
+    assert [run.visits_entries_only() for run in runs.values()] == [False, True]
+    curves = {sparse: sae.train(rows(), run) for sparse, run in runs.items()}
     for name in ("reconstruction", "threshold_50", "coefficient"):
-        np.testing.assert_allclose(curves[1][name], curves[0][name], rtol=1e-3, err_msg=name)
+        dense, sparse = (curves[is_sparse].history[name] for is_sparse in (False, True))
+        np.testing.assert_allclose(sparse, dense, rtol=1e-3, err_msg=name)
+    sample = np.asarray(WORLD.sample(jax.random.key(0), 128)[0]) * curves[True].scale
+    first = sae.initial_state(runs[True], sample).weights
+    assert [_overflow(weights, sample) for weights in (first, curves[True].weights)] == [
+        True,
+        False,
+    ]
+
+
+def _overflow(weights, x):
+    """Whether dense products are taken for a batch, as a training step asks for it."""
+    activity = sparse_mlp(
+        x,
+        weights.encoder,
+        weights.decoder,
+        weights.threshold,
+        b_in=weights.encoder_bias,
+        variant="hard",
+        surrogate=RECIPE.surrogate,
+        with_activity=True,
+    )[1]
+    return bool(activity.overflow)
 
 
 @pytest.mark.parametrize("target", [5.0, None])

@@ -43,7 +43,9 @@ def test_strict_promotion_of_values_and_gradients(strict_promotion, name, dtype)
     with jax.enable_x64(dtype == "float64"):
         shapes = [jax.ShapeDtypeStruct(a.shape, dtype) for a in args]
         value = jax.eval_shape(product, *shapes)
-        slopes = jax.eval_shape(jax.grad(lambda *a: jnp.sum(product(*a)), range(len(args))), *shapes)
+        slopes = jax.eval_shape(
+            jax.grad(lambda *a: jnp.sum(product(*a)), range(len(args))), *shapes
+        )
     assert value.dtype == dtype
     assert [s.dtype for s in slopes] == [dtype] * len(args)
 

@@ -5,8 +5,17 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from sparse_cases import CAPACITY, CASES, QUICK, SIDES, close, cotangent, dense_mlp
-from sparse_cases import operands, spoilt  # fmt: skip
+from sparse_cases import (  # fmt: skip
+    CAPACITY,
+    CASES,
+    QUICK,
+    SIDES,
+    close,
+    cotangent,
+    dense_mlp,
+    operands,
+    spoilt,
+)
 
 from jaxtrelu._primitive.spec import block_operands, checked_spec
 from jaxtrelu.sparse import _compact, compact_mlp
@@ -72,7 +81,8 @@ def test_several_entries_beside_nan_that_some_examples_open():
 @pytest.mark.parametrize("shape", [(0, 3, 8), (3, 0, 8), (3, 4, 0)])
 def test_shapes_without_elements(shape):
     args = operands(0.3, *shape)
-    _, y, slopes = gradients("ceiling", *args)
+    y, pullback = jax.vjp(partial(call, "ceiling"), *args)
+    slopes = pullback(cotangent(len(y)))
     expected, expected_slopes = dense("ceiling", *args)
     close([y, *slopes], [expected, *expected_slopes], ("y", *NAMES))
 

@@ -6,8 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sparse_cases import CAPACITY, CASES, QUICK, SIDES, close, cotangent, dense_gated
-from sparse_cases import gated_operands, spoilt  # fmt: skip
+from sparse_cases import (  # fmt: skip
+    CAPACITY,
+    CASES,
+    QUICK,
+    SIDES,
+    close,
+    cotangent,
+    dense_gated,
+    gated_operands,
+    spoilt,
+)
 
 from jaxtrelu import Gaussian, thresholded_glu
 from jaxtrelu._primitive.spec import block_operands, checked_spec
@@ -158,7 +167,9 @@ def test_bfloat16_gates_are_decided_before_rounding():
     assert max(relative_errors((y, *slopes), (expected, *exact))) <= 2**-7
 
     def rounding_first(*args):
-        return dense_gated(*args[:4], jnp.where(rounded > theta, theta, 99.0), *args[5:], variant="hard")
+        return dense_gated(
+            *args[:4], jnp.where(rounded > theta, theta, 99.0), *args[5:], variant="hard"
+        )
 
     other = jax.vjp(rounding_first, *wide)[1](cotangent())
     assert max(relative_errors(other, exact)) > 0.1
@@ -170,7 +181,9 @@ def test_leading_shapes_and_shapes_without_elements():
     shaped = call("ceiling", CAPACITY, x.reshape(2, 3, 8), *args[1:])
     np.testing.assert_allclose(shaped.reshape(6, 5), y, rtol=1e-5, atol=1e-5)
     assert gated_mlp(x[:0], w_gate, w_up, w_out, threshold).shape == (0, 5)
-    assert gated_mlp(x[:, :0], w_gate[:, :0], w_up[:, :0], w_out, threshold).tolist() == [[0] * 5] * 6
+    assert (
+        gated_mlp(x[:, :0], w_gate[:, :0], w_up[:, :0], w_out, threshold).tolist() == [[0] * 5] * 6
+    )
     assert gated_mlp(x, w_gate[:0], w_up[:0], w_out[:0], 1.0).tolist() == [[0] * 5] * 6
 
 
@@ -182,7 +195,9 @@ def test_errors_say_what_to_pass():
         gated_mlp(x, w_gate, w_up, w_out, 1.0, variant="clamp")
     with pytest.raises(ValueError, match="bounded support"):
         gated_mlp(x, w_gate, w_up, w_out, 1.0, variant="hard", surrogate=Gaussian(0.1))
-    with pytest.raises(TypeError, match=r"`w_up` has dtype float8_e4m3fn.*w_up.astype\('bfloat16'\)"):
+    with pytest.raises(
+        TypeError, match=r"`w_up` has dtype float8_e4m3fn.*w_up.astype\('bfloat16'\)"
+    ):
         gated_mlp(x, w_gate, w_up.astype("float8_e4m3fn"), w_out, 1.0)
 
 
@@ -209,7 +224,7 @@ def test_the_shapes_of_vllm_exactly(dtype, width, tokens):
 
 def test_glu_gradient():
     gate, up = jnp.array([0.5, 1.0, 2.0]), jnp.array([3.0, 4.0, 5.0])
-    d_gate, d_up = jax.grad(
-        lambda g, u: thresholded_glu(g, u, 1.0, variant="hard").sum(), (0, 1)
-    )(gate, up)
+    d_gate, d_up = jax.grad(lambda g, u: thresholded_glu(g, u, 1.0, variant="hard").sum(), (0, 1))(
+        gate, up
+    )
     assert d_gate.tolist() == [0, 0, 5] and d_up.tolist() == [0, 0, 2]

@@ -23,16 +23,17 @@ JUMP = jaxtrelu.Rectangle(0.5)
 
 
 def jump(x, w_in, theta, w_out):
-    y, activity = sparse_mlp(x, w_in, B_IN, theta, w_out, surrogate=JUMP, capacity=40)
+    options = {"variant": "hard", "surrogate": JUMP, "capacity": 40, "with_activity": True}
+    y, activity = sparse_mlp(x, w_in, w_out, theta, b_in=B_IN, **options)
     return y + activity.l0[..., None]
 
 
 def gated(x, w_in, theta, w_out):
-    return gated_mlp(x, w_in, w_in, w_out, theta, capacity=40)
+    return gated_mlp(x, w_in, w_in, w_out, theta, variant="hard", capacity=40)
 
 
 def compact(x, w_in, theta, w_out):
-    return compact_mlp(x, w_in, B_IN, theta, w_out, capacity=40)
+    return compact_mlp(x, w_in, w_out, theta, b_in=B_IN, capacity=40)
 
 
 def dense(name, x, w_in, theta, w_out):

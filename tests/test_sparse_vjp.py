@@ -58,9 +58,8 @@ def test_gradients_are_those_of_the_whole(case, threshold):
     features = np.asarray(found.features)
     there = features < FEATURES
     assert found.complete and np.all(np.diff(features[there]) > 0)
-    assert there.sum() == {99.0: 0}.get(threshold, np.any(expected["w_out"] != 0, axis=1).sum()) or (
-        case == "jump"  # features of which the window alone is touched
-    )
+    if case == "hard":  # elsewhere the window alone may touch a feature
+        np.testing.assert_array_equal(features[there], np.flatnonzero(activity.fired))
     for name in ("w_in", "b_in", "threshold", "w_out"):
         rebuilt = np.zeros(expected[name].shape, np.float32)
         rebuilt[features[there]] = np.asarray(getattr(found, name))[there]

@@ -1,15 +1,19 @@
 """Every law under a surrogate: dtypes, vmap, both modes at both orders, control flow, edges."""
 
+import functools
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
+from cases import together
 
 import jaxtrelu
 from jaxtrelu import Gaussian, Rectangle, Sigmoid, Triangle, jump_relu, step
 
+SLOW = pytest.mark.slow
 SURROGATES = [
     kind(0.4, to_input=to_input)
     for kind in (Rectangle, Triangle, Gaussian, Sigmoid)
@@ -18,11 +22,35 @@ SURROGATES = [
 each_surrogate = pytest.mark.parametrize("surrogate", SURROGATES, ids=str)
 # "shift" has no jump: its surrogate smooths the kink of the backward pass.
 FUNCTIONS = {"jump_relu": jump_relu, "step": step, "shift": jaxtrelu.thresholded_relu}
-each_pair = pytest.mark.parametrize(
-    ("name", "surrogate"),
-    [(n, s) for n in FUNCTIONS for s in SURROGATES if n != "shift" or not s.to_input],
-    ids=str,
-)
+PAIRS = [(n, s) for n in FUNCTIONS for s in SURROGATES if n != "shift" or not s.to_input]
+
+
+#: Each function with each kind, of which one half gives to the input as well.
+SOME = [PAIRS[0], PAIRS[3], PAIRS[4], PAIRS[7], PAIRS[9], PAIRS[10], PAIRS[13], PAIRS[14]]
+SOME += PAIRS[16:]
+
+
+def all_of(law, pairs, run=runs.one_program):
+    together({f"{name} {surrogate}": law(name, surrogate) for name, surrogate in pairs}, run)
+
+
+def every_pair(law):
+    """A law of every function under every surrogate: a generator, as `cases.together` takes it.
+
+    `SOME` are run in one program; slow, each pair step by step.
+    """
+
+    @functools.wraps(law)
+    def test(run, pairs):
+        all_of(law, pairs, run)
+
+    del test.__wrapped__  # which would show pytest the law's own parameters
+    parameters = [pytest.param(runs.one_program, SOME, id="together")]
+    for pair in PAIRS:
+        alone = pytest.param(runs.step_by_step, [pair], id=f"{pair[0]} {pair[1]}", marks=SLOW)
+        parameters.append(alone)
+    return pytest.mark.parametrize(("run", "pairs"), parameters)(test)
+
 
 # In eighths, exact in every dtype; none on a threshold, none on the edge of a window.
 X = np.array([[-1.0, 0.25, 0.375, 1.5, 0.625], [0.125, 0.625, 0.875, 0.25, 2.0]])
@@ -45,110 +73,149 @@ def density(surrogate, d):
     return forms[type(surrogate)]() / surrogate.bandwidth
 
 
-def slopes(name, surrogate, x, theta):
+@functools.cache
+def mass_below(surrogate):
+    """The integral of the density up to X − THETA."""
+    grid = np.linspace(-20, 0, 200_001)[:, None, None]
+    return np.trapezoid(density(surrogate, X - THETA + grid), grid[:, 0, 0], axis=0)
+
+
+def slopes(name, surrogate):
     """dy/dx and dy/dθ by the stated rule; the slope of `shift` is the integral of the density."""
-    d = x - theta
     if name == "shift":
-        grid = np.linspace(-20, 0, 200_001)[:, None, None]
-        smooth = np.trapezoid(density(surrogate, d + grid), grid[:, 0, 0], axis=0)
-        return smooth, -smooth
-    estimate = density(surrogate, d) * (theta if name == "jump_relu" else 1.0)
-    is_open = (x > theta) * (name == "jump_relu")
+        return mass_below(surrogate), -mass_below(surrogate)
+    estimate = density(surrogate, X - THETA) * (THETA if name == "jump_relu" else 1.0)
+    is_open = (X > THETA) * (name == "jump_relu")
     return is_open + surrogate.to_input * estimate, -estimate
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
-@each_pair
-def test_dtypes_and_values(name, surrogate, dtype):
-    with jax.enable_x64(dtype == "float64"):
+def test_dtypes_and_values(dtype):
+    def law(name, surrogate):
+        def program(x, theta, weights):
+            y, pull = jax.vjp(of(name, surrogate), x, theta)
+            return y, *pull(weights)
+
         wide = jnp.promote_types(dtype, jnp.float32)
-        x, theta = jnp.asarray(X, dtype), jnp.asarray(THETA, wide)
-        y, pull = jax.vjp(of(name, surrogate), x, theta)
-        weights = jnp.asarray([[1, -2, 0.5, 3, 1], [2, 1, -1, 0.5, 4]], dtype)
-        dx, dtheta = pull(weights)
-        assert (y.dtype, dx.dtype, dtheta.dtype) == (x.dtype, x.dtype, theta.dtype)
+        weights = np.array([[1, -2, 0.5, 3, 1], [2, 1, -1, 0.5, 4]])
+        operands = [jnp.asarray(o, d) for o, d in ((X, dtype), (THETA, wide), (weights, dtype))]
+        y, dx, dtheta = yield program, *operands
+        assert (y.dtype, dx.dtype, dtheta.dtype) == (dtype, dtype, wide)
         value = {"jump_relu": X, "step": np.ones_like(X), "shift": X - THETA}[name]
         np.testing.assert_array_equal(np.asarray(y, float), np.where(X > THETA, value, 0))
-        to_x, to_theta = slopes(name, surrogate, X, THETA)
+        to_x, to_theta = slopes(name, surrogate)
         tolerance = {"bfloat16": 2e-2, "float16": 3e-3}.get(dtype, 1e-3)
-        wanted = np.asarray(weights, float) * to_x
+        wanted = weights * to_x
         np.testing.assert_allclose(np.asarray(dx, float), wanted, rtol=tolerance, atol=tolerance)
-        wanted = (np.asarray(weights, float) * to_theta).sum(0)
+        wanted = (weights * to_theta).sum(0)
         size = 10 * tolerance
         np.testing.assert_allclose(np.asarray(dtheta, float), wanted, rtol=tolerance, atol=size)
 
+    with jax.enable_x64(dtype == "float64"):
+        all_of(law, PAIRS)
 
-@each_pair
-def test_vmap_of_values_and_gradients_is_the_loop(name, surrogate):
-    f = of(name, surrogate)
+
+AXES = [(0, 0), (0, None), (None, 0), (1, None)]
+PARTS = [pytest.param(axes, PAIRS[i::4], id=str(axes)) for i, axes in enumerate(AXES)]
+PARTS += [pytest.param(a, PAIRS, id=f"{a}, every pair", marks=SLOW) for a in AXES]
+
+
+@pytest.mark.parametrize(("axes", "pairs"), PARTS)
+def test_vmap_of_values_and_gradients_is_the_loop(axes, pairs):
+    """Every pair over one choice of axes, and, slow, over all."""
     x = jax.random.normal(jax.random.key(0), (3, 4, 5))
     theta = 0.5 + 0.1 * jax.random.normal(jax.random.key(1), (3, 5))
+    operands = [o[0] if a is None else o for o, a in zip((x, theta), axes, strict=True)]
+    (size, *_) = (o.shape[a] for o, a in zip(operands, axes, strict=True) if a is not None)
 
-    def loss(x, theta):
-        return jnp.sum(jnp.cos(x) * f(x, theta))
+    def law(name, surrogate):
+        def loss(x, theta):
+            y = of(name, surrogate)(x, theta)
+            return jnp.sum(jnp.cos(x) * y), y
 
-    gradient = jax.grad(loss, (0, 1))
-    for axes in ((0, 0), (0, None), (None, 0), (1, None)):
-        one_theta, one_x = theta if axes[1] is not None else theta[0], x
-        if axes[0] is None:
-            one_x = x[0]
-        many = jax.vmap(gradient, axes)(one_x, one_theta)
-        size = {0: 3, 1: 4, None: 3}[axes[0]]
-        for i in range(size):
-            xi = one_x if axes[0] is None else jnp.take(one_x, i, axes[0])
-            ti = one_theta if axes[1] is None else one_theta[i]
-            for a, b in zip(many, gradient(xi, ti), strict=True):
+        gradient = jax.grad(loss, (0, 1), has_aux=True)
+
+        def program(*operands):
+            def at(i):
+                pairs = zip(operands, axes, strict=True)
+                return [o if a is None else jnp.take(o, i, a) for o, a in pairs]
+
+            return jax.vmap(gradient, axes)(*operands), [gradient(*at(i)) for i in range(size)]
+
+        many, one_by_one = yield program, *operands
+        for i, one in enumerate(one_by_one):
+            for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
                 np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-5)
 
+    all_of(law, pairs)
 
-@each_pair
-def test_both_modes_agree_at_both_orders(name, surrogate):
+
+@pytest.fixture
+def x64():
     with jax.enable_x64(True):
-        f = of(name, surrogate)
-        operands = jnp.asarray(X), jnp.asarray(THETA)
-        keys = jax.random.split(jax.random.key(2), 3)
-        tangents = tuple(
-            jax.random.normal(k, o.shape) for k, o in zip(keys, operands, strict=False)
-        )
-        ct = jax.random.normal(keys[2], X.shape)
-        _, pushed = jax.jvp(f, operands, tangents)
-        np.testing.assert_allclose(jax.linearize(f, *operands)[1](*tangents), pushed, rtol=1e-12)
-        pulled = jax.vjp(f, *operands)[1](ct)
-        inner = sum(jnp.vdot(a, b) for a, b in zip(pulled, tangents, strict=True))
-        np.testing.assert_allclose(inner, jnp.vdot(ct, pushed), rtol=1e-12)
-        for argument in (0, 1):
-            forward = jax.jacfwd(f, argument)(*operands)
-            np.testing.assert_allclose(jax.jacrev(f, argument)(*operands), forward, atol=1e-12)
-
-        def loss(x, theta):
-            return jnp.sum(jnp.sin(f(x, theta)) + 0.5 * f(x, theta) ** 2)
-
-        hessian = jax.hessian(loss, (0, 1))(*operands)
-        reverse = jax.jacrev(jax.grad(loss, (0, 1)), (0, 1))(*operands)
-        for a, b in zip(jax.tree.leaves(hessian), jax.tree.leaves(reverse), strict=True):
-            assert np.isfinite(a).all()
-            np.testing.assert_allclose(a, b, atol=1e-10)
+        yield
 
 
-@each_pair
+@pytest.mark.usefixtures("x64")
+@every_pair
+def test_both_modes_agree(name, surrogate):
+    f = of(name, surrogate)
+
+    def program(operands, tangents, ct):
+        pushed = jax.jvp(f, operands, tangents)[1], jax.linearize(f, *operands)[1](*tangents)
+        jacobians = [jacobian(f, (0, 1))(*operands) for jacobian in (jax.jacfwd, jax.jacrev)]
+        return pushed, jax.vjp(f, *operands)[1](ct), jacobians
+
+    rng = np.random.default_rng(2)
+    tangents, ct = tuple(rng.normal(size=o.shape) for o in (X, THETA)), rng.normal(size=X.shape)
+    (pushed, linear), pulled, (forward, reverse) = yield program, (X, THETA), tangents, ct
+    np.testing.assert_allclose(linear, pushed, rtol=1e-12)
+    inner = sum(np.vdot(a, b) for a, b in zip(pulled, tangents, strict=True))
+    np.testing.assert_allclose(inner, np.vdot(ct, pushed), rtol=1e-12)
+    for a, b in zip(reverse, forward, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@every_pair
+def test_both_modes_agree_at_second_order(name, surrogate):
+    f = of(name, surrogate)
+
+    def loss(x, theta):
+        return jnp.sum(jnp.sin(f(x, theta)) + 0.5 * f(x, theta) ** 2)
+
+    def program(x, theta):
+        both = jax.hessian(loss, (0, 1)), jax.jacrev(jax.grad(loss, (0, 1)), (0, 1))
+        return [second(x, theta) for second in both]
+
+    hessian, reverse = yield program, X, THETA
+    for a, b in zip(jax.tree.leaves(hessian), jax.tree.leaves(reverse), strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+@every_pair
 def test_jit_checkpoint_and_scan_change_nothing(name, surrogate):
     f = of(name, surrogate)
-    x, theta = jnp.asarray(X, jnp.float32), jnp.asarray(THETA, jnp.float32)
 
-    def loss(theta, f=f):
+    def loss(theta, x, f=f):
         return jnp.sum(jnp.cos(x) * f(x, theta))
 
-    def scanned(theta):
+    def scanned(theta, x):
         def body(total, row):
             return total + jnp.sum(jnp.cos(row) * f(row, theta)), None
 
         return jax.lax.scan(body, jnp.zeros(()), x)[0]
 
-    wanted = jax.grad(loss)(theta)
-    assert float(jnp.abs(wanted).sum()) > 0
-    again = (jax.jit(loss), partial(loss, f=jax.checkpoint(f)), scanned, jax.jit(scanned))
-    for other in again:
-        np.testing.assert_allclose(jax.grad(other)(theta), wanted, rtol=1e-5, atol=1e-6)
+    ways = (loss, jax.jit(loss), partial(loss, f=jax.checkpoint(f)), scanned, jax.jit(scanned))
+
+    def program(theta, x):
+        return [jax.grad(way)(theta, x) for way in ways]
+
+    wanted, *others = yield program, jnp.asarray(THETA, jnp.float32), jnp.asarray(X, jnp.float32)
+    assert np.abs(wanted).sum() > 0
+    for other in others:
+        np.testing.assert_allclose(other, wanted, rtol=1e-5, atol=1e-6)
 
 
 @each_surrogate

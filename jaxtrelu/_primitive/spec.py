@@ -8,6 +8,7 @@ import functools
 import math
 import numbers
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -476,10 +477,11 @@ def checked_layer(
     ceiling: float | None,
     fill: float,
     surrogate: Surrogate | None,
+    implementation: str | None,
     param_dtype: DTypeLike,
 ) -> Spec:
     """Refuses at construction what could not work later, and returns which function it is."""
-    spec = checked_spec(variant, ceiling, fill, surrogate)
+    spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
     value = _known(threshold)
     _check_stored_dtype(value, learned, param_dtype)
     if learned:
@@ -496,6 +498,7 @@ def checked_block_layer(
     ceiling: float | None,
     fill: float,
     surrogate: Surrogate | None,
+    implementation: str | None,
     capacity: int | None,
     threshold_dtype: DTypeLike,
 ) -> tuple[Spec, tuple]:
@@ -507,6 +510,7 @@ def checked_block_layer(
         ceiling=ceiling,
         fill=fill,
         surrogate=surrogate,
+        implementation=implementation,
         param_dtype=threshold_dtype,
     )
     check_skips(spec, "this block")
@@ -601,6 +605,7 @@ def checked_jump_layer(
     *,
     features: int,
     surrogate: Surrogate,
+    implementation: str | None,
     parametrisation: str,
     axis: int,
     param_dtype: DTypeLike,
@@ -611,12 +616,13 @@ def checked_jump_layer(
             "`surrogate` is None, and without one a JumpReLU's thresholds do not learn. Pass for "
             "example jaxtrelu.Rectangle(0.05)."
         )
-    spec = checked_spec("hard", surrogate=surrogate)
+    spec = checked_spec("hard", surrogate=surrogate, implementation=implementation)
     if parametrisation not in get_args(Parametrisation):
         raise ValueError(
             f"`parametrisation` should be 'raw' or 'softplus', but is {parametrisation!r}."
         )
-    channel_axes(axis, (whole_number(features, "features"),))
+    whole_number(features, "features")
+    whole_number(axis, "axis", least=-sys.maxsize)
     if callable(threshold):
         raise TypeError(
             "`threshold` of a JumpReLU should be a number or an array with one entry per feature, "

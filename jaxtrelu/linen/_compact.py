@@ -7,6 +7,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxtrelu import _layers as core
 from jaxtrelu._primitive.spec import (
+    ImplementationName,
     ThresholdLike,
     VariantName,
     checked_block_layer,
@@ -29,8 +30,8 @@ class CompactMLP(nn.Module):
     Attributes:
       out_features: the size of the result's last axis; None: that of x.
       threshold: as in `jaxtrelu.nnx.CompactMLP`; as a tuple of numbers, the module stays hashable.
-      features, learned, variant, ceiling, fill, surrogate, capacity, param_dtype: as in
-        `jaxtrelu.nnx.CompactMLP`.
+      features, learned, variant, ceiling, fill, surrogate, implementation, capacity, param_dtype:
+        as in `jaxtrelu.nnx.CompactMLP`.
 
     Raises:
       TypeError, ValueError: as `jaxtrelu.nnx.CompactMLP`, at construction; and where the collection
@@ -54,6 +55,7 @@ class CompactMLP(nn.Module):
     ceiling: float | None = None
     fill: float = 0
     surrogate: Surrogate | None = None
+    implementation: ImplementationName | None = None
     capacity: int | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -68,6 +70,7 @@ class CompactMLP(nn.Module):
             ceiling=self.ceiling,
             fill=self.fill,
             surrogate=self.surrogate,
+            implementation=self.implementation,
             capacity=self.capacity,
             threshold_dtype=core.weights_threshold_dtype(self.param_dtype),
         )
@@ -112,6 +115,7 @@ class CompactMLP(nn.Module):
             variant=spec.variant,
             ceiling=spec.ceiling,
             surrogate=spec.surrogate,
+            implementation=spec.implementation,
             capacity=self.capacity,
         )
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxtrelu import _layers as core
-from jaxtrelu._primitive.spec import Parametrisation, Spec, checked_jump_layer
+from jaxtrelu._primitive.spec import ImplementationName, Parametrisation, Spec, checked_jump_layer
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.linen._variables import fixed
 
@@ -25,7 +25,7 @@ class JumpReLU(nn.Module):
     Attributes:
       threshold: where the thresholds start, a number or (m,), in the units of x; as a tuple of
         numbers, the module stays hashable.
-      features, surrogate, parametrisation, axis, dtype, param_dtype: as in
+      features, surrogate, implementation, parametrisation, axis, dtype, param_dtype: as in
         `jaxtrelu.nnx.JumpReLU`.
 
     Raises:
@@ -49,6 +49,7 @@ class JumpReLU(nn.Module):
     features: int
     surrogate: Surrogate
     threshold: ArrayLike | Sequence[float] = 1e-3
+    implementation: ImplementationName | None = None
     parametrisation: Parametrisation = "raw"
     axis: int = -1
     dtype: DTypeLike | None = None
@@ -59,6 +60,7 @@ class JumpReLU(nn.Module):
             self.threshold,
             features=self.features,
             surrogate=self.surrogate,
+            implementation=self.implementation,
             parametrisation=self.parametrisation,
             axis=self.axis,
             param_dtype=self.param_dtype,

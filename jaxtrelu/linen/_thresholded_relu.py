@@ -9,6 +9,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxtrelu import _layers as core
 from jaxtrelu._primitive.spec import (
+    ImplementationName,
     Spec,
     ThresholdLike,
     VariantName,
@@ -40,7 +41,7 @@ class ThresholdedReLU(nn.Module):
       axis: the axis or axes of x that hold the channels, negative ones counted from the end: one
         threshold per channel, as many as x has. None: one threshold for all of x, or, for an array
         `threshold`, the last axes.
-      learned, variant, ceiling, fill, surrogate, dtype, param_dtype: as in
+      learned, variant, ceiling, fill, surrogate, implementation, dtype, param_dtype: as in
         `jaxtrelu.nnx.ThresholdedReLU`.
 
     Raises:
@@ -71,6 +72,7 @@ class ThresholdedReLU(nn.Module):
     ceiling: float | None = None
     fill: float = 0
     surrogate: Surrogate | None = None
+    implementation: ImplementationName | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -82,6 +84,7 @@ class ThresholdedReLU(nn.Module):
             ceiling=self.ceiling,
             fill=self.fill,
             surrogate=self.surrogate,
+            implementation=self.implementation,
             param_dtype=self.param_dtype,
         )
         object.__setattr__(self, "_spec", spec)  # modules are frozen

@@ -8,7 +8,13 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxtrelu import _layers as core
-from jaxtrelu._primitive.spec import ThresholdLike, VariantName, checked_block_layer, whole_number
+from jaxtrelu._primitive.spec import (
+    ImplementationName,
+    ThresholdLike,
+    VariantName,
+    checked_block_layer,
+    whole_number,
+)
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.nnx._thresholds import held, value_of
 from jaxtrelu.sparse import compact_mlp
@@ -37,6 +43,7 @@ class CompactMLP(nnx.Module):
       fill: 0: closed entries contribute nothing.
       surrogate: of bounded support, such as ``jaxtrelu.Rectangle(0.1)``: what gives the thresholds
         of ``hard`` a gradient. Its bandwidth is in the units of the pre-activations.
+      implementation: None or ``"xla"``, as in `jaxtrelu.compact_mlp`.
       capacity: open entries per example that the lists hold on average; None: m / 8. A hint.
       param_dtype: dtype of weights and biases. Thresholds are float32, or float64 beside float64.
       rngs: random keys, drawn from ``rngs.params``.
@@ -68,6 +75,7 @@ class CompactMLP(nnx.Module):
         ceiling: float | None = None,
         fill: float = 0,
         surrogate: Surrogate | None = None,
+        implementation: ImplementationName | None = None,
         capacity: int | None = None,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -83,10 +91,12 @@ class CompactMLP(nnx.Module):
             ceiling=ceiling,
             fill=fill,
             surrogate=surrogate,
+            implementation=implementation,
             capacity=capacity,
             threshold_dtype=dtype,
         )
         self.variant, self.ceiling, self.surrogate = spec.variant, spec.ceiling, spec.surrogate
+        self.implementation = implementation
         self.capacity = capacity
         fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", -1, -2)
         self.w_in = nnx.Param(fan_in(rngs.params(), (m, d), param_dtype))
@@ -110,6 +120,11 @@ class CompactMLP(nnx.Module):
 
         A Python number where the layer stores none; else (m,), float32, or float64 where that is
         the `param_dtype`.
+
+        Example:
+          >>> from jaxtrelu.nnx import CompactMLP
+          >>> CompactMLP(4, 64, threshold=0.5, rngs=nnx.Rngs(0)).threshold_value
+          0.5
         """
         return value_of(self.threshold)
 
@@ -136,5 +151,6 @@ class CompactMLP(nnx.Module):
             variant=self.variant,  # type: ignore[arg-type]
             ceiling=self.ceiling,
             surrogate=self.surrogate,
+            implementation=self.implementation,
             capacity=self.capacity,
         )

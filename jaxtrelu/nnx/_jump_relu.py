@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxtrelu import _layers as core
-from jaxtrelu._primitive.spec import Parametrisation, Spec, channel_axes, checked_jump_layer
+from jaxtrelu._primitive.spec import ImplementationName, Parametrisation, Spec, checked_jump_layer
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.nnx._thresholds import Threshold, ThresholdScale, value_of
 
@@ -29,6 +29,7 @@ class JumpReLU(nnx.Module):
       features: number of features, m.
       surrogate: such as ``jaxtrelu.Rectangle(0.05)``; its bandwidth is in the units of x.
       threshold: where the thresholds start, a number or (m,), at least 0, in the units of x.
+      implementation: as in `jaxtrelu.jump_relu`.
       parametrisation: ``"raw"``: a step of an optimiser moves the threshold as far as the
         parameter, and the gradient passes the clip at 0; ``"softplus"``: always above 0, and near
         the start it moves 0.63 as far.
@@ -64,6 +65,7 @@ class JumpReLU(nnx.Module):
         *,
         surrogate: Surrogate,
         threshold: ArrayLike | Sequence[float] = 1e-3,
+        implementation: ImplementationName | None = None,
         parametrisation: Parametrisation = "raw",
         axis: int = -1,
         dtype: DTypeLike | None = None,
@@ -74,13 +76,15 @@ class JumpReLU(nnx.Module):
             threshold,
             features=features,
             surrogate=surrogate,
+            implementation=implementation,
             parametrisation=parametrisation,
             axis=axis,
             param_dtype=param_dtype,
         )
         shape = (int(features),)
-        (self.axis,) = channel_axes(axis, shape)
-        self.surrogate, self.parametrisation, self.dtype = surrogate, parametrisation, dtype
+        self.axis = int(axis)
+        self.surrogate, self.implementation = surrogate, implementation
+        self.parametrisation, self.dtype = parametrisation, dtype
         scale = None
         if parametrisation == "softplus":
             scale = core.softplus_scale(threshold, param_dtype)
@@ -90,7 +94,16 @@ class JumpReLU(nnx.Module):
 
     @property
     def threshold_value(self) -> jax.Array:
-        """What x is compared with: (m,), of dtype `param_dtype`, never negative, in x's units."""
+        """What x is compared with: (m,), of dtype `param_dtype`, never negative, in x's units.
+
+        Example:
+          >>> from jaxtrelu import Rectangle
+          >>> from jaxtrelu.nnx import JumpReLU
+          >>> layer = JumpReLU(
+          ...     2, surrogate=Rectangle(0.1), threshold=0.5, parametrisation="softplus")
+          >>> layer.threshold_value.round(3).tolist()
+          [0.5, 0.5]
+        """
         return core.constrained(self.threshold[...], value_of(self.threshold_scale))
 
     def __call__(self, x: ArrayLike) -> jax.Array:
@@ -106,7 +119,7 @@ class JumpReLU(nnx.Module):
           TypeError: x is not a floating-point array.
           ValueError: x does not have m features along the axis.
         """
-        spec = Spec("hard", surrogate=self.surrogate)
+        spec = Spec("hard", surrogate=self.surrogate, implementation=self.implementation)
         axes = (self.axis,)
         theta = self.threshold_value
         return core.apply(x, theta, spec, axes=axes, dtype=self.dtype, floating=True)
@@ -123,5 +136,5 @@ class JumpReLU(nnx.Module):
         Raises:
           TypeError, ValueError: as for a call.
         """
-        spec = Spec("hard", surrogate=self.surrogate)
+        spec = Spec("hard", surrogate=self.surrogate, implementation=self.implementation)
         return core.open_features(x, self.threshold_value, spec, axis=self.axis, dtype=self.dtype)

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxtrelu import _layers as core
 from jaxtrelu._primitive.spec import (
+    ImplementationName,
     Spec,
     ThresholdLike,
     VariantName,
@@ -48,6 +49,7 @@ class ThresholdedReLU(nnx.Module):
       fill: for ``hard``: the value where the gate is closed, a Python number.
       surrogate: such as ``jaxtrelu.Rectangle(0.1)``: what gives the threshold of ``hard`` a
         gradient. Its bandwidth is in the units of x.
+      implementation: as in `jaxtrelu.thresholded_relu`.
       dtype: dtype of the activations: x is cast to it (default: x keeps its dtype). A stored
         threshold is compared in its own precision; a fixed number is taken in x's dtype.
       param_dtype: dtype of a stored threshold (default: float32). A learned one is not narrower.
@@ -84,6 +86,7 @@ class ThresholdedReLU(nnx.Module):
         ceiling: float | None = None,
         fill: float = 0,
         surrogate: Surrogate | None = None,
+        implementation: ImplementationName | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         threshold_metadata: Mapping[str, Any] = types.MappingProxyType({}),
@@ -96,10 +99,11 @@ class ThresholdedReLU(nnx.Module):
             ceiling=ceiling,
             fill=fill,
             surrogate=surrogate,
+            implementation=implementation,
             param_dtype=param_dtype,
         )
         self.variant, self.ceiling, self.fill = spec.variant, spec.ceiling, spec.fill
-        self.surrogate = spec.surrogate
+        self.surrogate, self.implementation = spec.surrogate, spec.implementation
         shape = threshold_shape(threshold, features)
         self.axis = channel_axes(axis, shape)
         self.dtype = dtype
@@ -119,6 +123,13 @@ class ThresholdedReLU(nnx.Module):
 
         In the units of x. A Python number where the layer stores none; else an array of the shape
         of `features` (or of the array given), of dtype `param_dtype`.
+
+        Example:
+          >>> from jaxtrelu.nnx import ThresholdedReLU
+          >>> ThresholdedReLU(0.25).threshold_value
+          0.25
+          >>> ThresholdedReLU(0.25, features=2, learned=True).threshold_value.tolist()
+          [0.25, 0.25]
         """
         return value_of(self.threshold)
 
@@ -135,5 +146,5 @@ class ThresholdedReLU(nnx.Module):
           TypeError: x is not a real array, or integers meet a threshold that is none.
           ValueError: x does not have the layer's channels.
         """
-        spec = Spec(self.variant, self.ceiling, self.fill, self.surrogate)
+        spec = Spec(self.variant, self.ceiling, self.fill, self.surrogate, self.implementation)
         return core.apply(x, self.threshold_value, spec, axes=self.axis, dtype=self.dtype)

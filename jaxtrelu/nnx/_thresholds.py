@@ -20,8 +20,9 @@ class Threshold(nnx.Param):
     Weight decay pulls a threshold towards 0 as it does a weight. To leave thresholds out, or to
     give them a learning rate of their own, pass Optax what `threshold_labels` returns, made once
     from the model. A *function* as ``mask=`` or as labels does not work if it looks for this type:
-    `nnx.Optimizer.update` hands Optax plain arrays, so it matches nothing there, and the thresholds
-    are decayed without a word.
+    `nnx.Optimizer.update` hands Optax plain arrays, so it matches nothing there, and thresholds are
+    decayed, or take the weights' rate, without a word (a transformation with a state, such as Adam,
+    fails over the structure of its pytree instead).
 
     Example:
       >>> import optax

@@ -184,7 +184,6 @@ class _Pass(NamedTuple):
 def _dense_pass(weights: Weights, x: Array, recipe: Recipe) -> _Pass:
     pi = pre_activations(weights, x)
     features = jump_relu(pi, weights.threshold, surrogate=recipe.surrogate)
-    gates = step(pi, weights.threshold, surrogate=recipe.surrogate)
     tanh = pull = jnp.zeros((), jnp.float32)
     if recipe.penalty == "tanh":
         tanh = tanh_penalty(features, weights.decoder, recipe.tanh_scale)
@@ -192,7 +191,7 @@ def _dense_pass(weights: Weights, x: Array, recipe: Recipe) -> _Pass:
         pull = pre_activation_penalty(pi, weights.threshold, weights.decoder)
     return _Pass(
         reconstruct(weights, features),
-        jnp.mean(jnp.sum(gates, axis=-1, dtype=jnp.float32)),
+        l0_penalty(pi, weights.threshold, recipe.surrogate),
         tanh,
         pull,
     )

@@ -101,8 +101,8 @@ def gated_mlp(
       implementation: None or ``"xla"``; the kernels have none for this product.
       capacity: the mean number of open gates of an example up to which the sparse path is taken; a
         hint, not a limit. For up to 8 examples, where no gradient is taken, it is compared with the
-        number of units that any of them opens: not with a mean. Default: h / 2 for up to 8 examples, h / 32 for more (at least 32): about
-        where dense becomes faster on a CPU.
+        number of units that any of them opens, and not with a mean. Default: h / 2 for up to 8
+        examples, h / 32 for more (at least 32): about where dense becomes faster on a CPU.
       screen: as in `jaxtrelu.sparse_mlp`, of `w_gate`; for more than 8 examples, and where a
         gradient is taken. In decoding the gate's product reads its weights once, which rounded
         ones would not make faster, and stays dense.
