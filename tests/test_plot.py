@@ -106,7 +106,7 @@ def test_sparsity_of_data_and_of_the_normal_law(axes):
         assert share == np.mean(data <= threshold)
     expected = stats.norm.cdf(normal.get_xdata(), data.mean(), data.std())
     np.testing.assert_allclose(normal.get_ydata(), expected, atol=1e-6)
-    assert [text.get_text() for text in axes.get_legend().get_texts()][0] == "data"
+    assert axes.get_legend().get_texts()[0].get_text() == "data"
 
 
 def test_thresholds(axes):

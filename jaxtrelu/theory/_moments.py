@@ -65,9 +65,16 @@ def density(u: Array) -> Array:
     return jnp.exp(-0.5 * u * u) / math.sqrt(2 * math.pi)
 
 
+@jax.custom_jvp
 def upper(a: Array) -> Array:
     """Q(a) = P(u > a), to full relative precision in both tails."""
-    return 0.5 * erfc(a / math.sqrt(2))
+    # Behind a barrier: fused into each of its many uses, it would take minutes to compile.
+    return jax.lax.optimization_barrier(0.5 * erfc(a / math.sqrt(2)))
+
+
+@upper.defjvp
+def _upper_jvp(primals, tangents):
+    return upper(primals[0]), -density(primals[0]) * tangents[0]
 
 
 def partial_moments(a: Array) -> tuple[Array, Array, Array]:
@@ -88,7 +95,7 @@ def _tail(a: Array) -> tuple[Array, Array, Array]:
     first, second = _ratios(far)
     tail = density(far) / (far + first), first, second
     m0, m1, m2 = (jnp.where(in_tail, t, d) for t, d in zip(tail, direct, strict=True))
-    return m0, m1, m2
+    return jax.lax.optimization_barrier((m0, m1, m2))
 
 
 @_tail.defjvp
