@@ -183,7 +183,9 @@ def test_one_changed_number_of_the_data_is_other_data(tmp_path):
 
 def test_two_runs_in_one_folder(tmp_path):
     def second(step, entry):
-        with pytest.raises(ValueError, match=rf"another run \(process {os.getpid()}\) is writing to"):
+        with pytest.raises(
+            ValueError, match=rf"another run \(process {os.getpid()}\) is writing to"
+        ):
             sae.run(rows(), settings(), checkpoint_folder=tmp_path / "run")
 
     sae.run(rows(), settings(steps=2), checkpoint_folder=tmp_path / "run", on_step=second)
@@ -238,7 +240,9 @@ def test_a_part_of_a_checkpoint_left_by_a_killed_run_is_removed(tmp_path):
 
 def test_a_run_that_diverges_stops_and_says_at_which_step(tmp_path):
     wild = dataclasses.replace(RECIPE, learning_rate=1e38, learning_rate_warmup=0)
-    with pytest.raises(FloatingPointError, match=r"not finite any more at step \d+: .*smaller lear"):
+    with pytest.raises(
+        FloatingPointError, match=r"not finite any more at step \d+: .*smaller lear"
+    ):
         sae.run(
             rows(), settings(recipe=wild), checkpoint_folder=tmp_path / "run", checkpoint_every=1
         )
@@ -267,7 +271,9 @@ def test_a_run_that_needs_more_memory_than_there_is_is_refused_with_the_figure()
         sae.run(rows(), settings(features=10**12))
     small = training.memory_needed(settings(), 16)
     assert small < 10**6
-    assert training.memory_needed(settings(features=6400), 16) == pytest.approx(100 * small, rel=0.1)
+    assert training.memory_needed(settings(features=6400), 16) == pytest.approx(
+        100 * small, rel=0.1
+    )
 
 
 def test_reading_reports_every_row():

@@ -56,7 +56,7 @@ class Checkpoints:
             raise ValueError(f"{self.folder} is a file, so no checkpoints can be kept in it.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / ".lock", "a+", encoding="ascii")  # noqa: SIM115
+            self._lock = open(self.folder / ".lock", "a+", encoding="ascii")
             self._take_lock()
             self._lock.truncate(0)
             self._lock.write(str(os.getpid()))

@@ -322,7 +322,9 @@ def _largest_cosines(rows: np.ndarray) -> np.ndarray:
     if len(unit) == 1:
         return np.full(1, np.nan)
     starts = range(0, len(unit), _COSINE_ROWS)
-    return np.concatenate([np.asarray(_largest(unit, s, _COSINE_ROWS)) for s in starts])[: len(unit)]
+    return np.concatenate([np.asarray(_largest(unit, s, _COSINE_ROWS)) for s in starts])[
+        : len(unit)
+    ]
 
 
 @partial(jax.jit, static_argnums=2)

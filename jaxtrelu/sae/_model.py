@@ -301,7 +301,9 @@ class Autoencoder:
         chosen = np.asarray(features, int)
         wrong = chosen[(chosen < 0) | (chosen >= self.features)]
         if len(wrong):
-            raise ValueError(f"there is no feature {wrong[0]}: they go from 0 to {self.features - 1}.")
+            raise ValueError(
+                f"there is no feature {wrong[0]}: they go from 0 to {self.features - 1}."
+            )
         part = dataclasses.replace(self, weights=_some(self.weights, chosen), training=None)
         values = np.zeros((0, len(chosen)), np.float32)
         rows = np.zeros((0, len(chosen)), np.int64)

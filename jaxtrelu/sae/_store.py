@@ -137,7 +137,10 @@ def _file(path: Path) -> Autoencoder:
         start = stream.read(16)
     if not start:
         raise Refused("the file is empty")
-    if path.name in ("cfg.json", "sae_weights.safetensors") and (path.parent / "cfg.json").is_file():
+    if (
+        path.name in ("cfg.json", "sae_weights.safetensors")
+        and (path.parent / "cfg.json").is_file()
+    ):
         return _folder(path.parent)
     if path.name in ("hyperparams.json", "final.safetensors"):
         folder = path.parent if path.suffix == ".json" else path.parent.parent

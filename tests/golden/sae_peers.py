@@ -60,11 +60,11 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 sys.meta_path.append(Finder())
 
-import sae_lens.saes as lens  # noqa: E402
-from dictionary_learning.dictionary import JumpReluAutoEncoder  # noqa: E402
-from dictionary_learning.trainers.batch_top_k import BatchTopKSAE  # noqa: E402
-from dictionary_learning.trainers.top_k import AutoEncoderTopK  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+import sae_lens.saes as lens
+from dictionary_learning.dictionary import JumpReluAutoEncoder
+from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from safetensors.torch import load_file, save_file
 
 D, M, OUT, ROWS = 6, 11, 4, 40
 
@@ -106,7 +106,10 @@ def make_lens(folder, name, kind, **settings):
     cls, cfg = {
         "jumprelu": (lens.JumpReLUSAE, lens.JumpReLUSAEConfig),
         "jumprelu_transcoder": (lens.JumpReLUTranscoder, lens.JumpReLUTranscoderConfig),
-        "jumprelu_skip_transcoder": (lens.JumpReLUSkipTranscoder, lens.JumpReLUSkipTranscoderConfig),
+        "jumprelu_skip_transcoder": (
+            lens.JumpReLUSkipTranscoder,
+            lens.JumpReLUSkipTranscoderConfig,
+        ),
         "topk": (lens.TopKSAE, lens.TopKSAEConfig),
         "standard": (lens.StandardSAE, lens.StandardSAEConfig),
     }[kind]
@@ -194,9 +197,7 @@ def make_dictionary_learning(folder):
          "config": {"lr": 1e-3, "wandb_name": None, "steps": [1, 2]}},
         folder / "dictionary_learning_mid_run" / "ae.pt",
     )  # fmt: skip
-    keep(
-        folder / "dictionary_learning_mid_run", jump.encode(inputs() / 2), 2 * jump(inputs() / 2)
-    )
+    keep(folder / "dictionary_learning_mid_run", jump.encode(inputs() / 2), 2 * jump(inputs() / 2))
     batch.threshold.fill_(-1.0)
     (folder / "refused_unset").mkdir()
     torch.save(batch.state_dict(), folder / "refused_unset" / "ae.pt")
@@ -231,7 +232,9 @@ def make_others(folder):
     gemma.mkdir()
     arrays = {"W_enc": w_enc, "W_dec": w_dec, "b_enc": b_enc, "b_dec": b_dec}
     np.savez(
-        gemma / "params.npz", threshold=threshold.numpy(), **{k: v.numpy() for k, v in arrays.items()}
+        gemma / "params.npz",
+        threshold=threshold.numpy(),
+        **{k: v.numpy() for k, v in arrays.items()},
     )
     keep(gemma, f, f @ w_dec + b_dec)
 

@@ -68,7 +68,9 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
             if not all(type(size) is int and size >= 0 for size in sizes):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
-            raise _damaged(path, f"tensor {name!r} has an entry that cannot be understood") from None
+            raise _damaged(
+                path, f"tensor {name!r} has an entry that cannot be understood"
+            ) from None
         if stop - start != math.prod(shape) * dtype.itemsize or stop > len(body):
             raise _damaged(
                 path,

@@ -172,7 +172,9 @@ def _numpy(model: Autoencoder) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return {name: np.ascontiguousarray(a) for name, a in arrays.items()}, skip  # type: ignore
 
 
-def _plain(model: Autoencoder, title: str, *, skip: bool = False, wide: bool = False) -> Autoencoder:
+def _plain(
+    model: Autoencoder, title: str, *, skip: bool = False, wide: bool = False
+) -> Autoencoder:
     """The model with everything folded that the format has no place for."""
     if model.skip is not None and not skip:
         raise Refused(f"{title} has no place for a skip connection")
@@ -263,7 +265,9 @@ def read_saelens(folder: Path) -> Autoencoder:
             "was trained"
         )
     if cfg.get("activation_fn_str", cfg.get("activation_fn", "relu")) not in ("relu", None):
-        raise Refused(f"it has the activation {cfg.get('activation_fn_str')!r} before its threshold")
+        raise Refused(
+            f"it has the activation {cfg.get('activation_fn_str')!r} before its threshold"
+        )
     if relu:
         threshold = np.zeros((), np.float32)
     elif "threshold" in arrays:
@@ -324,7 +328,9 @@ def write_saelens(model: Autoencoder) -> Contents:
         scaled = (model.input_scale, model.output_scale) != (1.0, 1.0)
         model = folded(model) if scaled else model
     elif (model.input_scale, model.output_scale) != (1.0, 1.0) or model.skip is not None:
-        raise Refused("SAELens has no place for a scale or a skip connection beside a normalisation")
+        raise Refused(
+            "SAELens has no place for a scale or a skip connection beside a normalisation"
+        )
     arrays, skip = _numpy(model)
     transcoder = skip is not None or model.dimension != model.output_dimension
     kept = dict(model.about.get("saelens", {})) if isinstance(model.about, Mapping) else {}
@@ -463,7 +469,9 @@ def read_llama_scope(folder: Path) -> Autoencoder:
     """`hyperparams.json` and `checkpoints/final.safetensors`, or of Llama Scope R1."""
     old = (folder / "hyperparams.json").exists()
     cfg = read_json(folder / ("hyperparams.json" if old else "config.json"))
-    file = folder / "checkpoints" / "final.safetensors" if old else folder / "sae_weights.safetensors"
+    file = (
+        folder / "checkpoints" / "final.safetensors" if old else folder / "sae_weights.safetensors"
+    )
     arrays, _ = safetensors.read(file)
     if cfg.get("use_glu_encoder"):
         raise Refused("its encoder is a gated linear unit, which has no threshold alone")
