@@ -144,7 +144,7 @@ def test_with_no_intact_checkpoint_the_run_begins_again_and_says_so(tmp_path):
     first = sae.run(rows(), settings(steps=20), **part)
     for path in checkpoints(tmp_path / "run"):
         flip(path)
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="is damaged") as warned:
         again = sae.run(rows(), settings(steps=20), **part)
     assert len([w for w in warned if "is damaged" in str(w.message)]) == 2
     assert again.resumed_from == 0
@@ -161,7 +161,9 @@ def test_one_changed_number_of_the_data_is_other_data(tmp_path):
 
 def test_two_runs_in_one_folder(tmp_path):
     def second(step, entry):
-        with pytest.raises(ValueError, match=rf"another run \(process {os.getpid()}\) is writing to"):
+        with pytest.raises(
+            ValueError, match=rf"another run \(process {os.getpid()}\) is writing to"
+        ):
             sae.run(rows(), settings(), checkpoint_folder=tmp_path / "run")
 
     sae.run(rows(), settings(steps=2), checkpoint_folder=tmp_path / "run", on_step=second)
@@ -216,7 +218,7 @@ def test_a_part_of_a_checkpoint_left_by_a_killed_run_is_removed(tmp_path):
 
 def test_a_run_that_diverges_stops_and_says_at_which_step(tmp_path):
     wild = dataclasses.replace(RECIPE, learning_rate=1e38, learning_rate_warmup=0)
-    with pytest.raises(FloatingPointError, match=r"not finite any more at step \d+: .*smaller lear"):
+    with pytest.raises(FloatingPointError, match=r"not finite any more at step \d+: .*smaller"):
         sae.run(
             rows(), settings(recipe=wild), checkpoint_folder=tmp_path / "run", checkpoint_every=1
         )
@@ -245,7 +247,9 @@ def test_a_run_that_needs_more_memory_than_there_is_is_refused_with_the_figure()
         sae.run(rows(), settings(features=10**12))
     small = training.memory_needed(settings(), 16)
     assert small < 10**6
-    assert training.memory_needed(settings(features=6400), 16) == pytest.approx(100 * small, rel=0.1)
+    assert training.memory_needed(settings(features=6400), 16) == pytest.approx(
+        100 * small, rel=0.1
+    )
 
 
 def test_reading_reports_every_row():
@@ -394,7 +398,7 @@ def test_the_advice_for_bfloat16_works(tmp_path):
 def test_a_shape_below_zero_in_a_header_is_one_sentence(tmp_path):
     text = "{'descr': '<f4', 'fortran_order': False, 'shape': (-3, 4)}".ljust(117) + "\n"
     (tmp_path / "n.npy").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + text.encode())
-    with pytest.raises(ValueError, match="cannot be read as a .npy file"):
+    with pytest.raises(ValueError, match=r"cannot be read as a \.npy file"):
         sae.open_rows(tmp_path / "n.npy")
 
 

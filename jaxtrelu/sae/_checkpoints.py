@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: files with a checksum and the run's identity, whole or not at all."""
+"""Checkpoints of a training run: whole files with a checksum and the run's identity."""
 
 import json
 import os
@@ -56,7 +56,7 @@ class Checkpoints:
             raise ValueError(f"{self.folder} is a file, so no checkpoints can be kept in it.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / ".lock", "a+", encoding="ascii")  # noqa: SIM115
+            self._lock = open(self.folder / ".lock", "a+", encoding="ascii")
             self._take_lock()
             self._lock.truncate(0)
             self._lock.write(str(os.getpid()))
@@ -155,7 +155,7 @@ def _named(state: object) -> dict[str, np.ndarray]:
 
 
 def _put(fresh: T, tensors: Mapping[str, np.ndarray]) -> T:
-    """The state of the saved tensors. Same identity, so shapes agree unless JAX or optax changed."""
+    """The state of the saved tensors; of one identity, so shapes agree unless optax changed."""
 
     def leaf(path: Any, old: Any) -> Any:
         name = jax.tree_util.keystr(path)

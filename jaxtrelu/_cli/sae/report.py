@@ -178,7 +178,11 @@ def show_evaluation(found: "Evaluation", title: str) -> None:
             ("norm in", f"{found.norm_in:.4g}", "mean of the rows'"),
             ("norm out", f"{found.norm_out:.4g}", "mean of the reconstructions'"),
             ("norm ratio", f"{found.norm_ratio:.4f}", "out to in"),
-            ("reconstruction bias", f"{found.relative_reconstruction_bias:.4f}", "below 1: shrinks"),
+            (
+                "reconstruction bias",
+                f"{found.relative_reconstruction_bias:.4f}",
+                "below 1: shrinks",
+            ),
             ("L0", f"{found.l0:.3f}", "open features per row"),
             ("L1", f"{found.l1:.4g}", "sum of a row's features"),
             ("open in over 1 %", f"{found.over_1_percent:.2%}", f"{share}; of the rows"),
@@ -238,9 +242,7 @@ def _draw_grid(axis: Any, atoms: np.ndarray, side: int, alive: int) -> None:
     axis.set_axis_off()
 
 
-def _draw_shares(
-    axis: Any, threshold: np.ndarray, share: np.ndarray, alive: np.ndarray
-) -> None:
+def _draw_shares(axis: Any, threshold: np.ndarray, share: np.ndarray, alive: np.ndarray) -> None:
     axis.scatter(threshold[alive], 100 * share[alive], s=12, color=_BLUE, alpha=0.7, linewidths=0)
     axis.set(
         title="Living features: threshold, and how often open",

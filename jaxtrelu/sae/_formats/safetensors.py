@@ -68,11 +68,13 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
             if not all(type(size) is int and size >= 0 for size in sizes):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
-            raise _damaged(path, f"tensor {name!r} has an entry that cannot be understood") from None
+            raise _damaged(
+                path, f"tensor {name!r} has an entry that cannot be understood"
+            ) from None
         if stop - start != math.prod(shape) * dtype.itemsize or stop > len(body):
             raise _damaged(
                 path,
-                f"tensor {name!r} of shape {list(shape)} does not fit the {len(body):,} bytes there",
+                f"{name!r} of shape {list(shape)} does not fit the {len(body):,} bytes there",
             )
         spans.append((start, stop))
         tensors[name] = np.frombuffer(body[start:stop], dtype).reshape(shape)

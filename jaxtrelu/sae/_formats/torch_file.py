@@ -1,4 +1,4 @@
-"""PyTorch's .pt files without PyTorch: what `torch.save` made of tensors, numbers, texts, containers.
+"""PyTorch's .pt files without PyTorch: tensors, numbers, texts and containers.
 
 Such a file is a zip with a pickle that names the tensors' storages. A pickle is a program, and here
 it is not run: its instructions are read one by one, and those that build plain values are followed.
@@ -271,7 +271,9 @@ def _tensor(storage: _Storage, offset: Any, shape: Any, strides: Any) -> np.ndar
 
 def _plain(value: Any) -> Any:
     """The value, once it is certain that no name or storage is left in it."""
-    seen: set[int] = set()  # a pickle can make a list hold itself, or one list twice in each of many
+    seen: set[int] = (
+        set()
+    )  # a pickle can make a list hold itself, or one list twice in each of many
     open_: list[Any] = [value]
     while open_:
         item = open_.pop()
