@@ -104,11 +104,6 @@ def _gradient_of_the_square(case):
     close(gradient, 2 * value * slope, case)
 
 
-@pytest.mark.xfail(
-    raises=RecursionError,
-    strict=True,
-    reason="jax.debug_nans runs the operation again without jit, which jits itself again",
-)
 @pytest.mark.parametrize("case", PAIRS[::5], ids=str)
 def test_debug_nans_finds_one(case):
     with jax.enable_x64(case.dtype == "float64"):

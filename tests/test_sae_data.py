@@ -84,7 +84,7 @@ def test_what_is_no_matrix_of_numbers_is_refused(tmp_path):
     with pytest.raises(ValueError, match="it is a text"):
         sae.open_rows(tmp_path / "text.npy")
     np.savez(tmp_path / "several.npz", a=np.ones((2, 2)))
-    with pytest.raises(ValueError, match="an .npz of several arrays"):
+    with pytest.raises(ValueError, match=r"an \.npz of several arrays"):
         sae.open_rows(tmp_path / "several.npz")
     with pytest.raises(ValueError, match="batch of 50 examples is more than the 20 rows"):
         sae.Rows(np.ones((20, 2))).batch(0, 50)

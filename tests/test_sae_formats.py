@@ -163,11 +163,13 @@ def test_files_written_here_load_there(tmp_path):
         sae.save(kind, folder, format=format)
         x = random((60, kind.dimension), 9, 1.5)
         np.savez(folder / "expected.npz", x=x, features=kind.encode(x), output=kind(x))
+    figures = sae.evaluate(model(), random((60, 5), 9, 1.5)).to_saebench(model())
+    (tmp_path / "saebench.json").write_text(json.dumps(figures))
     script = Path(__file__).parent / "golden" / "sae_peers.py"
     command = [os.environ["JAXTRELU_PEERS"], str(script), "check", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode, done.stderr
-    assert len(done.stdout.splitlines()) == len(kinds)
+    assert len(done.stdout.splitlines()) == len(kinds) + 1
 
 
 def scales(scale):
@@ -251,7 +253,7 @@ def test_round_trips_keep_the_function(tmp_path_factory, format, size, out, skip
     has_width = has_skip | {"gemma_scope"}
     wide = first.output_dimension != first.dimension
     if (skip and format not in has_skip) or (wide and format not in has_width):
-        with pytest.raises(ValueError, match="has no place for a (skip|transcoder)"):
+        with pytest.raises(ValueError, match=r"has no place for a (skip|transcoder)"):
             sae.save(first, path, format=format)
         assert not list(path.iterdir())
         return
@@ -279,9 +281,13 @@ def test_golden_files_survive_the_own_format_and_their_own(tmp_path, name):
 def test_normalisation_that_no_weights_express_is_refused(tmp_path):
     first = model(normalisation="layer_norm")
     for format in ("gemma_scope", "dictionary_learning", "llama_scope", "circuit_tracer"):
+<<<<<<< HEAD
         with pytest.raises(
             ValueError, match=r"normalises each row|normalisation row by row|one th"
         ):
+=======
+        with pytest.raises(ValueError, match=r"normalises each|normalisation row by row|one th"):
+>>>>>>> desk
             sae.save(first, tmp_path / "file", format=format)
     sae.save(first, tmp_path / "lens", format="saelens")
     same_function(first, sae.load(tmp_path / "lens"), exactly=True)
@@ -521,7 +527,10 @@ def test_a_damaged_pt_file_never_ends_in_a_traceback(tmp_path_factory, seed):
     try:
         sae.load(file)
     except ValueError as error:
-        assert str(error).endswith(".") and "ae.pt" in str(error)
+        text = str(error)
+    else:
+        return
+    assert text.endswith(".") and "ae.pt" in text
 
 
 def test_torch_files_hold_numbers_texts_and_containers(tmp_path):

@@ -166,7 +166,7 @@ def test_with_no_intact_checkpoint_the_run_begins_again_and_says_so(tmp_path):
     first = sae.run(rows(), settings(steps=20), **part)
     for path in checkpoints(tmp_path / "run"):
         flip(path)
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="is damaged") as warned:
         again = sae.run(rows(), settings(steps=20), **part)
     assert len([w for w in warned if "is damaged" in str(w.message)]) == 2
     assert again.resumed_from == 0
@@ -240,9 +240,13 @@ def test_a_part_of_a_checkpoint_left_by_a_killed_run_is_removed(tmp_path):
 
 def test_a_run_that_diverges_stops_and_says_at_which_step(tmp_path):
     wild = dataclasses.replace(RECIPE, learning_rate=1e38, learning_rate_warmup=0)
+<<<<<<< HEAD
     with pytest.raises(
         FloatingPointError, match=r"not finite any more at step \d+: .*smaller lear"
     ):
+=======
+    with pytest.raises(FloatingPointError, match=r"not finite any more at step \d+: .*smaller"):
+>>>>>>> desk
         sae.run(
             rows(), settings(recipe=wild), checkpoint_folder=tmp_path / "run", checkpoint_every=1
         )
@@ -422,7 +426,7 @@ def test_the_advice_for_bfloat16_works(tmp_path):
 def test_a_shape_below_zero_in_a_header_is_one_sentence(tmp_path):
     text = "{'descr': '<f4', 'fortran_order': False, 'shape': (-3, 4)}".ljust(117) + "\n"
     (tmp_path / "n.npy").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + text.encode())
-    with pytest.raises(ValueError, match="cannot be read as a .npy file"):
+    with pytest.raises(ValueError, match=r"cannot be read as a \.npy file"):
         sae.open_rows(tmp_path / "n.npy")
 
 

@@ -1,11 +1,12 @@
-"""Sparse autoencoders with JumpReLU: train, save, load, encode, evaluate; free of any layer library.
+"""Sparse autoencoders with JumpReLU: train, save, load, encode, evaluate.
 
     model = sae.train(x, features=4096, l0=32)
     sae.save(model, "model.safetensors")
     features = sae.load("model.safetensors").encode(x)
 
-`SparseAutoencoder` is the same as a Flax module. Needs optax; the module needs Flax. Below `train` lie
-`Rows`, `Settings` and `run`, and below these the losses, recipes and weights as plain functions.
+Free of any layer library; `SparseAutoencoder` is the same as a Flax module. Needs optax; the module
+needs Flax. Below `train` lie `Rows`, `Settings` and `run`, and below these the losses, recipes and
+weights as plain functions.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: files with a checksum and the run's identity, whole or not at all."""
+"""Checkpoints of a training run: whole files with a checksum and the run's identity."""
 
 import json
 import os
@@ -155,7 +155,7 @@ def _named(state: object) -> dict[str, np.ndarray]:
 
 
 def _put(fresh: T, tensors: Mapping[str, np.ndarray]) -> T:
-    """The state of the saved tensors. Same identity, so shapes agree unless JAX or optax changed."""
+    """The state of the saved tensors; of one identity, so shapes agree unless optax changed."""
 
     def leaf(path: Any, old: Any) -> Any:
         name = jax.tree_util.keystr(path)

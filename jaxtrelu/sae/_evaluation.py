@@ -1,7 +1,7 @@
-"""Figures of a model on rows: the metrics of SAEBench's core evaluation that need no language model.
+"""Figures of a model on rows: the metrics of SAEBench's core that need no language model.
 
-Rows are streamed: per-row quantities are computed in float32 and summed in float64. Where SAEBench's
-own code departs from its description, the description is followed: `Evaluation` says where.
+Rows are streamed: per-row quantities are computed in float32 and summed in float64. Where the code
+of SAEBench departs from its description, the description is followed: `Evaluation` says where.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """The autoencoder as an object: encode, decode, look at features; a pytree, free of any library.
 
-What other libraries publish is of this form, too: inputs may be normalised row by row, the decoder's
-bias may be subtracted first, a transcoder writes to another space than it reads from, and a skip
-connection may pass the input by.
+What other libraries publish is of this form, too: inputs may be normalised row by row, the bias of
+the decoder may be subtracted first, a transcoder writes to another space than it reads from, and a
+skip connection may pass the input by.
 """
 
 import dataclasses
@@ -105,7 +105,8 @@ class Autoencoder:
 
     Example:
       >>> from jaxtrelu import sae
-      >>> weights = sae.Weights(np.eye(3, 2), np.zeros(3), np.full(3, .5), np.eye(3, 2), np.zeros(2))
+      >>> rows = np.eye(3, 2)
+      >>> weights = sae.Weights(rows, np.zeros(3), np.full(3, 0.5), rows, np.zeros(2))
       >>> model = sae.Autoencoder(weights)
       >>> model(np.array([[1.0, 0.25]])).tolist()
       [[1.0, 0.0]]
@@ -339,7 +340,8 @@ class Autoencoder:
         x = jnp.asarray(x)
         if x.shape[-1:] != (self.dimension,):
             raise ValueError(
-                f"x should have {self.dimension} columns, as the model has, but has shape {x.shape}."
+                f"x should have {self.dimension} columns, as the model has, but has shape "
+                f"{x.shape}."
             )
         return x
 
@@ -348,8 +350,8 @@ class Autoencoder:
         array = matrix(x)
         if array.ndim != 2 or array.shape[1] != self.dimension:
             raise ValueError(
-                f"x should have one example per row and {self.dimension} columns, as the model has, "
-                f"but has shape {array.shape}."
+                f"x should have one example per row and {self.dimension} columns, as the model "
+                f"has, but has shape {array.shape}."
             )
         size = max(1, min(_BLOCK_ENTRIES // max(self.features, self.dimension), len(array)))
         for start in range(0, max(len(array), 1), size):

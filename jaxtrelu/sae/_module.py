@@ -154,8 +154,8 @@ class SparseAutoencoder(nnx.Module):
             )
         if model.needs_inputs or model.dimension != model.output_dimension:
             raise ValueError(
-                "a transcoder, or a model with a skip connection or a normalisation of each row, is "
-                "no SparseAutoencoder: work with the model itself."
+                "a transcoder, or a model with a skip connection or a normalisation of each row, "
+                "is no SparseAutoencoder: work with the model itself."
             )
         scale = float(model.input_scale)
         if model.subtract_decoder_bias or scale != float(model.output_scale):

@@ -74,8 +74,8 @@ class Rows:
         self.array, self.name, self.seed, self.held_out = array, name, seed, held_out
         if not 0 <= held_out < len(array):
             raise ValueError(
-                f"`held_out` should leave some of the {len(array)} rows of {name} to train on, but is "
-                f"{held_out!r}."
+                f"`held_out` should leave some of the {len(array)} rows of {name} to train on, but "
+                f"is {held_out!r}."
             )
         row_bytes = array.shape[1] * array.dtype.itemsize
         mapped = isinstance(array, np.memmap)
@@ -299,7 +299,7 @@ def open_rows(path: str | os.PathLike, seed: int = 0, *, held_out: int = 0) -> R
 
 
 _KINDS = {
-    b"PK": "it is a zip archive, such as an .npz of several arrays; save one of them with numpy.save.",
+    b"PK": "it is a zip archive, such as an .npz of several arrays; numpy.save writes one.",
     b"\x80": "it is a pickle, which is never loaded; save the array with numpy.save.",
     b"PAR1": "it is a Parquet file; numpy.save(…, frame.to_numpy()) makes one.",
     b"\x89HDF": "it is an HDF5 file; numpy.save(…, file[name][:]) makes one.",
@@ -329,10 +329,9 @@ def _kind(start: bytes, name: str) -> str:
 
 def _conversion(dtype: np.dtype) -> str:
     """What to do with an array of a dtype that is not taken."""
-    if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
-        if dtype.type is np.void:  # as numpy.save leaves bfloat16: two bytes without a meaning
-            return (
-                "If these are bfloat16 numbers, pass "
-                "array.view(ml_dtypes.bfloat16).astype(np.float32)."
-            )
+    # As numpy.save leaves bfloat16: two bytes without a meaning.
+    if dtype.type is np.void and dtype.itemsize == 2 and dtype.names is None:
+        return (
+            "If these are bfloat16 numbers, pass array.view(ml_dtypes.bfloat16).astype(np.float32)."
+        )
     return "Pass float32 or float16, converted with .astype(np.float32)."

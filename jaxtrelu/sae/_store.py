@@ -9,7 +9,7 @@ from jaxtrelu.sae._formats import npz, safetensors, torch_file
 from jaxtrelu.sae._formats.table import (
     FORMATS,
     OWN_KIND,
-    Refused,
+    RefusedError,
     check_finite,
     name_of,
     read_dictionary_learning,
@@ -53,7 +53,7 @@ def load(path: str | os.PathLike) -> Autoencoder:
     try:
         model = _folder(path) if path.is_dir() else _file(path)
         check_finite(model)
-    except Refused as reason:
+    except RefusedError as reason:
         raise ValueError(f"{name_of(path)} cannot be loaded: {reason}.") from None
     except ValueError as error:
         text = str(error)
@@ -94,7 +94,7 @@ def save(
     kind, path = FORMATS[format], Path(path).expanduser()
     try:
         contents = kind.write(model)
-    except Refused as reason:
+    except RefusedError as reason:
         raise ValueError(f"the model cannot be written as {format!r}: {reason}.") from None
     if not kind.is_folder and path.is_dir():
         path = path / kind.file
@@ -117,7 +117,7 @@ def _folder(path: Path) -> Autoencoder:
     if (path / "cfg.json").is_file() and (path / "sae_weights.safetensors").is_file():
         return read_saelens(path)
     if (path / "cfg.json").is_file() and (path / "sae.safetensors").is_file():
-        raise Refused("it is an autoencoder of sparsify, which is top-k and has no threshold")
+        raise RefusedError("it is an autoencoder of sparsify, which is top-k and has no threshold")
     if (path / "hyperparams.json").is_file() or (
         (path / "config.json").is_file() and (path / "sae_weights.safetensors").is_file()
     ):
@@ -125,7 +125,7 @@ def _folder(path: Path) -> Autoencoder:
     known = [path / name for name in ("ae.pt", "params.npz", "params.safetensors")]
     found = [file for file in known if file.is_file()]
     if not found:
-        raise Refused(
+        raise RefusedError(
             "the folder holds none of the known files (sae.safetensors, cfg.json with "
             "sae_weights.safetensors, hyperparams.json, ae.pt, params.npz, params.safetensors)"
         )
@@ -136,7 +136,11 @@ def _file(path: Path) -> Autoencoder:
     with open(path, "rb") as stream:
         start = stream.read(16)
     if not start:
+<<<<<<< HEAD
         raise Refused("the file is empty")
+=======
+        raise RefusedError("the file is empty")
+>>>>>>> desk
     if (
         path.name in ("cfg.json", "sae_weights.safetensors")
         and (path.parent / "cfg.json").is_file()
@@ -160,7 +164,7 @@ def _file(path: Path) -> Autoencoder:
         return read_dictionary_learning(torch_file.read(path), path.parent)
     if path.suffix == ".safetensors":
         return recognise_arrays(safetensors.read(path)[0])
-    raise Refused(
+    raise RefusedError(
         "it is none of the known kinds of files: .safetensors, .npz, or a .pt of torch.save"
     )
 

@@ -44,6 +44,7 @@ HISTORY = (
     "threshold_distance", "threshold_05", "threshold_25", "threshold_50", "threshold_75",
     "threshold_95",
 )  # fmt: skip
+_LISTED = 32  # open features, at least, for which lists are made without a target
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -62,8 +63,8 @@ class Settings:
       log_every: steps between two rows of the history.
       sparse: whether to use `jaxtrelu.sparse_mlp` where it pays: the same run to rounding, in down
         to half the time for wide dictionaries (docs/sparse.md). Not where the recipe needs the
-        dense latent, nor where `target_l0` is more than one feature in 32, the share for which
-        lists are made.
+        dense latent, nor where `target_l0` (without one: 32) is more than one feature in 32, the
+        share for which lists are made.
     """
 
     features: int
@@ -87,7 +88,9 @@ class Settings:
 
     def visits_entries_only(self) -> bool:
         """Whether the run skips the zeros."""
-        few = self.target_l0 is None or self.target_l0 <= self.features * CROSSOVER
+        # Without a target nobody knows how many will be open; in a small latent lists cannot pay.
+        wanted = _LISTED if self.target_l0 is None else self.target_l0
+        few = wanted <= self.features * CROSSOVER
         return self.sparse and few and losses.visits_entries_only(self.recipe)
 
     def controller(self) -> L0Controller | None:

@@ -3,10 +3,11 @@
   python sae_peers.py make FOLDER     writes the golden files, with inputs and what comes of them
   python sae_peers.py check FOLDER    loads each file that jaxtrelu wrote there, and compares
 
-Needs torch, safetensors, sae-lens, dictionary-learning, einops, packaging, pyyaml, requests and tqdm;
-the two libraries with `pip install --no-deps`: what else they ask for is a language-model stack of
-gigabytes, in place of which modules without content stand here, since only classes of weights are
-used. Made with torch 2.13.0, safetensors 0.8.0, sae-lens 6.54.12, dictionary-learning 0.1.0.
+Needs torch, safetensors, einops, packaging, pydantic, pyyaml, requests and tqdm, and with
+`pip install --no-deps` sae-lens, dictionary-learning and sae-bench: what else they ask for is a
+language-model stack of gigabytes, in place of which modules without content stand here, since only
+classes of weights and of results are used. Made with torch 2.13.0, safetensors 0.8.0,
+sae-lens 6.54.12, dictionary-learning 0.1.0; checked with sae-bench 0.6.0.
 """
 
 import importlib.abc
@@ -193,8 +194,8 @@ def make_dictionary_learning(folder):
     (folder / "dictionary_learning_mid_run").mkdir()
     optimizer = torch.optim.Adam(jump.parameters())
     torch.save(
-        {"step": 7, "ae": jump.state_dict(), "optimizer": optimizer.state_dict(), "norm_factor": 2.0,
-         "config": {"lr": 1e-3, "wandb_name": None, "steps": [1, 2]}},
+        {"step": 7, "ae": jump.state_dict(), "optimizer": optimizer.state_dict(),
+         "norm_factor": 2.0, "config": {"lr": 1e-3, "wandb_name": None, "steps": [1, 2]}},
         folder / "dictionary_learning_mid_run" / "ae.pt",
     )  # fmt: skip
     keep(folder / "dictionary_learning_mid_run", jump.encode(inputs() / 2), 2 * jump(inputs() / 2))
@@ -210,7 +211,7 @@ def make_dictionary_learning(folder):
 
 @torch.no_grad()
 def make_others(folder):
-    """Formats without a library of weights: their rule by hand, in torch, written by safetensors."""
+    """Formats without a library of weights: their rule by hand, in torch."""
     x, threshold = inputs(), 0.5 + draw(1, (M,), 0.2)
     w_enc, w_dec = draw(2, (D, M), 0.6), draw(3, (M, D), 0.6)
     b_enc, b_dec, skip = draw(4, (M,), 0.3), draw(5, (D,), 0.3), draw(6, (D, D), 0.3)
@@ -295,6 +296,12 @@ def load_there(folder):
 
 @torch.no_grad()
 def check(folder):
+    if (folder / "saebench.json").exists():
+        from pydantic import TypeAdapter
+        from sae_bench.evals.core.eval_output import CoreEvalOutput
+
+        TypeAdapter(CoreEvalOutput).validate_json((folder / "saebench.json").read_text())
+        print("saebench.json: valid")
     for case in sorted(path for path in folder.iterdir() if path.is_dir()):
         with np.load(case / "expected.npz") as expected:
             x, features, output = (torch.tensor(expected[k]) for k in ("x", "features", "output"))

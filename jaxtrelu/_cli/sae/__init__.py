@@ -14,8 +14,8 @@ HUGE_PAGES = True
 
 _COMMANDS = ("train", "eval", "convert")
 _DESCRIPTION = """\
-Sparse autoencoders with JumpReLU and learned thresholds. Without the name of a command, `jaxtrelu sae`
-trains."""
+Sparse autoencoders with JumpReLU and learned thresholds. Without the name of a command,
+`jaxtrelu sae` trains."""
 _EPILOG = """\
   jaxtrelu sae
   jaxtrelu sae train activations.npy --features 16384 --l0 64 --steps 50000 --output results/wide

@@ -4,8 +4,8 @@ import argparse
 from typing import Any
 
 _DESCRIPTION = """\
-Reads a model in any of the known formats and writes it in another. No PyTorch is needed, and nothing
-in a file is run. Settings that a format has no place for are folded into the weights."""
+Reads a model in any of the known formats and writes it in another. No PyTorch is needed, and
+nothing in a file is run. Settings that a format has no place for are folded into the weights."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,8 +25,8 @@ def add_parser(subparsers: Any) -> None:
             "jaxtrelu", "gemma_scope", "gemma_scope_2", "saelens", "dictionary_learning",
             "dictionary_learning_batch_top_k", "llama_scope", "circuit_tracer",
         ),
-        help="jaxtrelu (one file, with everything), gemma_scope, gemma_scope_2, saelens (a folder), "
-        "dictionary_learning (a folder), dictionary_learning_batch_top_k, llama_scope or "
+        help="jaxtrelu (one file, with everything), gemma_scope, gemma_scope_2, saelens (a "
+        "folder), dictionary_learning (a folder), dictionary_learning_batch_top_k, llama_scope or "
         "circuit_tracer",
     )  # fmt: skip
 

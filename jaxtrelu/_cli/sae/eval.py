@@ -8,8 +8,8 @@ from typing import Any
 from jaxtrelu import _files
 
 _DESCRIPTION = """\
-Prints the metrics of SAEBench's core evaluation that need no language model. On the data that the model
-was trained on, only the rows count that were kept aside then; on other data, all of them."""
+Prints the metrics of SAEBench's core evaluation that need no language model. On the data that the
+model was trained on, only the rows count that were kept aside then; on other data, all of them."""
 
 
 def add_parser(subparsers: Any) -> None:

@@ -74,7 +74,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]
         if stop - start != math.prod(shape) * dtype.itemsize or stop > len(body):
             raise _damaged(
                 path,
-                f"tensor {name!r} of shape {list(shape)} does not fit the {len(body):,} bytes there",
+                f"{name!r} of shape {list(shape)} does not fit the {len(body):,} bytes there",
             )
         spans.append((start, stop))
         tensors[name] = np.frombuffer(body[start:stop], dtype).reshape(shape)

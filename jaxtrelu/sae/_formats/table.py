@@ -1,7 +1,7 @@
 """The formats, one object each: how it is recognised, what its arrays mean, and how to write it.
 
-Rules were read from the loaders of the libraries themselves; docs/autoencoders.md has them in a table,
-with the mistakes of other loaders that are not repeated here.
+Rules were read from the loaders of the libraries themselves; docs/autoencoders.md has them in a
+table, with the mistakes of other loaders that are not repeated here.
 """
 
 import json
@@ -26,7 +26,7 @@ Contents = dict[str, bytes]
 OWN_KIND, OWN_VERSION = "jaxtrelu.sae", 1
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Why a file cannot be read, or a model not written: a clause that begins in lower case."""
 
 
@@ -40,7 +40,7 @@ class Format(NamedTuple):
     is_folder: bool
     """Whether there are several files, so that a path means a folder."""
     write: Callable[[Autoencoder], Contents]
-    """Raises Refused."""
+    """Raises RefusedError."""
 
 
 # --- the library's own ---------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def read_own(path: Path) -> Autoencoder:
     tensors, metadata = safetensors.read(path)
     version = metadata.get("version", "")
     if version.isdecimal() and int(version) > OWN_VERSION:
-        raise Refused(f"it was written by a newer version of jaxtrelu (format {version})")
+        raise RefusedError(f"it was written by a newer version of jaxtrelu (format {version})")
     metadata = safetensors.check_seal(path, tensors, metadata)
     try:
         settings = json.loads(metadata["settings"])
@@ -81,7 +81,7 @@ def read_own(path: Path) -> Autoencoder:
         skip = tensors.get("skip")
         weights = Weights(**{name: tensors[name] for name in Weights._fields})
     except (KeyError, TypeError, ValueError) as error:
-        raise Refused(f"its settings cannot be understood ({error})") from None
+        raise RefusedError(f"its settings cannot be understood ({error})") from None
     return Autoencoder(weights, None if skip is None else jnp.asarray(skip), **settings)
 
 
@@ -91,13 +91,13 @@ def read_own(path: Path) -> Autoencoder:
 def _take(arrays: Arrays, *names: str) -> list[np.ndarray]:
     missing = [name for name in names if name not in arrays]
     if missing:
-        raise Refused(f"it has no {', '.join(missing)}")
+        raise RefusedError(f"it has no {', '.join(missing)}")
     found = []
     for name in names:
         array = np.asarray(arrays[name])
         # bfloat16 is of kind "V".
         if array.dtype.kind not in "fiuV":
-            raise Refused(f"its {name} holds {array.dtype}")
+            raise RefusedError(f"its {name} holds {array.dtype}")
         found.append(array.astype(np.float32))
     return found
 
@@ -108,7 +108,9 @@ def _oriented(name: str, matrix: np.ndarray, wanted: tuple[int, int], also: bool
         return matrix
     if also and matrix.shape == wanted[::-1]:
         return matrix.T
-    raise Refused(f"its {name} has shape {matrix.shape} where biases and thresholds say {wanted}")
+    raise RefusedError(
+        f"its {name} has shape {matrix.shape} where biases and thresholds say {wanted}"
+    )
 
 
 def _five(
@@ -127,10 +129,14 @@ def _five(
     """
     encoder, decoder, b_enc, b_dec = _take(arrays, *names)
     if b_enc.ndim != 1 or b_dec.ndim != 1:
-        raise Refused(f"its biases have shapes {b_enc.shape} and {b_dec.shape}, and are no vectors")
+        raise RefusedError(
+            f"its biases have shapes {b_enc.shape} and {b_dec.shape}, and are no vectors"
+        )
     m, d_out = len(b_enc), len(b_dec)
     if encoder.ndim != 2 or m not in encoder.shape:
-        raise Refused(f"its {names[0]} has shape {encoder.shape}, with no axis of {m} features")
+        raise RefusedError(
+            f"its {names[0]} has shape {encoder.shape}, with no axis of {m} features"
+        )
     other = encoder.shape[1 - encoder.shape.index(m)]
     rule = (m, other) if encoder_by_feature else (other, m)
     encoder = _oriented(names[0], encoder, rule, not sure)
@@ -146,14 +152,13 @@ def _five(
         threshold = np.full(m, threshold, np.float32)
     # A negative threshold lets nothing more through than 0 does: these formats apply a ReLU, too.
     threshold = np.maximum(threshold, 0)
-    weights = Weights(
+    return Weights(
         encoder if encoder_by_feature else encoder.T,  # type: ignore[arg-type]
         b_enc,  # type: ignore[arg-type]
         threshold,  # type: ignore[arg-type]
         decoder if decoder_by_feature else decoder.T,  # type: ignore[arg-type]
         b_dec,  # type: ignore[arg-type]
     )
-    return weights
 
 
 _UPPER = ("W_enc", "W_dec", "b_enc", "b_dec")
@@ -177,13 +182,13 @@ def _plain(
 ) -> Autoencoder:
     """The model with everything folded that the format has no place for."""
     if model.skip is not None and not skip:
-        raise Refused(f"{title} has no place for a skip connection")
+        raise RefusedError(f"{title} has no place for a skip connection")
     if model.dimension != model.output_dimension and not wide:
-        raise Refused(f"{title} has no place for a transcoder")
+        raise RefusedError(f"{title} has no place for a transcoder")
     try:
         return folded(model)
     except ValueError as error:
-        raise Refused(str(error)) from None
+        raise RefusedError(str(error)) from None
 
 
 def _json(values: Any) -> bytes:
@@ -191,13 +196,13 @@ def _json(values: Any) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A configuration. Raises Refused where it is no table."""
+    """A configuration. Raises RefusedError where it is no table."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        raise Refused(f"its {path.name} is no JSON") from None
+        raise RefusedError(f"its {path.name} is no JSON") from None
     if not isinstance(found, dict):
-        raise Refused(f"its {path.name} is no table")
+        raise RefusedError(f"its {path.name} is no table")
     return found
 
 
@@ -221,7 +226,7 @@ def write_gemma_scope(model: Autoencoder) -> Contents:
 def read_gemma_scope_2(arrays: Arrays) -> Autoencoder:
     """`params.safetensors`: the output adds x @ affine_skip_connection."""
     if np.ndim(arrays.get("w_dec")) == 3:
-        raise Refused(
+        raise RefusedError(
             f"it is a cross-layer transcoder whose decoder writes to {arrays['w_dec'].shape[1]} "
             "layers; take one layer of w_dec and b_dec"
         )
@@ -260,12 +265,16 @@ def read_saelens(folder: Path) -> Autoencoder:
         reason = "it has no fixed threshold per feature"
         if "top" in f"{cfg.get('activation_fn_str')} {architecture}":
             reason = "top-k keeps the k largest of each row, by no threshold"
-        raise Refused(
-            f"its architecture is {architecture!r}, and {reason}; convert it to 'jumprelu' where it "
-            "was trained"
+        raise RefusedError(
+            f"its architecture is {architecture!r}, and {reason}; convert it to 'jumprelu' where "
+            "it was trained"
         )
     if cfg.get("activation_fn_str", cfg.get("activation_fn", "relu")) not in ("relu", None):
+<<<<<<< HEAD
         raise Refused(
+=======
+        raise RefusedError(
+>>>>>>> desk
             f"it has the activation {cfg.get('activation_fn_str')!r} before its threshold"
         )
     if relu:
@@ -288,7 +297,7 @@ def read_saelens(folder: Path) -> Autoencoder:
     # Before version 5 a yes or no.
     rule = "expected_average_only_in" if rule is True else rule
     if rule == "covariance_whitening":
-        raise Refused(
+        raise RefusedError(
             "it whitens its inputs by a matrix that is not in the file: fold it with SAELens's "
             "fold_activation_whitening and save it again"
         )
@@ -301,11 +310,11 @@ def read_saelens(folder: Path) -> Autoencoder:
         )
         rule = "none"
     if rule not in ("none", "layer_norm", "constant_norm_rescale"):
-        raise Refused(f"its normalize_activations is {rule!r}, which is not known")
+        raise RefusedError(f"its normalize_activations is {rule!r}, which is not known")
     if transcoder and rule != "none":
-        raise Refused(f"it is a transcoder that normalises its inputs ({rule})")
+        raise RefusedError(f"it is a transcoder that normalises its inputs ({rule})")
     if cfg.get("finetuning_scaling_factor"):
-        raise Refused("it has a finetuning_scaling_factor, which is not supported")
+        raise RefusedError("it has a finetuning_scaling_factor, which is not supported")
     kept = {k: cfg[k] for k in ("metadata", "reshape_activations") if cfg.get(k)}
     if not kept.get("metadata"):  # before version 6, all of it on one level
         inside = ("model_name", "hook_name", "hook_layer", "hook_head_index", "sae_lens_version")
@@ -328,7 +337,11 @@ def write_saelens(model: Autoencoder) -> Contents:
         scaled = (model.input_scale, model.output_scale) != (1.0, 1.0)
         model = folded(model) if scaled else model
     elif (model.input_scale, model.output_scale) != (1.0, 1.0) or model.skip is not None:
+<<<<<<< HEAD
         raise Refused(
+=======
+        raise RefusedError(
+>>>>>>> desk
             "SAELens has no place for a scale or a skip connection beside a normalisation"
         )
     arrays, skip = _numpy(model)
@@ -370,7 +383,7 @@ def read_dictionary_learning(found: Any, folder: Path) -> Autoencoder:
             about["norm_factor"] = float(found["norm_factor"])
         found = found["ae"]
     if not isinstance(found, dict) or not all(isinstance(v, np.ndarray) for v in found.values()):
-        raise Refused("it holds no dictionary of tensors, as an autoencoder's file does")
+        raise RefusedError("it holds no dictionary of tensors, as an autoencoder's file does")
     if (folder / "config.json").exists():
         config = read_json(folder / "config.json").get("trainer")
         keep = ("dict_class", "layer", "lm_name", "submodule_name")
@@ -381,10 +394,10 @@ def read_dictionary_learning(found: Any, folder: Path) -> Autoencoder:
     # biases back, in mid-run it has not yet.
     scale = 1 / about.get("norm_factor", 1.0)
     if not 0 < scale < math.inf:
-        raise Refused(f"its norm_factor is {about['norm_factor']!r}")
+        raise RefusedError(f"its norm_factor is {about['norm_factor']!r}")
     if "W_enc" in found:
         if "threshold" not in found:
-            raise Refused("it has no threshold")
+            raise RefusedError("it has no threshold")
         (threshold,) = _take(found, "threshold")
         weights = _five(found, _UPPER, threshold, encoder_by_feature=False, decoder_by_feature=True)
         return Autoencoder(
@@ -392,20 +405,22 @@ def read_dictionary_learning(found: Any, folder: Path) -> Autoencoder:
             about={"dictionary_learning": about},
         )  # fmt: skip
     if "gate_bias" in found or "r_mag" in found:
-        raise Refused("it is a gated autoencoder, whose gate is a second encoder and no threshold")
+        raise RefusedError(
+            "it is a gated autoencoder, whose gate is a second encoder and no threshold"
+        )
     names = ("encoder.weight", "decoder.weight", "encoder.bias", "b_dec")
     if "k" not in found:
         reason = "it is no JumpReLU or BatchTopK autoencoder of dictionary_learning"
-        raise Refused(f"{reason}: it has {', '.join(sorted(map(str, found))[:8])}")
+        raise RefusedError(f"{reason}: it has {', '.join(sorted(map(str, found))[:8])}")
     # AutoEncoderTopK saves a threshold, too, and encodes by top-k of each row.
     if kind and "BatchTopK" not in kind:
-        raise Refused(
+        raise RefusedError(
             f"it is a {kind}, which keeps the k largest of each row, by no threshold; train a "
             "BatchTopK or JumpReLU autoencoder"
         )
     (threshold,) = _take(found, "threshold")
     if threshold.ndim or not threshold >= 0:
-        raise Refused(
+        raise RefusedError(
             "its threshold is not set (-1), so only top-k over a batch is defined; train until "
             "dictionary_learning has set it (threshold_start_step)"
         )
@@ -433,7 +448,7 @@ def write_batch_top_k(model: Autoencoder) -> Contents:
     threshold = np.asarray(model.threshold)
     k = model.about.get("dictionary_learning", {}).get("k") if model.about else None
     if (threshold != threshold[0]).any() or k is None:
-        raise Refused(
+        raise RefusedError(
             "a BatchTopK autoencoder has one threshold for all features, and a k; pass "
             "format='dictionary_learning' for its JumpReLU"
         )
@@ -474,14 +489,14 @@ def read_llama_scope(folder: Path) -> Autoencoder:
     )
     arrays, _ = safetensors.read(file)
     if cfg.get("use_glu_encoder"):
-        raise Refused("its encoder is a gated linear unit, which has no threshold alone")
+        raise RefusedError("its encoder is a gated linear unit, which has no threshold alone")
     if "log_jumprelu_threshold" in arrays:
         (threshold,) = _take(arrays, "log_jumprelu_threshold")
         threshold = np.exp(threshold)
     else:
         value = cfg.get("jump_relu_threshold")
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise Refused(f"its jump_relu_threshold is {value!r}: top-k has no threshold")
+            raise RefusedError(f"its jump_relu_threshold is {value!r}: top-k has no threshold")
         threshold = np.asarray(value, np.float32)
     weights = _five(arrays, _LINEAR, threshold, encoder_by_feature=True, decoder_by_feature=False)
     if cfg.get("sparsity_include_decoder_norm"):
@@ -501,9 +516,11 @@ def read_llama_scope(folder: Path) -> Autoencoder:
             ends = norms["in"], norms.get("out", norms["in"])
             scale = [n**0.5 / float(norm) for n, norm in zip(d, ends, strict=True)]
         except (KeyError, TypeError, ValueError, ZeroDivisionError):
-            raise Refused(f"its dataset_average_activation_norm is {norms!r}") from None
+            raise RefusedError(f"its dataset_average_activation_norm is {norms!r}") from None
     elif cfg.get("norm_activation", "none") not in ("none", "inference", "dataset-wise", None):
-        raise Refused(f"it normalises activations {cfg['norm_activation']!r}, which is not known")
+        raise RefusedError(
+            f"it normalises activations {cfg['norm_activation']!r}, which is not known"
+        )
     keep = ("hook_point_in", "hook_point_out", "model_name", "d_model", "d_sae")
     return Autoencoder(
         weights,
@@ -519,11 +536,11 @@ def write_llama_scope(model: Autoencoder) -> Contents:
     title = "Llama Scope"
     threshold = np.asarray(model.threshold)
     if (threshold != threshold[0]).any():
-        raise Refused(f"{title} has one threshold for all features, and the model's differ")
+        raise RefusedError(f"{title} has one threshold for all features, and the model's differ")
     if model.dimension != model.output_dimension or model.skip is not None:
-        raise Refused(f"{title} has no place for a transcoder or a skip connection")
+        raise RefusedError(f"{title} has no place for a transcoder or a skip connection")
     if model.normalisation != "none":
-        raise Refused(f"{title} has no place for a normalisation row by row")
+        raise RefusedError(f"{title} has no place for a normalisation row by row")
     w = Weights(*(np.asarray(value, np.float32) for value in model.weights))
     root = model.dimension**0.5
     ends = float(model.input_scale), float(model.output_scale)
@@ -602,29 +619,33 @@ def recognise_arrays(arrays: Arrays) -> Autoencoder:
     if "W_enc" in arrays and "threshold" in arrays:
         return read_gemma_scope(arrays)
     if "encoder.weight" in arrays and "W_dec" in arrays:
-        raise Refused("it is an autoencoder of sparsify, which is top-k and has no threshold")
+        raise RefusedError("it is an autoencoder of sparsify, which is top-k and has no threshold")
     if set(Weights._fields) <= set(arrays):
         if "input_scale" not in arrays:
-            raise Refused("its tensors are those of sae.save, and its header is not: it is damaged")
+            raise RefusedError(
+                "its tensors are those of sae.save, and its header is not: it is damaged"
+            )
         # The sae.npz of jaxtrelu 0.1.
         weights = Weights(*(_take(arrays, *Weights._fields)))  # type: ignore[arg-type]
         scale = float(_take(arrays, "input_scale")[0])
         return Autoencoder(weights, input_scale=scale, output_scale=scale)
     if "encoder.weight" in arrays or "W_enc" in arrays:
-        raise Refused("it has no threshold, without which nothing says which features are open")
+        raise RefusedError(
+            "it has no threshold, without which nothing says which features are open"
+        )
     names = ", ".join(sorted(arrays)[:8]) or "nothing"
-    raise Refused(f"its arrays are those of no known autoencoder: it has {names}")
+    raise RefusedError(f"its arrays are those of no known autoencoder: it has {names}")
 
 
 def check_finite(model: Autoencoder) -> None:
-    """Raises Refused where a weight is NaN or infinite."""
+    """Raises RefusedError where a weight is NaN or infinite."""
     named = {**model.weights._asdict(), "skip": model.skip}
     for name, value in named.items():
         # A threshold at infinity closes a feature for good, which is allowed.
         if value is None or (name == "threshold" and not np.isnan(value).any()):
             continue
         if not np.isfinite(value).all():
-            raise Refused(f"its {name} holds NaN or infinity")
+            raise RefusedError(f"its {name} holds NaN or infinity")
 
 
 def name_of(path: str | os.PathLike) -> str:

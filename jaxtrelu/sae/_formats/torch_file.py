@@ -1,4 +1,4 @@
-"""PyTorch's .pt files without PyTorch: what `torch.save` made of tensors, numbers, texts, containers.
+"""PyTorch's .pt files without PyTorch: tensors, numbers, texts and containers.
 
 Such a file is a zip with a pickle that names the tensors' storages. A pickle is a program, and here
 it is not run: its instructions are read one by one, and those that build plain values are followed.
