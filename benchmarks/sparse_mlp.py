@@ -282,5 +282,11 @@ def add_arguments(parser):
 
 
 if __name__ == "__main__":
-    suites = {"product": product, "screen": screen, "find": find, "touched": touched, "sweep": sweep}
+    suites = {
+        "product": product,
+        "screen": screen,
+        "find": find,
+        "touched": touched,
+        "sweep": sweep,
+    }
     sys.exit(run(__doc__, suites, add_arguments))
