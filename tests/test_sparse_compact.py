@@ -70,8 +70,10 @@ def test_a_closed_entry_contributes_nothing_beside_nan_and_infinity(case, side):
 def test_several_entries_beside_nan_that_some_examples_open():
     """One by one: an example that opens such a feature is NaN, and the others are as before."""
     x, w_in, w_out, threshold, b_in, b_out = args = operands(SIDES["sparse"])
-    bad = (x, w_in, w_out.at[jnp.array([3, 8, 40])].set(jnp.nan), threshold, b_in, b_out)
-    opened = (x @ w_in.T + b_in > threshold)[:, jnp.array([3, 8, 40])].any(1)
+    opened = x @ w_in.T + b_in > threshold
+    chosen = jnp.argsort(jnp.abs(opened.sum(0) - 2))[:3]  # open for two examples or so
+    bad = (x, w_in, w_out.at[chosen].set(jnp.nan), threshold, b_in, b_out)
+    opened = opened[:, chosen].any(1)
     assert 0 < opened.sum() < len(opened)
     y, expected = gradients("ceiling", *bad)[1], gradients("ceiling", *args)[1]
     assert jnp.isnan(y).all(1).tolist() == opened.tolist()
