@@ -60,6 +60,7 @@ METHODS = {
     f"{name}.{method}": value
     for name, cls in CLASSES.items()
     for method, value in methods(cls).items()
+    if method != "setup"  # called by Flax
 }
 
 
