@@ -281,13 +281,7 @@ def test_golden_files_survive_the_own_format_and_their_own(tmp_path, name):
 def test_normalisation_that_no_weights_express_is_refused(tmp_path):
     first = model(normalisation="layer_norm")
     for format in ("gemma_scope", "dictionary_learning", "llama_scope", "circuit_tracer"):
-<<<<<<< HEAD
-        with pytest.raises(
-            ValueError, match=r"normalises each row|normalisation row by row|one th"
-        ):
-=======
         with pytest.raises(ValueError, match=r"normalises each|normalisation row by row|one th"):
->>>>>>> desk
             sae.save(first, tmp_path / "file", format=format)
     sae.save(first, tmp_path / "lens", format="saelens")
     same_function(first, sae.load(tmp_path / "lens"), exactly=True)

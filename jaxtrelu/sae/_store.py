@@ -136,11 +136,7 @@ def _file(path: Path) -> Autoencoder:
     with open(path, "rb") as stream:
         start = stream.read(16)
     if not start:
-<<<<<<< HEAD
-        raise Refused("the file is empty")
-=======
         raise RefusedError("the file is empty")
->>>>>>> desk
     if (
         path.name in ("cfg.json", "sae_weights.safetensors")
         and (path.parent / "cfg.json").is_file()

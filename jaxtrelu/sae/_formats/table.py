@@ -270,11 +270,7 @@ def read_saelens(folder: Path) -> Autoencoder:
             "it was trained"
         )
     if cfg.get("activation_fn_str", cfg.get("activation_fn", "relu")) not in ("relu", None):
-<<<<<<< HEAD
-        raise Refused(
-=======
         raise RefusedError(
->>>>>>> desk
             f"it has the activation {cfg.get('activation_fn_str')!r} before its threshold"
         )
     if relu:
@@ -337,11 +333,7 @@ def write_saelens(model: Autoencoder) -> Contents:
         scaled = (model.input_scale, model.output_scale) != (1.0, 1.0)
         model = folded(model) if scaled else model
     elif (model.input_scale, model.output_scale) != (1.0, 1.0) or model.skip is not None:
-<<<<<<< HEAD
-        raise Refused(
-=======
         raise RefusedError(
->>>>>>> desk
             "SAELens has no place for a scale or a skip connection beside a normalisation"
         )
     arrays, skip = _numpy(model)
