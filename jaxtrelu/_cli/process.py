@@ -1,9 +1,11 @@
 """The process: settings that JAX and glibc read when they start, and the platforms asked for."""
 
+import contextlib
+import logging
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jaxtrelu._cli import UserError
@@ -76,14 +78,39 @@ def check_platforms() -> None:
     import jax
 
     try:
-        jax.devices()
+        with _collected_exceptions(logging.getLogger("jax")) as logged:
+            jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: cuda without its plugin
-        reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0].rstrip(".")
+        # What kept a plug-in from starting is logged; what is raised afterwards only says that
+        # there is none.
+        reason = str(logged[0] if logged else error)
+        reason = reason.partition(" (set JAX_PLATFORMS")[0].partition("\n")[0].rstrip(".")
         raise UserError(
             f"JAX cannot start what JAX_PLATFORMS={asked} asks for"
             f"{f' ({reason})' if reason else ''}: set it to a platform that is installed, such as "
             "cpu, or unset it."
         ) from None
+
+
+@contextlib.contextmanager
+def _collected_exceptions(logger: logging.Logger) -> Iterator[list[BaseException]]:
+    """The exceptions logged at or below `logger`, which are then not printed."""
+    exceptions: list[BaseException] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info and record.exc_info[1] is not None:
+                exceptions.append(record.exc_info[1])
+            else:
+                for handler in before[0]:
+                    handler.handle(record)
+
+    before = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [Collector()], False
+    try:
+        yield exceptions
+    finally:
+        logger.handlers, logger.propagate = before
 
 
 def _is_own_command_line() -> bool:

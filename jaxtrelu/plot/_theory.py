@@ -211,11 +211,11 @@ def fixed_points(x: np.ndarray, y: np.ndarray) -> list[tuple[float, bool]]:
         return []  # they lie on each other
     found: list[tuple[float, int]] = []
     for i in np.flatnonzero(gap[:-1] * gap[1:] < 0):
-        found.append((float(x[i] - gap[i] * (x[i + 1] - x[i]) / (gap[i + 1] - gap[i])), i))
+        found.append((float(x[i] - gap[i] * (x[i + 1] - x[i]) / (gap[i + 1] - gap[i])), int(i)))
     apart = 0.02 * (x[-1] - x[0])
     # From the closest on, and none beside one that is there already.
-    for i in sorted(np.flatnonzero(close), key=lambda i: abs(gap[i])):
+    for i in sorted(map(int, np.flatnonzero(close)), key=lambda i: float(abs(gap[i]))):
         if all(abs(x[i] - other) > apart for other, _ in found):
-            found.append((float(x[i]), int(min(i, len(x) - 2))))
+            found.append((float(x[i]), min(i, len(x) - 2)))
     slopes = np.diff(y) / np.diff(x)
     return sorted((at, bool(abs(slopes[i]) < 1)) for at, i in found)

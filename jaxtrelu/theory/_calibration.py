@@ -27,7 +27,7 @@ class QuantileSketch:
 
     Args:
       channels: how many channels have a threshold of their own; None: one threshold for all.
-      k: the size, from 8 to 65535; the error falls almost as 1/k, and is .0015 at 2000.
+      k: the size, from 8 to 65535; the error falls almost as 1/k, and is .0014 at 2000.
 
     Raises:
       TypeError: `channels` or `k` is not a whole number.
@@ -42,7 +42,7 @@ class QuantileSketch:
             raise ValueError(f"`k` should be from 8 to 65535, but is {k}.")
         from datasketches import vector_of_kll_floats_sketches
 
-        self._channels = channels
+        self._channels, self._k = channels, k
         self._sketches = vector_of_kll_floats_sketches(k, channels or 1)
 
     def update(self, data: Float[ArrayLike, "..."]) -> "QuantileSketch":
@@ -73,11 +73,12 @@ class QuantileSketch:
         """Takes in what `other` has seen, and returns itself: of parts of a stream, in any order.
 
         Raises:
-          ValueError: `other` has another number of channels.
+          ValueError: `other` has another number of channels, or another size.
         """
-        if other._channels != self._channels:
+        if (other._channels, other._k) != (self._channels, self._k):
             raise ValueError(
-                f"`other` should have {self._channels} channels, but has {other._channels}."
+                f"`other` should have channels={self._channels} and k={self._k}, but has "
+                f"channels={other._channels} and k={other._k}."
             )
         self._sketches.merge(other._sketches)
         return self
@@ -90,7 +91,7 @@ class QuantileSketch:
     @property
     def rank_error(self) -> float:
         """By how much the share of zeros may be off, with 99 % confidence."""
-        return float(self._sketches.get_normalized_rank_error(False))
+        return float(self._sketches.get_normalized_rank_error(self._k, False))
 
     def threshold(self, sparsity: float) -> Float[Array, "..."]:
         """A threshold at which a share `sparsity` of the stream is closed, to `rank_error`.

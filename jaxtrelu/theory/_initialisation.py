@@ -20,8 +20,8 @@ class CriticalInit(NamedTuple):
 
     >>> from jaxtrelu import theory
     >>> start = theory.critical_init(0.85, slope=0.5)
-    >>> [round(float(v), 3) for v in start]
-    [1.036, 0.81, 8.507, 0.661]
+    >>> [round(float(v), 2) for v in start]
+    [1.04, 0.81, 8.51, 0.66]
     """
 
     threshold: Array

@@ -176,7 +176,8 @@ def _joint(rho: Array, threshold: Array, std: Array, spec: Spec) -> Array:
         return std * std * sum(sign * _ramps(rho, p, q) for sign, p, q in pairs)
     # As in the moments: f is c and a step and a ramp above θ, or the line L and those below it.
     closed, jump, slope = parts(threshold, spec)
-    rise, upward, far = slope * std, a > 0, jnp.abs(a)
+    rise, upward = slope * std, a > 0
+    far = jnp.where(upward, a, -a)  # and not |a|, whose derivative at 0 is 0
     step = jnp.where(upward, jump, -jump)
     m0, m1, _ = partial_moments(far)
     added = step * m0 + rise * m1

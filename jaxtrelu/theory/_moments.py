@@ -212,7 +212,7 @@ def _of_a_row(threshold, mean, std, spec: Spec) -> Moments:
     a, rise = (threshold - mean) / std, slope * std
     upward = a > 0
     sign = jnp.where(upward, 1, -1).astype(a.dtype)
-    m0, r1, r2 = _tail(jnp.abs(a))
+    m0, r1, r2 = _tail(sign * a)  # and not |a|, whose derivative at 0 is 0
     m1, m2 = r1 * m0, r2 * r1 * m0
     line = spec.row.opened(mean, threshold)
     first = jnp.where(upward, closed, line) + sign * jump * m0 + rise * m1

@@ -52,7 +52,7 @@ def to_npz(found: "tuple[list[Found], float]", variant: str) -> bytes:
         "reached": np.stack([result.used for result in results]),
     }
     if results[0].held_out is not None:
-        arrays["held_out"] = np.stack([result.held_out for result in results])
+        arrays["held_out"] = np.stack([np.asarray(result.held_out) for result in results])
     stream = io.BytesIO()
     np.savez(stream, variant=variant, **arrays)
     return stream.getvalue()
