@@ -88,6 +88,8 @@ def test_what_is_no_matrix_of_numbers_is_refused(tmp_path):
         sae.open_rows(tmp_path / "several.npz")
     with pytest.raises(ValueError, match="batch of 50 examples is more than the 20 rows"):
         sae.Rows(np.ones((20, 2))).batch(0, 50)
+    with pytest.raises(ValueError, match="batch of 21 examples is more than the 20 rows"):
+        sae.Rows(np.ones((20, 2))).check_batch(21)
 
 
 def test_patches_are_white_and_can_be_turned_back_into_pixels():
@@ -149,12 +151,14 @@ def test_planted_scores():
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_rows_kept_aside_are_in_no_batch_and_the_same_for_every_seed(tmp_path, mapped):
-    array = numbered(2000, 256)
+    array = plain = numbered(2000, 256)
     if mapped:
         array = np.load(saved(tmp_path, array), mmap_mode="r")
     found = [sae.Rows(array, seed=seed, held_out=160, group_bytes=600_000) for seed in (0, 1)]
     aside = [rows.held_out_rows[:, 0] for rows in found]
     np.testing.assert_array_equal(*aside)
+    # And the same of a file as of the array that it holds.
+    np.testing.assert_array_equal(aside[0], sae.Rows(plain, held_out=160).held_out_rows[:, 0])
     assert len(aside[0]) == pytest.approx(160, rel=0.15)
     assert len(aside[0]) + found[0].training_rows == 2000
     assert np.ptp(aside[0]) > 1500  # from all over the data

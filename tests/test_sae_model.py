@@ -172,7 +172,7 @@ def test_training_in_one_call(trained, tmp_path):
     model, x = trained
     assert model.training.history["step"][-1] == 200
     aside = sae.held_out(model, x)
-    assert aside.shape == (300, 8)
+    assert len(aside) == pytest.approx(300, abs=20)
     assert sae.evaluate(model, aside).explained_variance > 0.3
     assert sae.held_out(model, x[::-1]) is None
     assert sae.held_out(sae.Autoencoder(model.weights), x) is None
@@ -180,7 +180,7 @@ def test_training_in_one_call(trained, tmp_path):
     sae.save(model, tmp_path / "m.safetensors")
     again = sae.load(tmp_path / "m.safetensors")
     assert again.recipe == model.recipe and again.training is None
-    assert len(sae.held_out(again, tmp_path / "x.npy")) == pytest.approx(300, abs=30)
+    np.testing.assert_array_equal(sae.held_out(again, tmp_path / "x.npy"), aside)
 
 
 def test_small_data_get_small_batches():

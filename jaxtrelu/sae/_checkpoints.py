@@ -20,7 +20,7 @@ except ImportError:  # Windows, where two runs in one folder are the user's to a
     fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
-_KIND, _VERSION = "jaxtrelu.sae.checkpoint", "1"
+_KIND, _VERSION = "checkpoint of jaxtrelu.sae", "1"
 _NAME = re.compile(r"step-(\d{10})\.safetensors")
 _KEPT = 2
 

@@ -457,7 +457,8 @@ def _normalised(rules: _Rules, x: Array) -> tuple[Array, Any, Any]:
 
 def _some(weights: Weights, features: np.ndarray) -> Weights:
     """The weights of some features alone."""
-    return Weights(*(value[features] for value in weights[:4]), weights.decoder_bias)
+    parts = [value[features] for value in weights[:4]]
+    return Weights(*parts, weights.decoder_bias)  # type: ignore[call-arg]
 
 
 def _check_shapes(weights: Weights, skip: Array | None) -> None:
@@ -482,6 +483,11 @@ def _check_shapes(weights: Weights, skip: Array | None) -> None:
             )
 
 
+def in_numpy(weights: Weights, dtype: Any) -> Any:
+    """The weights as NumPy arrays."""
+    return jax.tree.map(lambda value: np.asarray(value, dtype), weights)
+
+
 def folded(model: Autoencoder) -> Autoencoder:
     """The same function without scales and without subtraction; gates agree to rounding.
 
@@ -495,7 +501,7 @@ def folded(model: Autoencoder) -> Autoencoder:
             f"the model normalises each row ({model.normalisation}), which weights alone cannot "
             "express"
         )
-    w = Weights(*(np.asarray(value, np.float64) for value in model.weights))
+    w = in_numpy(model.weights, np.float64)
     bias = w.encoder_bias
     if model.subtract_decoder_bias:
         bias = bias - w.encoder @ w.decoder_bias

@@ -79,13 +79,19 @@ class Rows:
             )
         row_bytes = array.shape[1] * array.dtype.itemsize
         mapped = isinstance(array, np.memmap)
-        self._chunk = max(1, _CHUNK_BYTES // row_bytes) if mapped else 1
+        piece = max(1, _CHUNK_BYTES // row_bytes)
         if held_out:  # in pieces small enough to come from all over the data
-            self._chunk = max(1, min(self._chunk, held_out // 16))
+            piece = max(1, min(piece, held_out // 16))
+        pieces = math.ceil(len(array) / piece)
+        order = np.random.default_rng(0x68656C64).permutation(pieces)
+        aside = order[: max(1, round(held_out / piece))] if held_out else order[:0]
+        # The same rows of a file as of the array that it holds.
+        self._chunk = piece if mapped else 1
+        if not mapped:
+            aside = _rows_of(aside, piece, len(array))
+        self._aside = np.sort(aside)
         chunks = math.ceil(len(array) / self._chunk)
-        order = np.random.default_rng(0x68656C64).permutation(chunks)
-        aside = max(1, round(held_out / self._chunk)) if held_out else 0
-        self._aside, self._kept = np.sort(order[:aside]), np.sort(order[aside:])
+        self._kept = np.setdiff1d(np.arange(chunks), self._aside, assume_unique=True)
         # Two at least: one alone could be the short last piece.
         fitting = max(2, group_bytes // (row_bytes * self._chunk)) if mapped else len(self._kept)
         self._group_chunks = min(len(self._kept), fitting)
@@ -95,17 +101,12 @@ class Rows:
     @property
     def held_out_rows(self) -> np.ndarray:
         """The rows that are kept aside: float32, (k, d), in the order of the data."""
-        return np.asarray(self.array[self._numbers(self._aside)], np.float32)
+        return np.asarray(self.array[_rows_of(self._aside, self._chunk, len(self))], np.float32)
 
     @property
     def training_rows(self) -> int:
         """How many rows batches are made of."""
-        return len(self) - len(self._numbers(self._aside))
-
-    def _numbers(self, chunks: np.ndarray) -> np.ndarray:
-        """The numbers of the rows in some pieces."""
-        rows = (chunks[:, None] * self._chunk + np.arange(self._chunk)).reshape(-1)
-        return rows[rows < len(self)]
+        return len(self) - len(_rows_of(self._aside, self._chunk, len(self)))
 
     @property
     def dimension(self) -> int:
@@ -255,6 +256,12 @@ class Rows:
             f"{self.name} holds NaN or infinity in {noun} {named}{more} (counted from 0). "
             "Remove or repair these rows; training on them would turn every weight into NaN."
         )
+
+
+def _rows_of(pieces: np.ndarray, size: int, count: int) -> np.ndarray:
+    """The numbers of the rows in some pieces of `count` rows."""
+    rows = (pieces[:, None] * size + np.arange(size)).reshape(-1)
+    return rows[rows < count]
 
 
 def open_rows(path: str | os.PathLike, seed: int = 0, *, held_out: int = 0) -> Rows:

@@ -1,11 +1,14 @@
 """`jaxtrelu sae`: trains sparse autoencoders, judges them, and turns files into those of others."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from jaxtrelu._cli import UserError
@@ -50,8 +53,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command that was named, with what goes wrong in it as one sentence."""
-    _leave_on_interrupt()
-    with warnings.catch_warnings():
+    with _leaving_on_interrupt(), warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _note
         try:
@@ -98,7 +100,8 @@ def _note(message: Any, *_: Any, **__: Any) -> None:
     print(f"jaxtrelu: note: {_in_options(str(message))}", file=sys.stderr)
 
 
-def _leave_on_interrupt() -> None:
+@contextlib.contextmanager
+def _leaving_on_interrupt() -> Iterator[None]:
     """Ends the process at Ctrl-C with one line and status 130, at whatever moment.
 
     An exception would have to find its way out through compilers, threads and half-built state, and
@@ -111,7 +114,11 @@ def _leave_on_interrupt() -> None:
         os.write(2, show + b"jaxtrelu: interrupted\n")
         os._exit(130)
 
+    if threading.current_thread() is not threading.main_thread():
+        yield  # somebody else's program, who sees to interrupts
+        return
+    before = signal.signal(signal.SIGINT, leave)
     try:
-        signal.signal(signal.SIGINT, leave)
-    except ValueError:
-        return  # not the main thread: somebody else's program, who sees to interrupts
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

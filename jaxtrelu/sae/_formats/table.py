@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtrelu.sae._formats import npz, recipe, safetensors, torch_file
-from jaxtrelu.sae._model import Autoencoder, folded
+from jaxtrelu.sae._model import Autoencoder, folded, in_numpy
 from jaxtrelu.sae._weights import Weights
 
 Arrays = Mapping[str, np.ndarray]
@@ -79,7 +79,7 @@ def read_own(path: Path) -> Autoencoder:
         if settings["recipe"] is not None:
             settings["recipe"] = recipe.from_json(settings["recipe"])
         skip = tensors.get("skip")
-        weights = Weights(**{name: tensors[name] for name in Weights._fields})
+        weights = Weights(*(jnp.asarray(tensors[name]) for name in Weights._fields))
     except (KeyError, TypeError, ValueError) as error:
         raise RefusedError(f"its settings cannot be understood ({error})") from None
     return Autoencoder(weights, None if skip is None else jnp.asarray(skip), **settings)
@@ -168,7 +168,7 @@ _LINEAR = ("encoder.weight", "decoder.weight", "encoder.bias", "decoder.bias")
 
 def _numpy(model: Autoencoder) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """{W_enc (d, m), …, threshold} of a model without scale, and its skip connection."""
-    w = Weights(*(np.asarray(value, np.float32) for value in model.weights))
+    w = in_numpy(model.weights, np.float32)
     arrays = {
         "W_enc": w.encoder.T, "W_dec": w.decoder, "b_enc": w.encoder_bias,
         "b_dec": w.decoder_bias, "threshold": w.threshold,
@@ -225,7 +225,7 @@ def write_gemma_scope(model: Autoencoder) -> Contents:
 
 def read_gemma_scope_2(arrays: Arrays) -> Autoencoder:
     """`params.safetensors`: the output adds x @ affine_skip_connection."""
-    if np.ndim(arrays.get("w_dec")) == 3:
+    if "w_dec" in arrays and arrays["w_dec"].ndim == 3:
         raise RefusedError(
             f"it is a cross-layer transcoder whose decoder writes to {arrays['w_dec'].shape[1]} "
             "layers; take one layer of w_dec and b_dec"
@@ -320,7 +320,7 @@ def read_saelens(folder: Path) -> Autoencoder:
     return Autoencoder(
         weights,
         skip,  # type: ignore[arg-type]
-        normalisation=rule,
+        normalisation=rule,  # type: ignore[arg-type]
         subtract_decoder_bias=subtract,
         about={"saelens": kept},
     )
@@ -445,7 +445,7 @@ def write_batch_top_k(model: Autoencoder) -> Contents:
             "format='dictionary_learning' for its JumpReLU"
         )
     plain = _plain(model, "dictionary_learning")
-    w = Weights(*(np.asarray(value, np.float64) for value in plain.weights))
+    w = in_numpy(plain.weights, np.float64)
     arrays = {
         "encoder.weight": w.encoder,
         "encoder.bias": w.encoder_bias + w.encoder @ w.decoder_bias,
@@ -533,7 +533,7 @@ def write_llama_scope(model: Autoencoder) -> Contents:
         raise RefusedError(f"{title} has no place for a transcoder or a skip connection")
     if model.normalisation != "none":
         raise RefusedError(f"{title} has no place for a normalisation row by row")
-    w = Weights(*(np.asarray(value, np.float32) for value in model.weights))
+    w = in_numpy(model.weights, np.float32)
     root = model.dimension**0.5
     ends = float(model.input_scale), float(model.output_scale)
     cfg = {
@@ -547,7 +547,7 @@ def write_llama_scope(model: Autoencoder) -> Contents:
         "sparsity_include_decoder_norm": False,
         "apply_decoder_bias_to_pre_encoder": model.subtract_decoder_bias,
     }
-    arrays = {
+    arrays: Arrays = {
         "encoder.weight": w.encoder, "decoder.weight": np.ascontiguousarray(w.decoder.T),
         "encoder.bias": w.encoder_bias, "decoder.bias": w.decoder_bias,
     }  # fmt: skip
