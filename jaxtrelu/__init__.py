@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from jaxtrelu import bits as bits
     from jaxtrelu import linen as linen
     from jaxtrelu import nnx as nnx
+    from jaxtrelu import plot as plot
     from jaxtrelu import sae as sae
     from jaxtrelu import sparse as sparse
+    from jaxtrelu import theory as theory
     from jaxtrelu._linear import thresholded_linear
     from jaxtrelu.sparse import (
         Activity,
@@ -49,6 +51,7 @@ __all__ = [
     "sparse_mlp",
     "sparse_mlp_vjp",
     "step",
+    "theory",
     "thresholded_glu",
     "thresholded_linear",
     "thresholded_relu",
@@ -56,7 +59,7 @@ __all__ = [
 
 #: Imported when first used: modules, some of which need packages that the core does not; and names,
 #: so that `import jaxtrelu` stays quick.
-_MODULES = ("bits", "linen", "nnx", "sae", "sparse")
+_MODULES = ("bits", "linen", "nnx", "plot", "sae", "sparse", "theory")
 _NAMES = {
     "Activity": "sparse",
     "FeatureGradients": "sparse",

@@ -114,7 +114,7 @@ PAIRS = [
 
 
 def examples(count):
-    """Of hypothesis: ``count`` in `make test`, four times as many in `make test-all`."""
+    """Of hypothesis: half of ``count`` in `make test`, twice as many in `make test-all`."""
     return hypothesis.settings(
         max_examples=max(1, count * hypothesis.settings().max_examples // 100)
     )

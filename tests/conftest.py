@@ -3,7 +3,7 @@
 - The CPU with eight virtual devices.
 - ``@pytest.mark.slow``: a test left out of `make test`, because a cheaper one there covers its law.
   ``--all`` (`make test-all`) runs these too. A test that is named (``file.py::test``) always runs.
-- Hypothesis profiles: "quick" with 100 examples, and under ``--all`` "thorough" with 400, the same
+- Hypothesis profiles: "quick" with 50 examples, and under ``--all`` "thorough" with 200, the same
   ones in every run. ``@examples(count)`` of cases.py takes ``count`` of each 100.
 - Memory: what JAX compiled is let go of whenever a worker has grown past ``MEMORY`` (MB).
 - `strict_promotion`, a fixture.
@@ -40,14 +40,14 @@ MEMORY = 1000
 
 hypothesis.settings.register_profile(
     "quick",
-    max_examples=100,
+    max_examples=50,
     deadline=None,  # the first example compiles
     derandomize=True,
     database=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.register_profile(
-    "thorough", hypothesis.settings.get_profile("quick"), max_examples=400
+    "thorough", hypothesis.settings.get_profile("quick"), max_examples=200
 )
 
 

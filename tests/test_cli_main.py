@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -27,7 +28,7 @@ def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     for command in parser.COMMANDS:
-        assert f"\n    {command} " in out
+        assert re.search(rf"\n    {command}\s", out)
     assert process.SWITCH in out
 
 
@@ -166,13 +167,14 @@ def test_help_in_ascii():
 @pytest.mark.parametrize("platforms", ["foo", "cuda"])
 def test_platforms_that_do_not_start(platforms, tmp_path):
     """One sentence from every command. `cuda` fails in JAX by another way than an unknown name."""
+    commands = [command for command in parser.COMMANDS if command != "calibrate"]  # wants a file
     code = """
 import sys
 import jaxtrelu.__main__
 print([jaxtrelu.__main__.main([command]) for command in sys.argv[1:]])
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, *parser.COMMANDS],
+        [sys.executable, "-c", code, *commands],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -180,9 +182,9 @@ print([jaxtrelu.__main__.main([command]) for command in sys.argv[1:]])
     )
     if platforms == "cuda" and done.stdout.startswith("versions"):
         pytest.skip("there is a GPU")
-    assert done.stdout == f"{[2] * len(parser.COMMANDS)}\n"
+    assert done.stdout == f"{[2] * len(commands)}\n"
     sentences = [line for line in done.stderr.splitlines() if line.startswith("jaxtrelu: error: ")]
-    assert len(sentences) == len(parser.COMMANDS)
+    assert len(sentences) == len(commands)
     assert all(f"JAX_PLATFORMS={platforms} asks for" in line for line in sentences)
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

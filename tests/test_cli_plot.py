@@ -7,8 +7,9 @@ import pytest
 
 from jaxtrelu.__main__ import main
 from jaxtrelu._cli import parser
-from jaxtrelu._cli.plot import figure as curves
+from jaxtrelu._cli.plot import figure
 from jaxtrelu._cli.style import PEERS, VARIANTS
+from jaxtrelu.plot import _curves as curves
 
 SIGNATURES = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF-"}
 
@@ -79,7 +80,7 @@ def test_the_ceiling_adds_a_jump_of_the_derivative():
 
 
 SHAPES = [curves.thresholded(variant, 0.7, None) for variant in VARIANTS]
-SHAPES += [curves.thresholded("shift", -0.3, 1.1), *map(curves.peer, PEERS)]
+SHAPES += [curves.thresholded("shift", -0.3, 1.1), *map(figure.peer, PEERS)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.label)
@@ -98,7 +99,7 @@ def test_antiderivative_and_derivative_belong_to_the_function(shape):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_antiderivatives_of_peers_are_zero_at_zero(name):
-    integral = curves.peer(name).of[2]
+    integral = figure.peer(name).of[2]
     assert math.isclose(float(integral(np.zeros(1, np.float32))[0]), 0, abs_tol=1e-7)
 
 

@@ -203,7 +203,7 @@ def test_vmap_of_a_linear_kernel_runs_it_per_example(name, dtype):
     [
         ("float32", 0.5, "TF32"),
         ("bfloat16", np.ones((64, 1), np.float32), "one number per column"),
-        ("float8_e5m2", 0.5, "dtype float8_e5m2 is none of bfloat16, float16"),
+        ("float8_e5m2", 0.5, "dtype float8_e5m2 is none of float32, bfloat16, float16"),
     ],
 )
 def test_what_the_linear_kernel_does_not_take(dtype, threshold, words):

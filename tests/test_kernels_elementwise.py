@@ -44,6 +44,15 @@ CASES = [  # shape, dtype of x, shape and dtype of the threshold, variant
     ((0,), "float32", (), "float32", 0),
     ((3, 0, 40), "bfloat16", (3, 1, 1), "float32", 3),
 ]
+#: Each dtype, each variant and each kind of threshold: the others are run with `--all`.
+QUICK = {0, 2, 4, 6, 9, 12}
+
+
+def few(cases, quick):
+    """The cases as parameters; the indices that are not in `quick` are marked as slow."""
+    rows = [case if isinstance(case, tuple) else (case,) for case in cases]
+    marks = [() if i in quick else pytest.mark.slow for i in range(len(rows))]
+    return [pytest.param(*row, marks=mark) for row, mark in zip(rows, marks, strict=True)]
 
 
 def draw(seed, shape, dtype="float32"):
@@ -75,7 +84,9 @@ def check_gradients(name, x, threshold, options):
 
 
 class TestElementwise:
-    @pytest.mark.parametrize(("shape", "dtype", "threshold_shape", "wide", "variant"), CASES)
+    @pytest.mark.parametrize(
+        ("shape", "dtype", "threshold_shape", "wide", "variant"), few(CASES, QUICK)
+    )
     def test_value_and_gradients(self, name, shape, dtype, threshold_shape, wide, variant):
         x, threshold = draw(0, shape, dtype), draw(1, threshold_shape, wide)
         check_gradients(name, x, threshold, VARIANTS[variant])
@@ -96,7 +107,7 @@ class TestElementwise:
         np.testing.assert_array_equal(bits[:, :70], oracle.opened(x, threshold))
         assert not bits[:, 70:].any(), "bits past the end are zero"
 
-    @pytest.mark.parametrize("width", [1, 2, 31, 32, 33, 127, 128, 129])
+    @pytest.mark.parametrize("width", few([1, 2, 31, 32, 33, 127, 128, 129], {0, 4, 6}))
     def test_widths(self, name, width):
         x, ct = draw(2, (3, width)), draw(3, (3, width))
         y, pull = jax.vjp(lambda x: thresholded_relu(x, 0.25, implementation=name), x)

@@ -72,6 +72,12 @@ SAMPLERS = {
     "uniform": lambda key, shape: jax.random.uniform(key, shape, minval=-3.0, maxval=3.0),
 }
 
+#: What is said of any inputs is tested on one kind of them, and with `--all` on the others.
+SLOW = pytest.mark.slow
+each_sampler = pytest.mark.parametrize(
+    "inputs", [pytest.param(n, marks=() if n == "laplace" else SLOW) for n in SAMPLERS]
+)
+
 
 def learned_from_samples(inputs, coefficient, start, penalised):
     """Thresholds of E (z − f)² + λ H(penalised(z, f) − θ), by descent on fresh samples."""
@@ -95,14 +101,14 @@ def learned_from_samples(inputs, coefficient, start, penalised):
     return np.asarray(path[-average:]).mean(axis=0)
 
 
-@pytest.mark.parametrize("inputs", SAMPLERS)
+@each_sampler
 def test_thresholds_learned_from_samples_come_to_the_root_of_lambda(inputs):
     coefficient = jnp.array([0.25, 1.0, 2.25])
     learned = learned_from_samples(inputs, coefficient, [1.1, 0.4, 0.7], lambda z, f: z)
     np.testing.assert_allclose(learned, np.sqrt(coefficient), rtol=0.02)
 
 
-@pytest.mark.parametrize("inputs", SAMPLERS)
+@each_sampler
 def test_learned_from_samples_through_half_a_window_they_do_not(inputs):
     """The control again: H(f − θ) comes to √(λ/2) = .3536, for any inputs."""
     learned = learned_from_samples(inputs, jnp.array([0.25]), [0.8], lambda z, f: f)
@@ -117,6 +123,10 @@ DENSITIES = {
     "laplace": lambda z: stats.laplace.pdf(z),
     "skewed": lambda z: stats.skewnorm.pdf(z, 3.0),
 }
+each_density = pytest.mark.parametrize(
+    "density",
+    [pytest.param(d, id=n, marks=() if n == "skewed" else SLOW) for n, d in DENSITIES.items()],
+)
 
 
 def _expected_gradient(surrogate, loss, theta, density, penalty=0.0):
@@ -137,7 +147,7 @@ def _true_gradient(loss, theta, density, penalty=0.0):
     return -float((loss(theta, theta) - loss(0.0, theta) + penalty) * density(theta))
 
 
-@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
+@each_density
 @pytest.mark.parametrize("kind", ALL)
 def test_a_quadratic_loss_has_no_bias_at_small_bandwidth(kind, density):
     with jax.enable_x64(True):
@@ -148,7 +158,7 @@ def test_a_quadratic_loss_has_no_bias_at_small_bandwidth(kind, density):
                 assert found == pytest.approx(_true_gradient(loss, theta, density, 0.4), abs=1e-3)
 
 
-@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
+@each_density
 @pytest.mark.parametrize("kind", ALL)
 def test_order_of_the_error_in_the_bandwidth(kind, density):
     """Squared where the cotangent does not depend on the gate; first order where it does."""

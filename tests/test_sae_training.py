@@ -52,7 +52,8 @@ def test_training_reaches_the_target_and_finds_planted_features():
 
 def test_sparse_and_dense_runs_have_the_same_loss_curve():
     """From half of all features, which are dense products, to few, which are lists of entries."""
-    runs = {sparse: settings(sparse=sparse, target_l0=1.5, log_every=5) for sparse in (False, True)}
+    few = {"features": 256, "target_l0": 1.5, "log_every": 5}
+    runs = {sparse: settings(sparse=sparse, **few) for sparse in (False, True)}
     assert [run.visits_entries_only() for run in runs.values()] == [False, True]
     curves = {sparse: sae.train(rows(), run) for sparse, run in runs.items()}
     for name in ("reconstruction", "threshold_50", "coefficient"):

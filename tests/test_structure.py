@@ -23,7 +23,7 @@ MODULES = {
 }
 
 #: What users import, apart from the front door itself.
-PUBLIC = ["bits", "sparse", "nnx", "linen", "sae"]
+PUBLIC = ["bits", "sparse", "nnx", "linen", "sae", "theory", "plot"]
 
 # The rooms, from the ground up: a module may import from its own room and from the rows below; in a
 # list a row stands above those that precede it. Rooms of one row know nothing of each other.
@@ -33,10 +33,12 @@ LAYERS = [
     ["_backends"],
     ["_activation", "_calculus", "_linear"],
     ["bits"],
+    ["theory"],
     ["sparse"],
     ["_layers"],
     ["nnx", "linen"],
     ["sae"],
+    ["plot"],
     ["_cli"],
     ["__main__"],
 ]

@@ -1,9 +1,12 @@
 """NaN, infinities, signed zeros, dtypes and shapes: the rows that a random test does not draw."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import together
 
 import jaxtrelu
 from jaxtrelu import thresholded_relu
@@ -21,17 +24,29 @@ def both(function, *operands):
     return eager
 
 
+def of(options):
+    return functools.partial(thresholded_relu, **options)
+
+
+def named(laws):
+    """Laws in one program, each by its number and options."""
+    together({f"{i}: {options}": law for i, (options, law) in enumerate(laws)})
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_nan_in_nan_out(options, dtype):
+def test_nan_in_nan_out(dtype):
+    def law(options, x, threshold, wanted):
+        y = yield of(options), x, threshold
+        np.testing.assert_array_equal(np.isnan(np.asarray(y, np.float64)), wanted)
+
     with jax.enable_x64(True):
         x = jnp.array([NAN, -1.0, 3.0]).astype(dtype)
-        for threshold in (0.5, jnp.asarray(0.5, dtype), jnp.full(3, 0.5, dtype)):
-            y = both(lambda x, t: thresholded_relu(x, t, **options), x, threshold)
-            np.testing.assert_array_equal(np.isnan(np.asarray(y, np.float64)), [1, 0, 0])
-        nan = jnp.asarray(NAN, dtype)
-        for threshold in (nan, jnp.full(3, nan)):
-            y = both(lambda x, t: thresholded_relu(x, t, **options), x, threshold)
+        nan, half = (jnp.asarray(number, dtype) for number in (NAN, 0.5))
+        rows = [(t, [1, 0, 0]) for t in (0.5, half, jnp.full(3, half))]
+        rows += [(t, [1, 1, 1]) for t in (nan, jnp.full(3, nan))]
+        named([(o, law(o, x, t, wanted)) for o in VARIANTS for t, wanted in rows])
+        for options in VARIANTS:  # step by step
+            y = of(options)(x, jnp.full(3, nan).at[0].set(half))
             assert np.isnan(np.asarray(y, np.float64)).all()
 
 
@@ -67,19 +82,20 @@ def test_infinite_thresholds():
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_output_has_the_dtype_of_x(dtype):
+    def law(options, x, threshold):
+        def program(x):
+            gradient = jax.grad(lambda x: of(options)(x, threshold).astype("float32").sum())
+            return of(options)(x, threshold), gradient(x)
+
+        for array in (yield program, x):
+            assert array.dtype == x.dtype
+            assert array.shape == x.shape
+
     with jax.enable_x64(True):
         x = jnp.array([-1.0, 0.5, 3.0]).astype(dtype)
-        for threshold in (1, 0.5, np.float64(0.5), jnp.float32(0.5), jnp.ones(3, "bfloat16")):
-            for options in VARIANTS:
-                y = thresholded_relu(x, threshold, **options)
-                assert y.dtype == x.dtype
-                assert y.shape == x.shape
-                gradient = jax.grad(
-                    lambda x, t=threshold, o=options: (
-                        thresholded_relu(x, t, **o).astype("float32").sum()
-                    )
-                )(x)
-                assert gradient.dtype == x.dtype
+        thresholds = (1, 0.5, np.float64(0.5), jnp.float32(0.5), jnp.ones(3, "bfloat16"))
+        named([(o, law(o, x, t)) for o in VARIANTS for t in thresholds])
+        assert of({})(x, 0.5).dtype == of({})(x, thresholds[-1]).dtype == dtype  # step by step
 
 
 def test_a_python_number_is_taken_in_the_dtype_of_x():
@@ -102,40 +118,53 @@ def test_the_comparison_is_not_rounded():
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"])
 def test_integers(dtype):
+    rows = [
+        ({}, [0, 0, 0, 1, 2, 3]),
+        ({"ceiling": 2}, [0, 0, 0, 1, 2, 2]),
+        ({"variant": "hard", "fill": 9}, [9, 9, 9, 3, 4, 5]),
+        ({"variant": "clamp"}, [2, 2, 2, 3, 4, 5]),
+    ]
+
+    def law(options, x, threshold, wanted):
+        y = yield lambda x: of(options)(x, threshold), x
+        assert y.dtype == x.dtype
+        np.testing.assert_array_equal(y, wanted)
+
     with jax.enable_x64(True):
         x = jnp.arange(6).astype(dtype)
-        for threshold in (2, 2.0, jnp.asarray(2, dtype), np.asarray(2, dtype)):
-            for options, expected in [
-                ({}, [0, 0, 0, 1, 2, 3]),
-                ({"ceiling": 2}, [0, 0, 0, 1, 2, 2]),
-                ({"variant": "hard", "fill": 9}, [9, 9, 9, 3, 4, 5]),
-                ({"variant": "clamp"}, [2, 2, 2, 3, 4, 5]),
-            ]:
-                y = both(lambda x, t=threshold, o=options: thresholded_relu(x, t, **o), x)
-                assert y.dtype == x.dtype
-                np.testing.assert_array_equal(y, expected)
+        thresholds = (2, 2.0, jnp.asarray(2, dtype), np.asarray(2, dtype))
+        named([(o, law(o, x, t, wanted)) for o, wanted in rows for t in thresholds])
+        for options, wanted in rows:
+            np.testing.assert_array_equal(both(of(options), x, thresholds[2]), wanted)
         slope = jaxtrelu.derivative(x, 2)
         np.testing.assert_array_equal(slope, [0, 0, 0, 1, 1, 1])
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (0, 33), (1, 1, 1), (2, 1, 3)], ids=str)
+SHAPES = [(), (0,), (3, 0), (0, 33), (1, 1, 1), (2, 1, 3)]
+
+
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_empty_and_small_arrays(shape, options):
-    x, tangent = jnp.full(shape, 3.0), jnp.ones(shape)
+def test_empty_and_small_arrays(options):
+    def law(shape, threshold_shape):
+        x, threshold = jnp.full(shape, 3.0), jnp.ones(threshold_shape)
 
-    def function(x, t):
-        return thresholded_relu(x, t, **options)
+        def program(x, threshold):
+            tangents = jnp.ones_like(x), jnp.ones_like(threshold)
+            y, pushed = jax.jvp(of(options), (x, threshold), tangents)
+            mapped = jax.vmap(lambda x: of(options)(x, 1.0))(x[None])
+            return y, pushed, mapped, jax.vjp(of(options), x, threshold)[1](tangents[0])
 
-    for threshold in (1.0, jnp.ones(shape), jnp.ones(shape[-1:])):
-        threshold = jnp.asarray(threshold)
-        assert both(function, x, threshold).shape == shape
-        _, pushed = jax.jvp(function, (x, threshold), (tangent, jnp.ones_like(threshold)))
-        dx, dt = jax.vjp(function, x, threshold)[1](tangent)
-        assert pushed.shape == dx.shape == shape
-        assert dt.shape == threshold.shape
+        y, pushed, mapped, (dx, dt) = yield program, x, threshold
+        assert y.shape == pushed.shape == dx.shape == shape
+        assert mapped.shape == (1, *shape)
+        assert dt.shape == threshold_shape
         opened = 0.0 if options.get("ceiling") else 1.0
         np.testing.assert_array_equal(dx, np.full(shape, opened))
-    assert jax.vmap(lambda x: function(x, 1.0))(x[None]).shape == (1, *shape)
+
+    pairs = {(shape, t) for shape in SHAPES for t in ((), shape, shape[-1:])}
+    together({str(pair): law(*pair) for pair in sorted(pairs)})
+    for shape in SHAPES:  # step by step
+        assert of(options)(jnp.full(shape, 3.0), 1.0).shape == shape
 
 
 def test_anything_that_is_an_array():

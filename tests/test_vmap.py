@@ -28,7 +28,7 @@ def _mapped_over(in_axes, variant):
 
     mapped, slopes = yield program, x, thresholds
     for i in range(4):
-        row = x if x_axis is None else np.take(x, i, x_axis)
+        row = x if x_axis is None else np.take(np.asarray(x), i, x_axis)
         threshold = thresholds if t_axis is None else thresholds[i]
         value, dx, dt = case.expected(row, threshold)
         close(mapped[i], value, case)

@@ -5,26 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from jaxtrelu.plot._palette import COLOURS, FAINT, GREY, SEQUENCE
+
+__all__ = ["COLOURS", "FAINT", "GREY", "PEERS", "SEQUENCE", "VARIANTS", "applied", "to_bytes"]
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PEERS = ("relu", "leaky_relu", "prelu", "gelu", "elu")
 VARIANTS = ("shift", "hard", "clamp")  # of thresholded ReLU
-
-GREY = "#6b7280"
-FAINT = "#c4c8cf"
-# Okabe and Ito's palette, which stays distinct with colour-vision deficiencies.
-COLOURS = {
-    "relu": "#222222",
-    "leaky_relu": "#E69F00",
-    "prelu": "#009E73",
-    "gelu": "#CC79A7",
-    "elu": "#8C6D31",
-    "shift": "#0072B2",
-    "hard": "#D55E00",
-    "clamp": "#56B4E9",
-}
-SEQUENCE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#222222")
 
 _SETTINGS: dict[Any, Any] = {
     "font.size": 10,

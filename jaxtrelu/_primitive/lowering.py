@@ -105,6 +105,9 @@ def register(
 def _evaluate(primitive: Primitive, xla: Callable, implementation_of, static) -> Callable:
     @functools.partial(jax.jit, static_argnames=static)
     def compiled(*operands, **params):
+        if not any(isinstance(operand, jax.core.Tracer) for operand in operands):
+            # `jax.debug_nans` found one, and runs this again without jit to say where.
+            return xla(*operands, **params)
         return primitive.bind(*operands, **params)
 
     def evaluate(*operands, **params):

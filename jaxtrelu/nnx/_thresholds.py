@@ -97,6 +97,9 @@ def threshold_labels(
     Returns:
       An `nnx.State` with a label in place of each variable.
 
+    Raises:
+      TypeError, ValueError: as `nnx.state`, for what is no NNX module.
+
     Example:
       >>> from flax import nnx
       >>> from jaxtrelu.nnx import ThresholdedReLU, threshold_labels

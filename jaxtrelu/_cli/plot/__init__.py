@@ -92,10 +92,11 @@ def run(args: argparse.Namespace) -> int:
     from jaxtrelu._cli import style
     from jaxtrelu._cli.plot import figure
     from jaxtrelu._primitive.variants import VARIANTS as TABLE
+    from jaxtrelu.plot import _curves
 
     shapes = {
         variant: [
-            figure.thresholded(
+            _curves.thresholded(
                 variant, threshold, args.ceiling if TABLE[variant].takes_ceiling else None
             )
             for threshold in dict.fromkeys(args.threshold)

@@ -1,0 +1,158 @@
+"""The rows of `jaxtrelu calibrate`, read block by block, and the thresholds found from them."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from statistics import NormalDist
+
+import numpy as np
+
+from jaxtrelu import theory
+from jaxtrelu._cli import UserError
+
+_BLOCK = 2**22  # numbers read at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Thresholds for one share: one number or one a channel, and what each set of rows makes of it.
+
+    Attributes:
+        sparsity: what was asked for.
+        threshold: (channels,), or ().
+        used: the share of zeros of each channel, on the rows that it was found from.
+        held_out: the same on the others; None if there are none.
+    """
+
+    sparsity: float
+    threshold: np.ndarray
+    used: np.ndarray
+    held_out: np.ndarray | None
+
+
+class Rows:
+    """The file's rows, divided into those to calibrate on and those held out."""
+
+    def __init__(self, path: str, name: str | None, share: float, seed: int):
+        array = _open(path, name)
+        if array.dtype.kind != "f":
+            raise UserError(
+                f"{path} should hold floating-point numbers, but its dtype is {array.dtype}."
+            )
+        if array.ndim == 0 or not array.size:
+            raise UserError(f"{path} should hold rows of numbers, but its shape is {array.shape}.")
+        self.path, self.share, self.seed = path, share, seed
+        self.array = array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
+        self.used, self.held_out = (sum(len(b) for b in self.blocks(held)) for held in (0, 1))
+        if not self.used or (share and not self.held_out):
+            raise UserError(
+                f"{path} has {len(self.array)} rows, too few to hold out a share of {share:g}: "
+                "pass --held-out 0."
+            )
+
+    @property
+    def channels(self) -> int:
+        """How many numbers a row has."""
+        return self.array.shape[1]
+
+    def blocks(self, held_out: bool | int) -> Iterator[np.ndarray]:
+        """The rows of one of the two sets, in blocks; the same ones each time."""
+        step = max(1, _BLOCK // self.channels)
+        for number, start in enumerate(range(0, len(self.array), step)):
+            block = self.array[start : start + step]
+            draws = np.random.default_rng([self.seed, number]).random(len(block))
+            # In the precision of the network: a threshold is compared with what was rounded to it.
+            yield block[(draws < self.share) == bool(held_out)].astype(np.float32, copy=False)
+
+
+def _open(path: str, name: str | None) -> np.ndarray:
+    try:
+        # A .npy file stays on the disk; what an .npz file holds is read when asked for.
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {(error.strerror or str(error)).lower()}.") from None
+    except (ValueError, EOFError):
+        raise UserError(f"{path} should be a .npy or .npz file of numbers.") from None
+    if isinstance(loaded, np.ndarray):
+        if name is not None:
+            raise UserError(f"--array is for .npz files, but {path} holds one array.")
+        return loaded
+    names = loaded.files
+    if name is None and len(names) != 1:
+        raise UserError(f"{path} holds {len(names)} arrays: pass --array, one of {names}.")
+    if name is not None and name not in names:
+        raise UserError(f"{path} has no array {name!r}: pass --array, one of {names}.")
+    try:
+        return loaded[name or names[0]]
+    except ValueError:
+        raise UserError(f"{name or names[0]} of {path} should hold numbers.") from None
+
+
+def calibrate(
+    rows: Rows, sparsities: list[float], method: str, per_channel: bool
+) -> tuple[list[Found], float]:
+    """What was found for each share, and by how much the method may miss it on the rows used.
+
+    Raises:
+        ValueError: NaN or infinity, or values that are all equal.
+    """
+    thresholds, error = _METHODS[method](rows, sparsities, per_channel)
+    used = _shares(rows, 0, thresholds)
+    held_out = _shares(rows, 1, thresholds) if rows.held_out else [None] * len(sparsities)
+    cells = zip(sparsities, thresholds, used, held_out, strict=True)
+    return [Found(*cell) for cell in cells], error
+
+
+def _shares(rows: Rows, held_out: int, thresholds: list[np.ndarray]) -> list[np.ndarray]:
+    closed = np.zeros((len(thresholds), rows.channels))
+    count = 0
+    for block in rows.blocks(held_out):
+        count += len(block)
+        for line, threshold in zip(closed, thresholds, strict=True):
+            line += np.count_nonzero(block <= threshold, axis=0)
+    return list(closed / count)
+
+
+def _checked(block: np.ndarray) -> np.ndarray:
+    if not np.isfinite(block).all():
+        raise ValueError("it holds NaN or infinity: remove such rows first.")
+    return block
+
+
+def _by_quantile(rows: Rows, sparsities, per_channel):
+    data = np.concatenate([_checked(block) for block in rows.blocks(0)])
+    axis = 0 if per_channel else None
+    found = [np.asarray(theory.quantile_threshold(data, s, axis=axis)) for s in sparsities]
+    return found, 0.0
+
+
+def _by_sketch(rows: Rows, sparsities, per_channel):
+    sketch = theory.QuantileSketch(rows.channels if per_channel else None)
+    for block in rows.blocks(0):
+        sketch.update(_checked(block))
+    return [np.asarray(sketch.threshold(s)) for s in sparsities], sketch.rank_error
+
+
+def _by_gaussian(rows: Rows, sparsities, per_channel):
+    axis = 0 if per_channel else None
+    count, mean, squares = 0, np.zeros(()), np.zeros(())
+    for block in rows.blocks(0):
+        if not len(block):
+            continue
+        wide = _checked(block).astype(np.float64)
+        size = len(block) if per_channel else block.size
+        centre = wide.mean(axis)
+        # Chan, Golub and LeVeque: the sums of squares about two means, put together.
+        apart = centre - mean
+        squares = (
+            squares + ((wide - centre) ** 2).sum(axis) + apart**2 * count * size / (count + size)
+        )
+        mean = mean + apart * size / (count + size)
+        count += size
+    std = np.sqrt(squares / count)
+    if not (std > 0).all():
+        raise ValueError("all values of some channel are equal: no threshold divides them.")
+    return [mean + std * NormalDist().inv_cdf(s) for s in sparsities], math.nan
+
+
+_METHODS = {"quantile": _by_quantile, "sketch": _by_sketch, "gaussian": _by_gaussian}
