@@ -14,7 +14,7 @@ docs/screening.md has the proof.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +137,7 @@ def checked_screen(screen, w_in: jax.Array) -> Screen | None:
             raise ValueError(
                 f"`screen` should be True, False, {known} or a Screen, but is {screen!r}."
             )
-        return prepare_screen(w_in, screen)
+        return prepare_screen(w_in, cast(Precision, screen))
     if not isinstance(screen, Screen):
         raise TypeError(
             "`screen` should be a bool, the name of a precision or a Screen, but is "
