@@ -81,7 +81,7 @@ def ours(world, rows: sae.Rows, steps: int, seed: int, target: float) -> Outcome
         coefficient=COEFFICIENT * scale**2,  # where the controller starts
     )
     settings = sae.Settings(FEATURES, steps, recipe, target_l0=target, seed=seed)
-    result = sae.train(rows, settings)
+    result = sae.run(rows, settings)
     weights = {k: np.asarray(v) for k, v in result.weights._asdict().items()}
     for name in ("encoder_bias", "threshold", "decoder_bias"):
         weights[name] = weights[name] / result.scale

@@ -7,7 +7,7 @@ suites:
   wider      16 x 16 pixels, 8,192 features, L0 32
   widest     28 x 28 pixels, 16,384 features, L0 64
 
-Two runs of `jaxtrelu.sae.train` differ in `Settings.sparse` alone: data, batches, recipe, first
+Two runs of `jaxtrelu.sae.run` differ in `Settings.sparse` alone: data, batches, recipe, first
 weights and controller are the same. They take turns, a chunk of steps each, and each one's clock
 runs in its own turns: statistics of the data, compilation, steps, history, all of it. Reported are
 
@@ -80,7 +80,7 @@ class Turns:
 
 def whole(rows, settings, pause):
     """One run, which pauses after each row of the history: there the device has been waited for."""
-    return sae.train(rows, settings, on_step=lambda step, entry: pause() if entry else None)
+    return sae.run(rows, settings, on_step=lambda step, entry: pause() if entry else None)
 
 
 def plain_step(settings):

@@ -4,6 +4,7 @@
 suites:
   product    y, the gradient of a reconstruction loss, and a whole training step with Adam
   find       the open entries of a mask: words and select against nonzero and top_k
+  screen     entries proved closed first: forward and gradient, in units of the dense encode alone
   touched    a step of gradient descent on a few examples: dense gradients, and those of touched
              features alone
   sweep      the gradient's time against m at fixed L0, and against L0 at fixed m (the crossover)
@@ -26,6 +27,7 @@ import optax
 from _harness import Case, run
 
 from jaxtrelu import bits, sparse_mlp, sparse_mlp_vjp
+from jaxtrelu.sparse import prepare_screen
 
 BATCH, WIDTH = 1024, 768
 
@@ -52,8 +54,8 @@ def dense(x, w_in, b_in, threshold, w_out, b_out):
     return jnp.where(z > threshold, z, 0) @ w_out + b_out
 
 
-def sparse(x, *, capacity=128, **params):
-    return sparse_mlp(x, **params, variant="hard", capacity=capacity)
+def sparse(x, *, capacity=128, screen=None, **params):
+    return sparse_mlp(x, **params, variant="hard", capacity=capacity, screen=screen)
 
 
 def loss(function, params, x):
@@ -63,6 +65,15 @@ def loss(function, params, x):
 def gradient_of(function, params, x):
     gradient = jax.jit(jax.grad(functools.partial(loss, function)))
     return lambda: gradient(params, x)
+
+
+def quietly(peer):
+    """The same work, of a peer whose result is not of the same shape as the others'."""
+
+    def wait():
+        jax.block_until_ready(peer())
+
+    return wait
 
 
 class Training:
@@ -146,6 +157,36 @@ def product(args):
                       "dense encode": functools.partial(encode, x, params["w_in"])},
             compare=False,
         )  # fmt: skip
+
+
+def screen(args):
+    x = inputs()
+    encode = jax.jit(lambda x, w: x @ w.T)
+    for m in args.features:
+        params = weights(m, args.l0)
+        alone = quietly(functools.partial(encode, x, params["w_in"]))
+        ways = {name: functools.partial(sparse, screen=name) for name in ("int8", "bfloat16")}
+        for mode in ("forward", "gradient"):
+            peers = {"dense encode": alone}
+            functions = {"dense JAX": dense, "jaxtrelu": sparse} | ways
+            if mode == "forward":
+                peers |= {
+                    name: functools.partial(jax.jit(function), x, **params)
+                    for name, function in functions.items()
+                }
+                for name in ways:
+                    prepared = prepare_screen(params["w_in"], name)
+                    peers[f"{name}, prepared"] = functools.partial(
+                        jax.jit(sparse), x, **params, screen=prepared
+                    )
+            else:
+                peers |= {
+                    name: gradient_of(function, params, x) for name, function in functions.items()
+                }
+            if not args.no_torch:
+                peers |= {k: quietly(v) for k, v in torch_product(params, x, mode).items()}
+            yield Case(f"m={m}, L0={args.l0}", mode, peers, "dense encode", "dense JAX")
+        del peers
 
 
 def _nonzero(z, theta, size):
@@ -241,5 +282,11 @@ def add_arguments(parser):
 
 
 if __name__ == "__main__":
-    suites = {"product": product, "find": find, "touched": touched, "sweep": sweep}
+    suites = {
+        "product": product,
+        "screen": screen,
+        "find": find,
+        "touched": touched,
+        "sweep": sweep,
+    }
     sys.exit(run(__doc__, suites, add_arguments))

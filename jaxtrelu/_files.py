@@ -23,6 +23,8 @@ def check_folder(folder: str | os.PathLike) -> Path:
     try:
         nearest = path
         while not nearest.exists():
+            if nearest.is_symlink():
+                raise OutputError(f"cannot write to {path}: {nearest} is a link to nothing.")
             nearest = nearest.parent
         if not nearest.is_dir():
             raise OutputError(f"cannot write to {path}: {nearest} is a file, not a folder.")
@@ -69,7 +71,8 @@ def write_files(folder: Path, contents: Mapping[str, bytes | str]) -> list[Path]
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             target = folder / name
-            part = folder / f".{name}.{os.getpid()}.part"
+            target.parent.mkdir(exist_ok=True)  # a name may lie in a folder of its own
+            part = target.parent / f".{target.name}.{os.getpid()}.part"
             pending[part] = target
             data = content.encode("utf-8") if isinstance(content, str) else content
             with open(part, "xb") as stream:

@@ -2,33 +2,59 @@
 
 import contextlib
 import io
-from types import SimpleNamespace
+import json
 
+import numpy as np
 import pytest
 
+from jaxtrelu import sae
 from jaxtrelu._cli import console
 from jaxtrelu._cli.sae import report
 
-LAST = dict.fromkeys(
-    ("l0", "coefficient", "reconstruction", "dead_share", "window_share", "threshold_50"), 0.5
-)
-SUMMARY = {"data": {"name": "mine", "rows": 1000, "dimension": 16}, "result": LAST}
+
+@pytest.fixture(scope="module")
+def found():
+    """The report of a run of three steps, in which a feature that never opens is planted."""
+    x = np.random.default_rng(0).normal(size=(900, 4)).astype(np.float32)
+    model = sae.train(x, features=12, l0=3.0, steps=3)
+    model.weights.threshold.block_until_ready()
+    weights = model.weights._replace(threshold=model.weights.threshold.at[4].set(1e9))
+    object.__setattr__(model, "weights", weights)
+    return report.Report(sae.Rows(x, "mine", held_out=90), model)
 
 
 @pytest.mark.parametrize(("encoding", "name"), [("utf-8", "λ"), ("ascii", "lambda")])
-def test_the_table_in_the_terminals_encoding(encoding, name):
+def test_the_table_in_the_terminals_encoding(found, encoding, name):
     """In line, whatever the characters."""
-    settings = SimpleNamespace(features=32, steps=200, target_l0=4.0)
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console.spell_out(stream)  # as `main` does
     with contextlib.redirect_stdout(stream):
-        report.show(SUMMARY, settings, SimpleNamespace(resumed_from=150), 2.0)
+        found.show(2.0)
+        report.show_evaluation(found.evaluation, "θ of mine")
         stream.flush()
     lines = stream.buffer.getvalue().decode(encoding).splitlines()
     edge = "│" if encoding == "utf-8" else "|"
     table = [line for line in lines if line.startswith(edge)]
     assert any(line.split()[:2] == [edge, name] for line in table)
-    assert len({len(line) for line in table}) == 1
-    assert "for 50 steps" in "".join(table)
-    assert "resumed from step 150" in lines
+    assert len({len(line) for line in table}) == 2  # of two tables
+    assert "for 3 steps" in "".join(table)
     assert any(f"thresholds and {name} find their place" in line for line in lines)
+    assert any("figures on 90 rows kept aside" in line for line in lines)
+
+
+def test_dead_features_are_counted_over_all_rows_and_the_number_is_said(found, capsys):
+    found.show(1.0)
+    printed = capsys.readouterr().out
+    assert "open in none of 900 rows" in printed
+    summary = json.loads(json.dumps(found.summary(), allow_nan=False))
+    assert 4 in found.dead.features
+    assert summary["dead"] == {"features": len(found.dead.features), "rows": 900}
+    assert summary["evaluation"]["rows"] == 90
+
+
+def test_the_picture_counts_as_the_table_does(found):
+    """And draws images only where told that rows are images: 4 columns are none of themselves."""
+    living = f"{12 - len(found.dead.features)} living features of 12"
+    # matplotlib notes each text in a comment beside its outlines.
+    assert living in found.draw_dictionary(2)["dictionary.svg"].decode()
+    assert "living features of" not in found.draw_dictionary(None)["dictionary.svg"].decode()

@@ -365,7 +365,7 @@ def test_an_optimizer_of_thresholds_moves_nothing_else_and_a_checkpoint_brings_a
 def test_an_autoencoder_around_trained_weights_is_the_plain_functions():
     recipe = dataclasses.replace(sae.short_run(), batch_size=64)
     x = np.asarray(3 * jax.random.normal(jax.random.key(1), (256, 12)), np.float32)
-    found = sae.train(sae.Rows(x), sae.Settings(24, 5, recipe, sparse=False))
+    found = sae.run(sae.Rows(x), sae.Settings(24, 5, recipe, sparse=False))
     model = SparseAutoencoder.from_weights(found.weights, found.scale, recipe)
     theta = found.weights.threshold
     pi = sae.pre_activations(found.weights, x * found.scale)

@@ -81,13 +81,15 @@ def test_what_is_no_matrix_of_numbers_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         sae.open_rows(tmp_path / "absent.npy")
     (tmp_path / "text.npy").write_text("hello")
-    with pytest.raises(ValueError, match=r"cannot be read as a \.npy file"):
+    with pytest.raises(ValueError, match="it is a text"):
         sae.open_rows(tmp_path / "text.npy")
     np.savez(tmp_path / "several.npz", a=np.ones((2, 2)))
-    with pytest.raises(ValueError, match="archive of several arrays"):
+    with pytest.raises(ValueError, match=r"an \.npz of several arrays"):
         sae.open_rows(tmp_path / "several.npz")
     with pytest.raises(ValueError, match="batch of 50 examples is more than the 20 rows"):
         sae.Rows(np.ones((20, 2))).batch(0, 50)
+    with pytest.raises(ValueError, match="batch of 21 examples is more than the 20 rows"):
+        sae.Rows(np.ones((20, 2))).check_batch(21)
 
 
 def test_patches_are_white_and_can_be_turned_back_into_pixels():
@@ -145,3 +147,34 @@ def test_planted_scores():
     always = sae.planted_scores(truth, np.ones_like(present), truth, present)
     assert always.recall == pytest.approx(1)
     assert always.precision == pytest.approx(present.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_rows_kept_aside_are_in_no_batch_and_the_same_for_every_seed(tmp_path, mapped):
+    array = plain = numbered(2000, 256)
+    if mapped:
+        array = np.load(saved(tmp_path, array), mmap_mode="r")
+    found = [sae.Rows(array, seed=seed, held_out=160, group_bytes=600_000) for seed in (0, 1)]
+    aside = [rows.held_out_rows[:, 0] for rows in found]
+    np.testing.assert_array_equal(*aside)
+    # And the same of a file as of the array that it holds.
+    np.testing.assert_array_equal(aside[0], sae.Rows(plain, held_out=160).held_out_rows[:, 0])
+    assert len(aside[0]) == pytest.approx(160, rel=0.15)
+    assert len(aside[0]) + found[0].training_rows == 2000
+    assert np.ptp(aside[0]) > 1500  # from all over the data
+    seen = {r for step in range(150) for r in found[0].batch(step, 60)[:, 0].tolist()}
+    assert not seen & set(aside[0].tolist())
+    assert len(seen) == found[0].training_rows
+    statistics = found[0].statistics()
+    kept = np.setdiff1d(np.arange(2000), aside[0].astype(int))
+    assert statistics.mean_norm == pytest.approx(kept.mean())
+    assert statistics.variance == pytest.approx(kept.var())
+    assert statistics.fingerprint == found[0].fingerprint() == sae.Rows(array).fingerprint()
+    with pytest.raises(ValueError, match="`held_out` should leave some"):
+        sae.Rows(array, held_out=2000)
+
+
+def test_variance_is_found_far_from_the_origin():
+    array = np.random.default_rng(0).normal(size=(5000, 3)) + 1e6
+    assert sae.Rows(array).statistics().variance == pytest.approx(array.var(0).sum(), rel=1e-6)
+    assert sae.Rows(np.full((500, 3), 1e6)).statistics().variance == 0

@@ -74,7 +74,8 @@ def test_rows_know_their_width_and_their_content():
 
 
 def test_which_runs_skip_zeros_and_which_are_steered():
-    fixed = sae.Settings(64, 10)
+    fixed = sae.Settings(2048, 10)
+    assert not sae.Settings(64, 10).visits_entries_only()  # lists cannot pay
     assert fixed.controller() is None
     assert fixed.visits_entries_only()
     assert not sae.Settings(64, 10, target_l0=3.0).visits_entries_only()  # more than one in 32

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +12,14 @@ import time
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from jaxtrelu import sae, sparse_mlp
 from jaxtrelu.__main__ import main
+from jaxtrelu.sae import _training as training
+from jaxtrelu.sae._formats import safetensors
 
 RECIPE = dataclasses.replace(sae.short_run(), batch_size=128, learning_rate_warmup=10)
 WORLD = sae.PlantedWorld(features=32, dimension=16, mean_l0=3.0)
@@ -39,7 +43,7 @@ def assert_same(first, second):
 
 
 def test_training_reaches_the_target_and_finds_planted_features():
-    result = sae.train(rows(), settings(steps=900, target_l0=4.0, log_every=20))
+    result = sae.run(rows(), settings(steps=900, target_l0=4.0, log_every=20))
     assert result.history["l0"][-5:].mean() == pytest.approx(4, rel=0.15)
     assert result.history["reconstruction"][-1] < 0.25
     x, magnitudes = map(np.asarray, WORLD.sample(jax.random.key(9), 4000))
@@ -55,16 +59,14 @@ def test_sparse_and_dense_runs_have_the_same_loss_curve():
     few = {"features": 256, "target_l0": 1.5, "log_every": 5}
     runs = {sparse: settings(sparse=sparse, **few) for sparse in (False, True)}
     assert [run.visits_entries_only() for run in runs.values()] == [False, True]
-    curves = {sparse: sae.train(rows(), run) for sparse, run in runs.items()}
+    curves = {sparse: sae.run(rows(), run) for sparse, run in runs.items()}
     for name in ("reconstruction", "threshold_50", "coefficient"):
         dense, sparse = (curves[is_sparse].history[name] for is_sparse in (False, True))
         np.testing.assert_allclose(sparse, dense, rtol=1e-3, err_msg=name)
     sample = np.asarray(WORLD.sample(jax.random.key(0), 128)[0]) * curves[True].scale
     first = sae.initial_state(runs[True], sample).weights
-    assert [_overflow(weights, sample) for weights in (first, curves[True].weights)] == [
-        True,
-        False,
-    ]
+    sides = [_overflow(weights, sample) for weights in (first, curves[True].weights)]
+    assert sides == [True, False]
 
 
 def _overflow(weights, x):
@@ -84,7 +86,7 @@ def _overflow(weights, x):
 
 @pytest.mark.parametrize("target", [5.0, None])
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, target):
-    whole = sae.train(rows(), settings(target_l0=target, log_every=10))
+    whole = sae.run(rows(), settings(target_l0=target, log_every=10))
 
     class StopError(Exception):
         pass
@@ -95,55 +97,186 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, target):
 
     part = {"checkpoint_folder": tmp_path / "run", "checkpoint_every": 20}
     with pytest.raises(StopError):
-        sae.train(rows(), settings(target_l0=target, log_every=10), on_step=stop, **part)
-    resumed = sae.train(rows(), settings(target_l0=target, log_every=10), **part)
+        sae.run(rows(), settings(target_l0=target, log_every=10), on_step=stop, **part)
+    resumed = sae.run(rows(), settings(target_l0=target, log_every=10), **part)
     assert (whole.resumed_from, resumed.resumed_from) == (0, 40)
     assert_same(whole, resumed)
-    again = sae.train(rows(), settings(target_l0=target, log_every=10), **part)
+    again = sae.run(rows(), settings(target_l0=target, log_every=10), **part)
     assert again.resumed_from == 60
     assert_same(whole, again)
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path):
     folder = tmp_path / "run"
-    first = sae.train(rows(), settings(steps=20), checkpoint_folder=folder)
+    first = sae.run(rows(), settings(steps=20), checkpoint_folder=folder)
     for changes, words in (
         ({"features": 32}, "features is 64 there and 32 here"),
         ({"steps": 30}, "steps is 20 there and 30 here"),
         ({"recipe": dataclasses.replace(RECIPE, learning_rate=1e-4)}, "recipe.learning_rate is"),
     ):
         with pytest.raises(ValueError, match=words):
-            sae.train(rows(), settings(**{"steps": 20} | changes), checkpoint_folder=folder)
-    other = sae.Rows(np.ones((500, 16), np.float32))
+            sae.run(rows(), settings(**{"steps": 20} | changes), checkpoint_folder=folder)
+    other = sae.Rows(rows().array[:500])
     with pytest.raises(ValueError, match=r"belong to another run: data is"):
-        sae.train(other, settings(steps=20), checkpoint_folder=folder)
-    assert_same(first, sae.train(rows(), settings(steps=20), checkpoint_folder=folder))
+        sae.run(other, settings(steps=20), checkpoint_folder=folder)
+    assert_same(first, sae.run(rows(), settings(steps=20), checkpoint_folder=folder))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
-        sae.train(rows(), settings(), checkpoint_folder=tmp_path / "file")
+        sae.run(rows(), settings(), checkpoint_folder=tmp_path / "file")
 
 
-def test_a_checkpoint_that_cannot_be_written_says_so_and_loses_nothing(tmp_path, monkeypatch):
-    part = {"checkpoint_folder": tmp_path / "run", "checkpoint_every": 20}
-    save = ocp.CheckpointManager.save
+def checkpoints(folder):
+    return sorted(folder.glob("step-*.safetensors"))
 
-    def full(self, step, **arguments):
-        if step == 40:
-            raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']")
-        return save(self, step, **arguments)
 
-    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
-    with pytest.raises(OSError, match=r"checkpoint of step 40 cannot .* left on device\. Earlier"):
-        sae.train(rows(), settings(), **part)
-    monkeypatch.undo()
-    resumed = sae.train(rows(), settings(), **part)
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "one bit": flip,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "no header": lambda path: path.write_bytes(b"\xff" * 1000),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_the_newest_intact_checkpoint_is_taken_and_the_damaged_one_named(tmp_path, damage):
+    whole = sae.run(rows(), settings(steps=30, log_every=10))
+    part = {"checkpoint_folder": tmp_path / "run", "checkpoint_every": 10}
+    sae.run(rows(), settings(steps=30, log_every=10), **part)
+    files = checkpoints(tmp_path / "run")
+    assert [path.stem for path in files] == ["step-0000000020", "step-0000000030"]
+    (tmp_path / "run" / "step-0000000099.safetensors").mkdir()  # strays are left alone
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    damage(files[-1])
+    with pytest.warns(UserWarning, match=r"step-0000000030\.safetensors is damaged, and was skip"):
+        resumed = sae.run(rows(), settings(steps=30, log_every=10), **part)
     assert resumed.resumed_from == 20
-    assert_same(sae.train(rows(), settings()), resumed)
+    assert_same(whole, resumed)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_with_no_intact_checkpoint_the_run_begins_again_and_says_so(tmp_path):
+    part = {"checkpoint_folder": tmp_path / "run", "checkpoint_every": 10}
+    first = sae.run(rows(), settings(steps=20), **part)
+    for path in checkpoints(tmp_path / "run"):
+        flip(path)
+    with pytest.warns(UserWarning, match="is damaged") as warned:
+        again = sae.run(rows(), settings(steps=20), **part)
+    assert len([w for w in warned if "is damaged" in str(w.message)]) == 2
+    assert again.resumed_from == 0
+    assert_same(first, again)
+
+
+def test_one_changed_number_of_the_data_is_other_data(tmp_path):
+    array = np.array(rows().array)
+    sae.run(sae.Rows(array), settings(steps=2), checkpoint_folder=tmp_path)
+    array[1, 3] += 1e-3
+    with pytest.raises(ValueError, match="belong to another run: data is"):
+        sae.run(sae.Rows(array), settings(steps=2), checkpoint_folder=tmp_path)
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    def second(step, entry):
+        with pytest.raises(
+            ValueError, match=rf"another run \(process {os.getpid()}\) is writing to"
+        ):
+            sae.run(rows(), settings(), checkpoint_folder=tmp_path / "run")
+
+    sae.run(rows(), settings(steps=2), checkpoint_folder=tmp_path / "run", on_step=second)
+    sae.run(rows(), settings(steps=2), checkpoint_folder=tmp_path / "run")  # let go of by now
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_data_are_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    read = []
+    with pytest.raises(OSError, match="checkpoints cannot be written to"):
+        sae.run(
+            rows(), settings(), checkpoint_folder=tmp_path / "file" / "run", on_read=read.append
+        )
+    assert not read
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from jaxtrelu.sae._checkpoints import Checkpoints
+
+with Checkpoints(sys.argv[1]) as store:
+    store.save(10, {"a": np.zeros(1000)})
+    # No file of more than 2 kB: as a full disk is, for who writes one.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    try:
+        store.save(20, {"a": np.ones(1000)})
+    except OSError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+def test_a_checkpoint_that_cannot_be_written_says_so_and_loses_nothing(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "the checkpoint of step 20 cannot be written" in done.stdout, done.stderr
+    assert "file too large. Earlier checkpoints are kept: make room" in done.stdout
+    assert "Traceback" not in done.stderr
+    (path,) = checkpoints(tmp_path / "run")
+    assert path.stem == "step-0000000010"
+    safetensors.check_seal(path, *safetensors.read(path))
+    assert not list((tmp_path / "run").glob(".*.part"))
+
+
+def test_a_part_of_a_checkpoint_left_by_a_killed_run_is_removed(tmp_path):
+    (tmp_path / ".step-0000000010.safetensors.99.part").write_bytes(b"x")
+    sae.run(rows(), settings(steps=2), checkpoint_folder=tmp_path)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_run_that_diverges_stops_and_says_at_which_step(tmp_path):
+    wild = dataclasses.replace(RECIPE, learning_rate=1e38, learning_rate_warmup=0)
+    with pytest.raises(FloatingPointError, match=r"not finite any more at step \d+: .*smaller"):
+        sae.run(
+            rows(), settings(recipe=wild), checkpoint_folder=tmp_path / "run", checkpoint_every=1
+        )
+    for path in checkpoints(tmp_path / "run"):
+        tensors, _ = safetensors.read(path)
+        assert all(np.isfinite(array).all() for name, array in tensors.items() if "weights" in name)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.ones((300, 4), np.float32), "has the same values in all rows"),
+        (np.tile(np.float32([1e4, 3, -2, 7]), (300, 1)), "has the same values in all rows"),
+        (np.ones((1, 4), np.float32), "has one row only"),
+        (np.zeros((300, 4), np.float32), "has the same values in all rows"),
+    ],
+)
+def test_data_without_variance_are_refused(array, words):
+    recipe = dataclasses.replace(RECIPE, batch_size=1)
+    with pytest.raises(ValueError, match=words):
+        sae.run(sae.Rows(array), settings(recipe=recipe))
+
+
+@pytest.mark.skipif(training.memory_free() is None, reason="the system does not say")
+def test_a_run_that_needs_more_memory_than_there_is_is_refused_with_the_figure():
+    with pytest.raises(MemoryError, match=r"1,000,000,000,000 features .* needs about [\d,.]+ GB"):
+        sae.run(rows(), settings(features=10**12))
+    small = training.memory_needed(settings(), 16)
+    assert small < 10**6
+    assert training.memory_needed(settings(features=6400), 16) == pytest.approx(
+        100 * small, rel=0.1
+    )
 
 
 def test_reading_reports_every_row():
     done = []
-    sae.train(rows(), settings(steps=2), on_read=done.append)
+    sae.run(rows(), settings(steps=2), on_read=done.append)
     assert sum(done) == 8000
 
 
@@ -172,15 +305,22 @@ def arguments(activations, out, steps=40):
 def test_command_writes_what_it_prints(activations, tmp_path, capsys):
     assert main(arguments(activations, tmp_path / "out")) == 0
     printed = capsys.readouterr().out
-    names = ("sae.npz", "sae.json", "history.csv", "training.png", "dictionary.svg")
+    names = ("sae.safetensors", "sae.json", "history.csv", "training.png", "dictionary.svg")
     for name in names:
         assert str(tmp_path / "out" / name) in printed.replace("\n", "")
         assert (tmp_path / "out" / name).stat().st_size > 200
     report = json.loads((tmp_path / "out" / "sae.json").read_text())
-    assert report["data"] == {"name": "acts.npy", "rows": 4000, "dimension": 16}
-    with np.load(tmp_path / "out" / "sae.npz") as model:
-        assert model["decoder"].shape == (32, 16)
-        assert float(model["input_scale"]) == pytest.approx(report["input_scale"])
+    assert report["data"]["name"] == "acts.npy"
+    assert (report["data"]["rows"], report["data"]["dimension"]) == (4000, 16)
+    assert report["sparse"] is False  # 4 of 32 is no share at which zeros are skipped
+    assert report["evaluation"]["held_out"] is True and report["evaluation"]["rows"] == 400
+    model = sae.load(tmp_path / "out")
+    assert model.weights.decoder.shape == (32, 16)
+    assert model.input_scale == pytest.approx(report["input_scale"])
+    aside = sae.held_out(model, activations)
+    found = sae.evaluate(model, aside)
+    assert found.l0 == pytest.approx(report["evaluation"]["l0"])
+    assert f"{found.explained_variance:.1%}" in printed
 
 
 def test_command_killed_hard_reaches_the_same_result(activations, tmp_path):
@@ -190,18 +330,18 @@ def test_command_killed_hard_reaches_the_same_result(activations, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     checkpoints = tmp_path / "cut" / "checkpoints"
     for _ in range(2):
-        seen = set(checkpoints.glob("[0-9]*"))
+        seen = set(checkpoints.glob("step-*.safetensors"))
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        while process.poll() is None and set(checkpoints.glob("[0-9]*")) <= seen:
+        while process.poll() is None and set(checkpoints.glob("step-*.safetensors")) <= seen:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert main(arguments(activations, tmp_path / "cut", 400)) == 0
-    with np.load(tmp_path / "whole/sae.npz") as whole, np.load(tmp_path / "cut/sae.npz") as cut:
-        for key in whole:
-            np.testing.assert_array_equal(whole[key], cut[key], err_msg=key)
+    whole, cut = (sae.load(tmp_path / name) for name in ("whole", "cut"))
+    for name, a, b in zip(sae.Weights._fields, whole.weights, cut.weights, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
     assert (tmp_path / "whole/history.csv").read_text() == (
         tmp_path / "cut/history.csv"
     ).read_text()
@@ -211,11 +351,17 @@ def test_command_killed_hard_reaches_the_same_result(activations, tmp_path):
     ("extra", "words"),
     [
         (["--features", "0"], "--features should be from 1 to"),
-        (["--l0", "99"], "between 0 and the number of features"),
-        (["--bandwidth", "-1"], "`bandwidth` of Rectangle"),
-        (["--threshold", "-1"], "`initial_threshold` of a recipe should be at least 0"),
+        (["--features", "1e11"], "--features: invalid int value"),
+        (["--features", "100000000000"], "--features should be from 1 to"),
+        (["--features", "100000000", "--batch-size", "4000"], "smaller number of --features, or a"),
+        (["--l0", "99"], "--l0 should be between 0 and the number of --features (32), but is 99."),
+        (["--bandwidth", "-1"], "--bandwidth should be finite and greater than 0"),
+        (["--threshold", "-1"], "--threshold should be at least 0"),
+        (["--learning-rate", "-1"], "--learning-rate should be greater than 0"),
+        (["--learning-rate", "1e38", "--steps", "200"], "Pass a smaller --learning-rate"),
+        (["--held-out", "4000"], "--held-out should leave some of the 4000 rows"),
         (["--checkpoint-every", "0"], "--checkpoint-every should be at least 1"),
-        (["--batch-size", "5000"], "a batch of 5000 examples is more than the 4000 rows"),
+        (["--batch-size", "5000"], "a batch of 5000 examples is more than the 3600 rows"),
         (["--recipe", "other"], "invalid choice: 'other'"),
     ],
 )
@@ -223,15 +369,87 @@ def test_command_says_what_is_wrong_in_one_sentence(activations, tmp_path, capsy
     assert main([*arguments(activations, tmp_path / "out"), *extra]) == 2
     error = capsys.readouterr().err
     assert words in error
-    assert "Traceback" not in error
+    assert not re.search("Traceback|`|target_l0|batch_size|another folder", error)
+    assert error.count("\n") == 1
     assert not list((tmp_path / "out").glob("*.*"))
 
 
 def test_command_names_rows_that_are_not_finite(tmp_path, capsys):
-    array = np.ones((100, 4), np.float32)
+    array = np.ones((600, 4), np.float32)
     array[42] = np.nan
     np.save(tmp_path / "bad.npy", array)
     assert main(["sae", str(tmp_path / "bad.npy"), "--output", str(tmp_path / "out")]) == 2
     assert "in row 42 (counted from 0)" in capsys.readouterr().err
     assert main(["sae", str(tmp_path / "none.npy"), "--output", str(tmp_path / "out")]) == 2
     assert "there is no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"1,2,3\n4,5,6\n", "a text with commas, such as a CSV; np.save("),
+        (b"a\tb\n1\t2\n", "a text with tabs"),
+        (b"1 2 3\n", "it is a text"),
+        (b"", "it is empty"),
+        (b"PK\x03\x04rest", "a zip archive, such as an .npz"),
+        (b"\x80\x04K\x01.", "a pickle, which is never loaded"),
+        (b"\x89HDF\r\n", "an HDF5 file"),
+        (b"\x00\x01\x02", "begins as no known file"),
+        (b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4', ", "cannot be read as a .npy file"),
+    ],
+)
+def test_data_that_are_no_npy_file_are_named_for_what_they_are(tmp_path, capsys, content, words):
+    (tmp_path / "data.csv").write_bytes(content)
+    assert main(["sae", str(tmp_path / "data.csv"), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and "unsafe" not in error
+
+
+def test_the_advice_for_bfloat16_works(tmp_path):
+    array = np.random.default_rng(0).normal(size=(40, 4)).astype(ml_dtypes.bfloat16)
+    np.save(tmp_path / "b.npy", array)
+    with pytest.raises(TypeError, match=r"view\(ml_dtypes.bfloat16\).astype\(np.float32\)"):
+        sae.open_rows(tmp_path / "b.npy")
+    loaded = np.load(tmp_path / "b.npy")
+    advised = sae.Rows(loaded.view(ml_dtypes.bfloat16).astype(np.float32))
+    np.testing.assert_array_equal(advised.array, array.astype(np.float32))
+    with pytest.raises(TypeError, match=r"converted with \.astype\(np.float32\)"):
+        sae.Rows(array)
+
+
+def test_a_shape_below_zero_in_a_header_is_one_sentence(tmp_path):
+    text = "{'descr': '<f4', 'fortran_order': False, 'shape': (-3, 4)}".ljust(117) + "\n"
+    (tmp_path / "n.npy").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + text.encode())
+    with pytest.raises(ValueError, match=r"cannot be read as a \.npy file"):
+        sae.open_rows(tmp_path / "n.npy")
+
+
+@pytest.mark.slow
+def test_an_interrupt_at_any_moment_is_one_line_and_130(activations, tmp_path):
+    """From when the command has begun: before that it is Python's own start."""
+    command = [sys.executable, "-m", "jaxtrelu", *arguments(activations, tmp_path / "cut", 10**6)]
+    environment = {
+        **os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "JAXTRELU_HUGE_PAGES": "0",
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "cut" / "checkpoints"
+    for _ in range(8):
+        shutil.rmtree(tmp_path / "cut", ignore_errors=True)
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        while not (folder / ".lock").exists():
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 6))
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+        assert process.returncode == 130
+        assert error.splitlines()[-1] == "jaxtrelu: interrupted"
+        assert "Traceback" not in error
+        for path in checkpoints(folder):
+            tensors, metadata = safetensors.read(path)
+            safetensors.check_seal(path, tensors, metadata)
+
+
+def test_a_dangling_link_as_output_is_noticed_at_the_start(activations, tmp_path, capsys):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    assert main(arguments(activations, tmp_path / "out")) == 2
+    assert "is a link to nothing" in capsys.readouterr().err

@@ -1,7 +1,12 @@
-"""Sparse autoencoders with JumpReLU, free of any layer library: losses, recipes, data, training.
+"""Sparse autoencoders with JumpReLU: train, save, load, encode, evaluate.
 
-`SparseAutoencoder` is the same as a Flax module. Needs optax; the module needs Flax, checkpoints
-need orbax.
+    model = sae.train(x, features=4096, l0=32)
+    sae.save(model, "model.safetensors")
+    features = sae.load("model.safetensors").encode(x)
+
+Free of any layer library; `SparseAutoencoder` is the same as a Flax module. Needs optax; the module
+needs Flax. Below `train` lie `Rows`, `Settings` and `run`, and below these the losses, recipes and
+weights as plain functions.
 """
 
 import importlib
@@ -9,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtrelu.sae._controller import ControllerState, L0Controller, l0_target_controller
 from jaxtrelu.sae._diagnostics import Diagnostics, diagnostics
+from jaxtrelu.sae._evaluation import Dead, Evaluation, dead_features, evaluate
 from jaxtrelu.sae._losses import (
     Terms,
     l0_penalty,
@@ -18,18 +24,15 @@ from jaxtrelu.sae._losses import (
     reconstruct,
     tanh_penalty,
 )
+from jaxtrelu.sae._model import Autoencoder, OpenFeatures, TopFeatures, TopRows
 from jaxtrelu.sae._patches import Patches, image_patches
 from jaxtrelu.sae._planted import PlantedScores, PlantedWorld, planted_scores
 from jaxtrelu.sae._recipes import Recipe, anthropic_2025, gemma_scope, short_run
+from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, Statistics, open_rows
-from jaxtrelu.sae._training import (
-    Result,
-    Settings,
-    TrainState,
-    initial_state,
-    train,
-    train_step,
-)
+from jaxtrelu.sae._store import load, save
+from jaxtrelu.sae._train import held_out, train
+from jaxtrelu.sae._training import Settings, TrainState, initial_state, run, train_step
 from jaxtrelu.sae._weights import (
     Weights,
     constrained,
@@ -44,10 +47,14 @@ if TYPE_CHECKING:
     from jaxtrelu.sae._module import InputScale, SparseAutoencoder
 
 __all__ = [
+    "Autoencoder",
     "ControllerState",
+    "Dead",
     "Diagnostics",
+    "Evaluation",
     "InputScale",
     "L0Controller",
+    "OpenFeatures",
     "Patches",
     "PlantedScores",
     "PlantedWorld",
@@ -58,19 +65,25 @@ __all__ = [
     "SparseAutoencoder",
     "Statistics",
     "Terms",
+    "TopFeatures",
+    "TopRows",
     "TrainState",
     "Weights",
     "anthropic_2025",
     "constrained",
     "constrained_gradient",
+    "dead_features",
     "diagnostics",
+    "evaluate",
     "gemma_scope",
+    "held_out",
     "image_patches",
     "initial_state",
     "initial_weights",
     "input_scale",
     "l0_penalty",
     "l0_target_controller",
+    "load",
     "loss",
     "open_rows",
     "planted_scores",
@@ -78,6 +91,8 @@ __all__ = [
     "pre_activations",
     "project_out",
     "reconstruct",
+    "run",
+    "save",
     "short_run",
     "tanh_penalty",
     "train",

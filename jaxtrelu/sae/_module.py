@@ -12,6 +12,7 @@ from jaxtrelu._activation import jump_relu
 from jaxtrelu._primitive.spec import whole_number
 from jaxtrelu.nnx import Threshold
 from jaxtrelu.sae import _losses as losses
+from jaxtrelu.sae._model import Autoencoder, folded
 from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._weights import (
     Weights,
@@ -96,7 +97,7 @@ class SparseAutoencoder(nnx.Module):
 
     @classmethod
     def from_weights(cls, weights: Weights, scale: float, recipe: Recipe) -> "SparseAutoencoder":
-        """The module around weights that `jaxtrelu.sae.train` found.
+        """The module around weights that `jaxtrelu.sae.run` found.
 
         Args:
           weights: the parameters; they are copied.
@@ -111,7 +112,7 @@ class SparseAutoencoder(nnx.Module):
           >>> from jaxtrelu import sae
           >>> recipe = dataclasses.replace(sae.short_run(), batch_size=64)
           >>> x = np.random.default_rng(0).normal(size=(128, 6)).astype(np.float32)
-          >>> found = sae.train(sae.Rows(x), sae.Settings(12, 2, recipe, sparse=False))
+          >>> found = sae.run(sae.Rows(x), sae.Settings(12, 2, recipe, sparse=False))
           >>> model = sae.SparseAutoencoder.from_weights(found.weights, found.scale, recipe)
           >>> model(x).shape
           (128, 6)
@@ -124,6 +125,54 @@ class SparseAutoencoder(nnx.Module):
         )
         model._set(jax.tree.map(jnp.array, weights), scale, recipe)
         return model
+
+    @classmethod
+    def from_model(cls, model: Autoencoder, recipe: Recipe | None = None) -> "SparseAutoencoder":
+        """The module of a model that `jaxtrelu.sae.train` or `load` returned, to train it further.
+
+        Args:
+          model: an autoencoder. What the module has no place for is folded into the weights.
+          recipe: how to train it; None: as the model says.
+
+        Raises:
+          ValueError: the model is a transcoder, has a skip connection or normalises rows; or it
+            says no recipe, and none is passed.
+
+        Example:
+          >>> from jaxtrelu import sae
+          >>> x = np.random.default_rng(0).normal(size=(128, 6)).astype(np.float32)
+          >>> model = sae.train(x, features=12, steps=2)
+          >>> module = sae.SparseAutoencoder.from_model(model)
+          >>> bool((module.encode(x) == module.to_model().encode(x)).all())
+          True
+        """
+        recipe = model.recipe if recipe is None else recipe
+        if recipe is None:
+            raise ValueError(
+                "the model does not say how it was trained: pass a recipe, such as "
+                "jaxtrelu.sae.gemma_scope()."
+            )
+        if model.needs_inputs or model.dimension != model.output_dimension:
+            raise ValueError(
+                "a transcoder, or a model with a skip connection or a normalisation of each row, "
+                "is no SparseAutoencoder: work with the model itself."
+            )
+        scale = float(model.input_scale)
+        if model.subtract_decoder_bias or scale != float(model.output_scale):
+            model, scale = folded(model), 1.0
+        return cls.from_weights(model.weights, scale, recipe)
+
+    def to_model(self) -> Autoencoder:
+        """The module as an `Autoencoder`: to be saved, evaluated and looked at.
+
+        Returns:
+          An `Autoencoder` with copies of the parameters.
+
+        Example: see `from_model`.
+        """
+        scale = float(self.input_scale[...])
+        weights = Weights(*(jnp.array(value) for value in self.weights))
+        return Autoencoder(weights, input_scale=scale, output_scale=scale, recipe=self.recipe)
 
     def _set(self, weights: Weights, scale: float, recipe: Recipe) -> None:
         self.recipe = recipe

@@ -7,8 +7,8 @@ resumed sees the same examples as one that is not.
 import hashlib
 import math
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,12 +17,16 @@ _GROUP_BYTES = 1 << 28  # shuffled together, in memory
 
 
 class Statistics(NamedTuple):
-    """What a pass over all rows finds."""
+    """What a pass over all rows finds. Rows that are kept aside count for the fingerprint alone."""
 
     mean_norm: float
     """Mean of ‖x‖, in the units of the data."""
     mean_square_norm: float
     """Mean of ‖x‖², in those units squared."""
+    variance: float
+    """Mean of ‖x − mean of x‖², in the same."""
+    fingerprint: str
+    """A checksum of shape, dtype and every byte."""
 
 
 class Rows:
@@ -37,6 +41,8 @@ class Rows:
       array: (n, d) of floating point or integer numbers; an `np.memmap` is not read into memory.
       name: what to call it in messages.
       seed: of the shuffling.
+      held_out: how many rows, about, are kept aside and never in a batch: `held_out_rows`. Which
+        ones does not depend on the seed.
       group_bytes: size of the groups of a memory-mapped array.
 
     Raises:
@@ -50,13 +56,13 @@ class Rows:
         name: str = "the data",
         seed: int = 0,
         *,
+        held_out: int = 0,
         group_bytes: int = _GROUP_BYTES,
     ):
-        # bfloat16, a foreign type to NumPy, is of kind "V": its bytes mean nothing here.
         if array.dtype.kind not in "fiu":
             raise TypeError(
                 f"{name} should hold floating point numbers, but holds {array.dtype}. "
-                "Pass float32 or float16, converted with .astype(np.float32)."
+                f"{_conversion(array.dtype)}"
             )
         if array.ndim != 2:
             raise ValueError(
@@ -65,16 +71,42 @@ class Rows:
             )
         if 0 in array.shape:
             raise ValueError(f"{name} is empty: its shape is {array.shape}.")
-        self.array, self.name, self.seed = array, name, seed
+        self.array, self.name, self.seed, self.held_out = array, name, seed, held_out
+        if not 0 <= held_out < len(array):
+            raise ValueError(
+                f"`held_out` should leave some of the {len(array)} rows of {name} to train on, but "
+                f"is {held_out!r}."
+            )
         row_bytes = array.shape[1] * array.dtype.itemsize
         mapped = isinstance(array, np.memmap)
-        self._chunk = max(1, _CHUNK_BYTES // row_bytes) if mapped else 1
+        piece = max(1, _CHUNK_BYTES // row_bytes)
+        if held_out:  # in pieces small enough to come from all over the data
+            piece = max(1, min(piece, held_out // 16))
+        pieces = math.ceil(len(array) / piece)
+        order = np.random.default_rng(0x68656C64).permutation(pieces)
+        aside = order[: max(1, round(held_out / piece))] if held_out else order[:0]
+        # The same rows of a file as of the array that it holds.
+        self._chunk = piece if mapped else 1
+        if not mapped:
+            aside = _rows_of(aside, piece, len(array))
+        self._aside = np.sort(aside)
         chunks = math.ceil(len(array) / self._chunk)
+        self._kept = np.setdiff1d(np.arange(chunks), self._aside, assume_unique=True)
         # Two at least: one alone could be the short last piece.
-        fitting = max(2, group_bytes // (row_bytes * self._chunk)) if mapped else chunks
-        self._group_chunks = min(chunks, fitting)
-        self._groups = max(1, chunks // self._group_chunks)
+        fitting = max(2, group_bytes // (row_bytes * self._chunk)) if mapped else len(self._kept)
+        self._group_chunks = min(len(self._kept), fitting)
+        self._groups = max(1, len(self._kept) // self._group_chunks)
         self._cached: tuple[tuple[int, int], np.ndarray] | None = None
+
+    @property
+    def held_out_rows(self) -> np.ndarray:
+        """The rows that are kept aside: float32, (k, d), in the order of the data."""
+        return np.asarray(self.array[_rows_of(self._aside, self._chunk, len(self))], np.float32)
+
+    @property
+    def training_rows(self) -> int:
+        """How many rows batches are made of."""
+        return len(self) - len(_rows_of(self._aside, self._chunk, len(self)))
 
     @property
     def dimension(self) -> int:
@@ -88,39 +120,69 @@ class Rows:
     def shuffled_together(self) -> int:
         """How many rows are shuffled together, at least: the largest possible batch."""
         if self._groups == 1:
-            return len(self)
+            return self.training_rows
         # The short last piece may be in any group: count as if it were in this one.
         return (self._group_chunks - 1) * self._chunk + 1
 
     def fingerprint(self) -> str:
-        """A short text that changes with the data: shape, dtype and a sample of the bytes."""
-        digest = hashlib.sha256(f"{self.array.shape} {self.array.dtype}".encode())
-        for row in np.linspace(0, len(self.array) - 1, 64).astype(int):
-            digest.update(np.ascontiguousarray(self.array[row]).tobytes())
-        return digest.hexdigest()[:16]
+        """A text that changes with the data: a checksum of its shape, dtype and every byte.
+
+        `statistics` finds it in the same pass as the rest.
+        """
+        digest = self._digest()
+        for _, block in self._blocks():
+            digest.update(np.ascontiguousarray(block).view(np.uint8))
+        return digest.hexdigest()[:32]
 
     def statistics(self, advance: Callable[[int], None] | None = None) -> Statistics:
-        """One pass over all rows: checks that they are finite, and measures their norms.
+        """One pass over all rows: checks that they are finite, and measures them.
 
         Args:
           advance: called with the number of rows done since the last call.
+
+        Returns:
+          `Statistics`.
 
         Raises:
           ValueError: some rows hold NaN or infinity; the message names them.
         """
         bad: list[int] = []
         norm = square = 0.0
-        rows = max(1, (16 * _CHUNK_BYTES) // (self.dimension * 8))
-        for start in range(0, len(self.array), rows):
-            block = np.asarray(self.array[start : start + rows], np.float64)
-            squares = np.einsum("nd,nd->n", block, block)
+        count = 0
+        total, centre = np.zeros(self.dimension), np.zeros(self.dimension)
+        around = 0.0
+        aside = np.zeros(math.ceil(len(self) / self._chunk), bool)
+        aside[self._aside] = True
+        digest = self._digest()
+        for start, block in self._blocks():
+            digest.update(np.ascontiguousarray(block).view(np.uint8))
+            wide = np.asarray(block, np.float64)
+            squares = np.einsum("nd,nd->n", wide, wide)
             bad.extend((start + np.flatnonzero(~np.isfinite(squares))).tolist())
+            if len(self._aside):
+                used = ~aside[np.arange(start, start + len(block)) // self._chunk]
+                wide, squares = wide[used], squares[used]
+            if not count and len(wide):
+                centre = wide.mean(axis=0)  # sums around it lose no digits
+            moved = wide - centre
+            total += moved.sum(axis=0)
+            around += float(np.einsum("nd,nd->", moved, moved))
             norm += float(np.sqrt(squares).sum())
             square += float(squares.sum())
+            count += len(wide)
             if advance:
                 advance(len(block))
         self._refuse(np.asarray(bad))
-        return Statistics(norm / len(self), square / len(self))
+        variance = max(0.0, around / count - float(total @ total) / count**2)
+        return Statistics(norm / count, square / count, variance, digest.hexdigest()[:32])
+
+    def _digest(self) -> Any:
+        return hashlib.blake2b(f"{self.array.shape} {self.array.dtype}".encode())
+
+    def _blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        rows = max(1, (16 * _CHUNK_BYTES) // (self.dimension * 8))
+        for start in range(0, len(self.array), rows):
+            yield start, self.array[start : start + rows]
 
     def batch(self, step: int, size: int) -> np.ndarray:
         """The batch of step `step`, `size` rows of the data as they are, unscaled.
@@ -135,13 +197,8 @@ class Rows:
         Raises:
           ValueError: the data has fewer rows than `size`, or a row of the batch is not finite.
         """
-        whole = self.shuffled_together
-        per_group = whole // size
-        if not per_group:
-            raise ValueError(
-                f"a batch of {size} examples is more than the {whole} rows of {self.name} that "
-                "are shuffled together. Pass a smaller batch size."
-            )
+        self.check_batch(size)
+        per_group = self.shuffled_together // size
         group, place = divmod(step, per_group)
         rows = self._group(*divmod(group, self._groups))[place * size : (place + 1) * size]
         if isinstance(self.array, np.memmap):
@@ -151,6 +208,21 @@ class Rows:
             self._refuse(rows[~np.isfinite(picked).all(axis=1)])
         return picked
 
+    def check_batch(self, size: int) -> None:
+        """Refuses batches that are too large.
+
+        Args:
+          size: the number of rows of a batch.
+
+        Raises:
+          ValueError: the data has fewer rows than `size` that are shuffled together.
+        """
+        if size > self.shuffled_together:
+            raise ValueError(
+                f"a batch of {size} examples is more than the {self.shuffled_together} rows of "
+                f"{self.name} that are shuffled together. Pass a smaller batch size."
+            )
+
     def _group(self, epoch: int, group: int) -> np.ndarray:
         """Shuffled rows of a group; of an array in memory, their numbers."""
         if self._cached is None or self._cached[0] != (epoch, group):
@@ -158,9 +230,8 @@ class Rows:
         return self._cached[1]
 
     def _shuffled(self, epoch: int, group: int) -> np.ndarray:
-        chunks = math.ceil(len(self) / self._chunk)
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(chunks)
-        chosen = order[group * self._group_chunks :][: self._group_chunks]
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self._kept))
+        chosen = self._kept[order[group * self._group_chunks :][: self._group_chunks]]
         if not isinstance(self.array, np.memmap):
             return chosen
         starts = chosen * self._chunk
@@ -187,32 +258,87 @@ class Rows:
         )
 
 
-def open_rows(path: str | os.PathLike, seed: int = 0) -> Rows:
+def _rows_of(pieces: np.ndarray, size: int, count: int) -> np.ndarray:
+    """The numbers of the rows in some pieces of `count` rows."""
+    rows = (pieces[:, None] * size + np.arange(size)).reshape(-1)
+    return rows[rows < count]
+
+
+def open_rows(path: str | os.PathLike, seed: int = 0, *, held_out: int = 0) -> Rows:
     """A user's `.npy` file of activations, memory-mapped: it may be larger than memory.
 
     Args:
       path: of the file, which holds a matrix with one example per row.
       seed: of the shuffling.
+      held_out: how many rows, about, are kept aside; see `Rows`.
 
     Returns:
       `Rows` that read the file as they are asked for.
 
     Raises:
       FileNotFoundError: there is no such file.
+      TypeError: it holds no numbers.
       ValueError: it is not a `.npy` file of a plain matrix; the message says what it is.
     """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(1024)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {name!r}.") from None
+    except OSError as error:
+        raise ValueError(
+            f"{name!r} cannot be read: {(error.strerror or str(error)).lower()}."
+        ) from None
+    if start[:6] != b"\x93NUMPY":
+        raise ValueError(f"{name!r} is no .npy file: {_kind(start, name)}")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {os.fspath(path)!r}.") from None
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a header is text that NumPy evaluates: anything can come of it
+        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        if "Object arrays" in reason or "Python objects" in reason:
+            reason = "it holds pickled objects, which are never loaded"
         raise ValueError(
-            f"{os.fspath(path)!r} cannot be read as a .npy file: {error}. "
+            f"{name!r} cannot be read as a .npy file: {reason}. "
             "Pass a file that numpy.save wrote, with one example per row."
         ) from None
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ValueError(
-            f"{os.fspath(path)!r} is an archive of several arrays. Pass a .npy file with one."
+    return Rows(array, os.path.basename(name), seed, held_out=held_out)
+
+
+_KINDS = {
+    b"PK": "it is a zip archive, such as an .npz of several arrays; numpy.save writes one.",
+    b"\x80": "it is a pickle, which is never loaded; save the array with numpy.save.",
+    b"PAR1": "it is a Parquet file; numpy.save(…, frame.to_numpy()) makes one.",
+    b"\x89HDF": "it is an HDF5 file; numpy.save(…, file[name][:]) makes one.",
+}
+
+
+def _kind(start: bytes, name: str) -> str:
+    """What a file is that is no .npy file, and what to do about it."""
+    if not start:
+        return "it is empty."
+    for magic, text in _KINDS.items():
+        if start.startswith(magic):
+            return text
+    if start[8:9] == b"{":
+        return "it is a safetensors file; save one of its tensors with numpy.save."
+    if b"\0" not in start:
+        for mark, sign in (("commas", ","), ("tabs", "\t"), ("semicolons", ";")):
+            if sign.encode() in start:
+                return (
+                    f"it is a text with {mark}, such as a CSV; "
+                    f"np.save('data.npy', np.loadtxt({name!r}, delimiter={sign!r})) makes one "
+                    "(skiprows=1 leaves a heading out)."
+                )
+        return f"it is a text; np.save('data.npy', np.loadtxt({name!r})) makes one, of numbers."
+    return "it begins as no known file does; pass a file that numpy.save wrote."
+
+
+def _conversion(dtype: np.dtype) -> str:
+    """What to do with an array of a dtype that is not taken."""
+    # As numpy.save leaves bfloat16: two bytes without a meaning.
+    if dtype.type is np.void and dtype.itemsize == 2 and dtype.names is None:
+        return (
+            "If these are bfloat16 numbers, pass array.view(ml_dtypes.bfloat16).astype(np.float32)."
         )
-    return Rows(array, os.path.basename(os.fspath(path)), seed)
+    return "Pass float32 or float16, converted with .astype(np.float32)."

@@ -5,10 +5,14 @@ checkpointed, and batches are a function of the step's number. So a run that is 
 for bit as if it had not been stopped (on the same machine, with the same versions).
 """
 
+import contextlib
 import dataclasses
+import math
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +23,12 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxtrelu.sae import _losses as losses
+from jaxtrelu.sae._checkpoints import Checkpoints
 from jaxtrelu.sae._controller import ControllerState, L0Controller, l0_target_controller
 from jaxtrelu.sae._diagnostics import diagnostics
 from jaxtrelu.sae._recipes import Recipe, gemma_scope
-from jaxtrelu.sae._rows import Rows
+from jaxtrelu.sae._result import Result
+from jaxtrelu.sae._rows import Rows, Statistics
 from jaxtrelu.sae._weights import (
     Weights,
     constrained,
@@ -32,12 +38,14 @@ from jaxtrelu.sae._weights import (
 )
 from jaxtrelu.sparse._block import CROSSOVER
 
-#: The columns of `Result.history`. Thresholds are given by their quantiles.
+#: The columns of `Result.history`. Thresholds are given by their quantiles; silent_share is the
+#: share of features that are open nowhere in one batch, which few would be called dead for.
 HISTORY = (
-    "step", "l0", "reconstruction", "coefficient", "dead_share", "window_share",
+    "step", "l0", "reconstruction", "coefficient", "silent_share", "window_share",
     "threshold_distance", "threshold_05", "threshold_25", "threshold_50", "threshold_75",
     "threshold_95",
 )  # fmt: skip
+_LISTED = 32  # open features, at least, for which lists are made without a target
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -56,8 +64,8 @@ class Settings:
       log_every: steps between two rows of the history.
       sparse: whether to use `jaxtrelu.sparse_mlp` where it pays: the same run to rounding, in down
         to half the time for wide dictionaries (docs/sparse.md). Not where the recipe needs the
-        dense latent, nor where `target_l0` is more than one feature in 32, the share for which
-        lists are made.
+        dense latent, nor where `target_l0` (without one: 32) is more than one feature in 32, the
+        share for which lists are made.
     """
 
     features: int
@@ -81,7 +89,9 @@ class Settings:
 
     def visits_entries_only(self) -> bool:
         """Whether the run skips the zeros."""
-        few = self.target_l0 is None or self.target_l0 <= self.features * CROSSOVER
+        # Without a target nobody knows how many will be open; in a small latent lists cannot pay.
+        wanted = _LISTED if self.target_l0 is None else self.target_l0
+        few = wanted <= self.features * CROSSOVER
         return self.sparse and few and losses.visits_entries_only(self.recipe)
 
     def controller(self) -> L0Controller | None:
@@ -108,19 +118,6 @@ class TrainState(NamedTuple):
     """What steers λ; where λ follows a schedule, its coefficient alone means something."""
     step: Array
     """Number of steps done, int32."""
-
-
-class Result(NamedTuple):
-    """A trained autoencoder and how it came about."""
-
-    weights: Weights
-    """The parameters after the last step."""
-    scale: float
-    """Inputs are multiplied by this before the encoder sees them; part of the model."""
-    history: dict[str, np.ndarray]
-    """One array per name of `HISTORY`; reconstruction is the share of the variance that is lost."""
-    resumed_from: int
-    """The step at which an earlier run's checkpoint was taken up; 0 for a fresh start."""
 
 
 def initial_state(settings: Settings, sample: np.ndarray) -> TrainState:
@@ -181,7 +178,7 @@ def train_step(
     return TrainState(weights, optimizer, steering, state.step + 1), terms
 
 
-def train(
+def run(
     rows: Rows,
     settings: Settings,
     *,
@@ -190,12 +187,13 @@ def train(
     on_read: Callable[[int], None] | None = None,
     on_step: Callable[[int, dict[str, float] | None], None] | None = None,
 ) -> Result:
-    """Trains a sparse autoencoder on `rows`.
+    """A training run, from its settings: what `train` is made of.
 
     Args:
       rows: the examples, unscaled. All are read once before the start, to be checked and measured.
       settings: size, length and recipe.
-      checkpoint_folder: where to keep checkpoints, and to look for one to resume from.
+      checkpoint_folder: where to keep checkpoints, and to look for one to resume from. The newest
+        intact one is taken, and a warning names each that is damaged.
       checkpoint_every: steps between two checkpoints.
       on_read: called while the rows are checked, with the number of rows since the last call.
       on_step: called after every step with the number of steps done, and with a row of the history
@@ -205,47 +203,129 @@ def train(
       A `Result`.
 
     Raises:
-      ValueError: rows that are not finite, or a checkpoint of another run; the message says what
-        differs, and nothing is overwritten.
+      ValueError: rows that are not finite or all the same; a checkpoint of another run (the message
+        says what differs, and nothing is overwritten); a folder that another run writes to.
+      FloatingPointError: the loss is not finite any more; the message says at which step.
+      MemoryError: the run would need more memory than is free.
+      OSError: checkpoints cannot be written.
     """
-    store = None
-    if checkpoint_folder is not None:
-        from jaxtrelu.sae._checkpoints import Checkpoints  # orbax takes a second to import
+    check_memory(settings, rows.dimension)
+    size = settings.recipe.batch_size
+    rows.check_batch(size)
+    with contextlib.ExitStack() as stack:
+        store = None
+        if checkpoint_folder is not None:
+            # Locked, and tried by writing, before the data are read, which can take long.
+            store = stack.enter_context(Checkpoints(checkpoint_folder))
+        found = rows.statistics(on_read)
+        if not found.variance > 1e-12 * found.mean_square_norm:
+            what = "one row only" if rows.training_rows == 1 else "the same values in all rows"
+            raise ValueError(f"{rows.name} has {what}: there is no variance to reconstruct.")
+        if store is not None:
+            store.identity = _identity(settings, rows, found.fingerprint)
+        return _run(rows, settings, found, store, checkpoint_every, on_step)
 
-        store = Checkpoints(checkpoint_folder, _identity(settings, rows))
-    found = rows.statistics(on_read)
+
+def _run(
+    rows: Rows,
+    settings: Settings,
+    found: Statistics,
+    store: Checkpoints | None,
+    checkpoint_every: int,
+    on_step: Callable[[int, dict[str, float] | None], None] | None,
+) -> Result:
     size = settings.recipe.batch_size
     scale = input_scale(found.mean_norm, found.mean_square_norm, rows.dimension, settings.recipe)
     probe = rows.batch(0, size) * np.float32(scale)
     state = initial_state(settings, probe)
     start_threshold = settings.recipe.initial_threshold
-    variance = float(np.sum(np.var(probe, axis=0)))
+    variance = found.variance * scale**2
     history = np.zeros((-(-settings.steps // settings.log_every), len(HISTORY)))
     if store is not None:
-        state, history = store.restore((state, history))
+        (state, history), skipped = store.restore((state, history))
+        for sentence in skipped:
+            warnings.warn(sentence, stacklevel=3)
     resumed_from = int(state.step)
+    before: tuple[int, Any] | None = None
     for step in range(resumed_from, settings.steps):
         state, terms = train_step(state, rows.batch(step, size), scale, settings)
+        # Looked at one step late, when it is there anyway: asking now would stop the pipeline.
+        if before is not None:
+            _check_finite(*before)
+        before = step + 1, terms.reconstruction
         entry = None
-        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+        last = step + 1 == settings.steps
+        if (step + 1) % settings.log_every == 0 or last:
+            _check_finite(*before)
             seen = measure(state.weights, probe, start_threshold, settings.recipe)
             fixed = [step + 1, terms.l0, terms.reconstruction / variance]
             fixed += [state.controller.coefficient, *seen]
             history[step // settings.log_every] = np.array([float(v) for v in fixed])
             entry = dict(zip(HISTORY, history[step // settings.log_every].tolist(), strict=True))
-        if store is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == settings.steps):
-            store.save(step + 1, (state, history))
+        if last or (store is not None and (step + 1) % checkpoint_every == 0):
+            # Weights of after the step, which its loss says nothing about.
+            total = sum(jnp.sum(jnp.abs(value)) for value in state.weights)
+            _check_finite(step + 1, total)
+            if store is not None:
+                store.save(step + 1, (state, history))
         if on_step:
             on_step(step + 1, entry)
     columns = dict(zip(HISTORY, history.T, strict=True))
-    return Result(state.weights, scale, columns, resumed_from)
+    return Result(state.weights, scale, columns, resumed_from, found.fingerprint)
+
+
+def _check_finite(step: int, value: Any) -> None:
+    if not math.isfinite(float(value)):
+        raise FloatingPointError(
+            f"the loss is not finite any more at step {step}: the run was stopped there. Pass a "
+            "smaller learning rate."
+        )
+
+
+def memory_needed(settings: Settings, dimension: int) -> int:
+    """An estimate of the bytes that a run needs at its fullest.
+
+    Five copies of the weights in a step (themselves, two moments of Adam, gradient and update),
+    three in a checkpoint that is being written; and three arrays of the size of the latent.
+    """
+    weights = 4 * (2 * settings.features * dimension + 2 * settings.features + dimension)
+    latent = 4 * settings.recipe.batch_size * settings.features
+    return 8 * weights + 3 * latent
+
+
+def memory_free() -> int | None:
+    """Bytes of memory that a process can still have, where the system says so (Linux)."""
+    found = []
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        found.append(1024 * int(text.partition("MemAvailable:")[2].split()[0]))
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii")
+        if limit != "max":
+            found.append(int(limit) - int(used))
+    except (OSError, ValueError, IndexError):
+        pass  # another system, or one that hides it
+    return min(found) if found else None
+
+
+def check_memory(settings: Settings, dimension: int) -> None:
+    """Raises MemoryError where a run needs more memory than there is: the kernel would end it."""
+    if jax.default_backend() != "cpu":
+        return
+    needed, free = memory_needed(settings, dimension), memory_free()
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"a run with {settings.features:,} features of dimension {dimension:,} in batches of "
+            f"{settings.recipe.batch_size:,} needs about {needed / 1e9:,.1f} GB of memory, and "
+            f"{free / 1e9:,.1f} GB are free. Pass fewer features, or a smaller batch size."
+        )
 
 
 @partial(jax.jit, static_argnames="recipe")
 def measure(
     weights: Weights, x: Array, initial_threshold: float, recipe: Recipe
 ) -> tuple[Array, ...]:
-    """The columns of the history from "dead_share" on, for scaled inputs x."""
+    """The columns of the history from "silent_share" on, for scaled inputs x."""
     pi = losses.pre_activations(weights, x)
     seen = diagnostics(pi, weights.threshold, initial_threshold, recipe.surrogate)
     quantiles = jnp.quantile(weights.threshold, jnp.array(_QUANTILES))
@@ -257,9 +337,10 @@ def _no_controller() -> L0Controller:
     return l0_target_controller(1.0, initial_coefficient=1.0)
 
 
-def _identity(settings: Settings, rows: Rows) -> dict[str, str]:
+def _identity(settings: Settings, rows: Rows, fingerprint: str) -> dict[str, str]:
     """What has to agree between a checkpoint and the run that resumes from it."""
     recipe = {f"recipe.{k}": repr(v) for k, v in vars(settings.recipe).items()}
     own = {k: repr(v) for k, v in vars(settings).items() if k != "recipe"}
-    data = {"dimension": repr(rows.dimension), "data": rows.fingerprint()}
-    return {**own, **data, "data seed": repr(rows.seed), **recipe}
+    data = {"dimension": repr(rows.dimension), "data": fingerprint}
+    aside = {"rows kept aside": repr(len(rows) - rows.training_rows)}
+    return {**own, **data, **aside, "data seed": repr(rows.seed), **recipe}

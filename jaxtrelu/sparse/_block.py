@@ -18,6 +18,9 @@ from jaxtrelu.sparse._loops import repeat
 # Share of entries for which lists are made; beyond it dense products are taken. On a CPU those are
 # faster from 1/10 on for rows of 768 numbers, from 1/48 on for rows of 144 (docs/sparse.md).
 CROSSOVER = 1 / 32
+# So many rows are multiplied one at a time, as vectors: as a matrix XLA's CPU back end takes up to
+# four times as long for them, and from four rows on less (docs/sparse.md).
+_VECTORS = (1, 2)
 # Entries per feature summed in the first pass over a weight gradient.
 DIRECT = 4
 
@@ -31,6 +34,8 @@ class Plan:
     """Entries that the lists hold."""
     direct: int = DIRECT
     """Entries per feature that a weight gradient sums in its first pass."""
+    candidates: int = 0
+    """Entries that the lists of a screen hold."""
 
     @property
     def window_is_silent(self) -> bool:
@@ -176,4 +181,7 @@ def _around_zeros(a: jax.Array, b: jax.Array, dtype) -> jax.Array:
 def _dot(a: jax.Array, b: jax.Array, over: tuple[int, int], dtype) -> jax.Array:
     """The product over one axis of each; the factors may differ in dtype."""
     (i, j), batch = over, ((), ())
+    if over == (1, 1) and a.shape[0] in _VECTORS:
+        rows = [_dot(b, row, (1, 0), dtype) for row in a]
+        return jnp.stack(rows)
     return lax.dot_general(a, b, (((i,), (j,)), batch), preferred_element_type=dtype)

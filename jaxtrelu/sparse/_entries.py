@@ -6,6 +6,7 @@ transposed words) and by the member inside it; group g's entries stand from ``st
 sorted. Ranks lead from one to the other.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -147,26 +148,41 @@ class Support(NamedTuple):
 def support_of(plan: Plan, product, bias, threshold: jax.Array, *, apart: bool = False) -> Support:
     """The support of ``product + bias``, which is not kept; a window's entries apart or not."""
     z, threshold = biased(product, bias), threshold[None]
-    visited = opened = pack_last(~(z <= threshold))
-    silent = None
+    opened, inside = pack_last(~(z <= threshold)), None
     if plan.spec.surrogate is not None:
         inside = pack_last(formulas.window(z, threshold, plan.spec))
-        if apart:
-            silent = groups_of(inside & ~opened)
-        else:
-            visited = opened | inside
+
+    def z_at(row, feature):
+        z = take(product.reshape(-1), row * product.shape[1] + feature)
+        return z if bias is None else biased(z, take(bias, feature))
+
+    return support_from(plan, opened, inside, z_at, apart=apart)
+
+
+def support_from(
+    plan: Plan, opened: jax.Array, inside: jax.Array | None, z_at: Callable, *, apart: bool
+) -> Support:
+    """The support of these words, with ``z_at(row, feature)`` at its entries."""
+    visited, silent = opened, None
+    if inside is not None and apart:
+        silent = groups_of(inside & ~opened)
+    elif inside is not None:
+        visited = opened | inside
     groups = groups_of(visited)
     number = groups.total if silent is None else groups.total + silent.total
     overflow = number > plan.size
-    window = None if silent is None else entries_of(plan, silent, overflow, product, bias)
-    return Support(opened, entries_of(plan, groups, overflow, product, bias), window, overflow)
+    window = None if silent is None else entries_of(plan, silent, overflow, z_at)
+    return Support(opened, entries_of(plan, groups, overflow, z_at), window, overflow)
 
 
-def entries_of(plan: Plan, groups: Groups, overflow: jax.Array, product, bias) -> Entries:
-    """Lists entries with what stands there in ``product + bias``; none, if there are too many."""
+def entries_of(plan: Plan, groups: Groups, overflow: jax.Array, z_at: Callable) -> Entries:
+    """Lists entries with their pre-activations; none, if there are too many."""
     total = jnp.where(overflow, 0, groups.total)
     by_row = list_entries(groups, total, plan.size)
-    z = take(product.reshape(-1), by_row.group * product.shape[1] + by_row.member)
-    if bias is not None:
-        z = biased(z, take(bias, by_row.member))
-    return Entries(groups, by_row, z, total)
+    return Entries(groups, by_row, z_at(*by_row), total)
+
+
+def has_bit(words: jax.Array, row: jax.Array, member: jax.Array) -> jax.Array:
+    """Whether the bit of an entry (row, member) is set."""
+    word = take(words.reshape(-1), row * words.shape[1] + member // WORD_BITS)
+    return (word >> (member % WORD_BITS).astype(jnp.uint32)) & 1 == 1

@@ -43,6 +43,7 @@ from jaxtrelu.sparse._block import (
 )
 from jaxtrelu.sparse._entries import Entries, groups_of, list_entries, position, support_of
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
+from jaxtrelu.sparse._screen import Precision, Screen, checked_screen, screened_support
 from jaxtrelu.sparse._sums import entry_dots, gather_sum, scalar_sum
 
 # Up to this many examples the weights of all units that any of them opens are read together.
@@ -69,6 +70,7 @@ def gated_mlp(
     surrogate: Surrogate | None = None,
     implementation: ImplementationName | None = None,
     capacity: int | None = None,
+    screen: Screen | Precision | bool | None = None,
 ) -> Float[Array, "*batch d_out"]:
     """``(act(x @ w_gate.T) * (x @ w_up.T)) @ w_out``, reading open units' weights only.
 
@@ -101,6 +103,9 @@ def gated_mlp(
         hint, not a limit. For up to 8 examples, where no gradient is taken, it is compared with the
         number of units that any of them opens, and not with a mean. Default: h / 2 for up to 8
         examples, h / 32 for more (at least 32): about where dense becomes faster on a CPU.
+      screen: as in `jaxtrelu.sparse_mlp`, of `w_gate`; for more than 8 examples, and where a
+        gradient is taken. In decoding the gate's product reads its weights once, which rounded
+        ones would not make faster, and stays dense.
 
     Returns:
       y of shape (..., d_out), in x's dtype, summed in float32 at least. Differentiable with respect
@@ -125,8 +130,9 @@ def gated_mlp(
     weights, biases = {"w_gate": w_gate, "w_up": w_up}, {"b_gate": b_gate, "b_up": b_up}
     block = block_operands(x, weights, w_out, threshold, biases, b_out)
     plan, operands = gated_call(spec, capacity, block)
+    screen = checked_screen(screen, operands.w_gate)
     filled = all(o.size for o in (operands.x, operands.w_gate, operands.w_out))
-    y = (gated if filled else gated_dense)(plan, operands)
+    y = gated(plan, operands, screen) if filled else gated_dense(plan, operands)
     return finished(y, block.b_out, block.lead, block.x.dtype)
 
 
@@ -138,7 +144,9 @@ def gated_call(spec: Spec, capacity, block: Block) -> tuple[Plan, "GatedOperands
     operands = GatedOperands(block.x, w_gate, w_up, block.w_out, block.threshold, b_gate, b_up)
     leaves = jax.tree.leaves(operands)
     operands = jax.tree.map(lambda leaf: varying_like(leaf, *leaves), operands)
-    return Plan(spec, entries_for(capacity, examples, units, share)), operands
+    size = entries_for(capacity, examples, units, share)
+    candidates = max(size, entries_for(None, examples, units, CROSSOVER))
+    return Plan(spec, size, candidates=candidates), operands
 
 
 class GatedOperands(NamedTuple):
@@ -173,10 +181,10 @@ def _dense_rest(plan: Plan, operands: GatedOperands, product: jax.Array) -> jax.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def gated(plan: Plan, operands: GatedOperands) -> jax.Array:
+def gated(plan: Plan, operands: GatedOperands, screen: Screen | None = None) -> jax.Array:
     """Returns y (B, d_out), in the accumulator's type, without b_out."""
     if operands.x.shape[0] > FEW:
-        return forward(plan, operands)[0]
+        return forward(plan, operands, screen)[0]
     return few_examples(plan, operands)[0]
 
 
@@ -217,11 +225,19 @@ def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Ar
 
 
 @compiled_once
-def forward(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, "GatedResiduals"]:
+def forward(
+    plan: Plan, operands: GatedOperands, screen: Screen | None = None
+) -> tuple[jax.Array, "GatedResiduals"]:
     """Returns y, and what the gradient needs."""
     x, w_gate, w_up, w_out, threshold, b_gate, b_up = operands
-    product = encoded(x, w_gate)
-    support = support_of(plan, product, b_gate, threshold)
+    dense = partial(_dense_rest, plan, operands)
+    if screen is None:
+        product = encoded(x, w_gate)
+        support = support_of(plan, product, b_gate, threshold)
+    else:
+        # A screen brings y itself, where it is dense.
+        support, product = screened_support(plan, x, w_gate, b_gate, threshold, screen, dense)
+        dense = _itself
     visited = support.visited
     unit = visited.by_row.member
 
@@ -232,12 +248,16 @@ def forward(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, "GatedResid
             up = biased(up, take(b_up, unit))
         return gather_sum(visited.groups, unit, passed(a, up), w_out, 0)
 
-    y = lax.cond(support.overflow, partial(_dense_rest, plan, operands), sparse, product)
+    y = lax.cond(support.overflow, dense, sparse, product)
     return y, GatedResiduals(operands, visited, support.overflow)
 
 
 def _backward(plan: Plan, residuals: GatedResiduals, g: jax.Array):
-    return (_gradients(plan, residuals, g),)
+    return _gradients(plan, residuals, g), None
+
+
+def _itself(y: jax.Array) -> jax.Array:
+    return y
 
 
 @compiled_once

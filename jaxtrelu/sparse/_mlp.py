@@ -55,11 +55,13 @@ from jaxtrelu.sparse._entries import (
     Groups,
     entries_of,
     groups_of,
+    has_bit,
     list_entries,
     position,
     support_of,
 )
 from jaxtrelu.sparse._loops import take
+from jaxtrelu.sparse._screen import Precision, Screen, checked_screen, screened_support
 from jaxtrelu.sparse._sums import entry_dots, gather_sum, scalar_sum
 
 
@@ -78,6 +80,7 @@ def sparse_mlp(
     implementation: ImplementationName | None = None,
     capacity: int | None = None,
     with_activity: bool = False,
+    screen: Screen | Precision | bool | None = None,
 ) -> Float[Array, "*batch d_out"] | tuple[Float[Array, "*batch d_out"], Activity]:
     """``act(x @ w_in.T + b_in) @ w_out + b_out``, in which only the first product is dense.
 
@@ -111,6 +114,12 @@ def sparse_mlp(
         becomes faster on a CPU. Lists of ``capacity`` entries per row are part of the record, so a
         smaller number that still suffices saves memory.
       with_activity: whether to return the record of what was open as well.
+      screen: whether to prove entries closed from rounded operands first, and compute only what is
+        left of the first product. True is ``"int8"``; ``"bfloat16"`` is the other precision; for
+        weights that do not change, a `jaxtrelu.sparse.Screen` made once by
+        `jaxtrelu.sparse.prepare_screen`. Gates, values and gradients are those without, up to the
+        rounding of float32 sums. Default: no, since it pays on some processors only
+        (docs/screening.md).
 
     Returns:
       y of shape (..., d_out) in x's dtype, summed in float32 at least; with `with_activity`
@@ -137,7 +146,11 @@ def sparse_mlp(
     spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
     plan, block = checked_call(spec, capacity, x, w_in, w_out, threshold, b_in, b_out)
     operands = operands_of(block)
-    y, activity = (fused if has_elements(operands) else without_elements)(plan, operands)
+    screen = checked_screen(screen, operands.w_in)
+    if has_elements(operands):
+        y, activity = fused(plan, operands, screen)
+    else:
+        y, activity = without_elements(plan, operands)
     y = finished(y, block.b_out, block.lead, block.x.dtype)
     return (y, in_shape(activity, block.lead)) if with_activity else y
 
@@ -159,7 +172,9 @@ def checked_call(
     check_skips(spec, "sparse_mlp")
     block = block_operands(x, {"w_in": w_in}, w_out, threshold, {"b_in": b_in}, b_out)
     (examples, _), (features, _) = block.x.shape, block.w_out.shape
-    return Plan(spec, entries_for(capacity, examples, features, CROSSOVER)), block
+    size = entries_for(capacity, examples, features, CROSSOVER)
+    candidates = max(size, entries_for(None, examples, features, CROSSOVER))
+    return Plan(spec, size, candidates=candidates), block
 
 
 def operands_of(block: Block) -> Operands:
@@ -200,17 +215,31 @@ def dense_forward(plan: Plan, operands: Operands) -> tuple[jax.Array, jax.Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def fused(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
+def fused(
+    plan: Plan, operands: Operands, screen: Screen | None = None
+) -> tuple[jax.Array, Activity]:
     """Returns y (B, d_out) in the accumulator's type, without b_out, and the record of activity."""
-    return forward(plan, operands)[0]
+    return forward(plan, operands, screen)[0]
 
 
 @compiled_once
-def forward(plan: Plan, operands: Operands):
+def forward(plan: Plan, operands: Operands, screen: Screen | None = None):
     """Returns what `fused` does, and what the gradient needs."""
-    _, w_in, b_in, threshold, w_out = operands
-    product = encoded(operands.x, w_in)
-    support = support_of(plan, product, b_in, threshold, apart=plan.window_is_silent)
+    x, w_in, b_in, threshold, w_out = operands
+    (examples, _), (features, _) = x.shape, w_in.shape
+    apart = plan.window_is_silent
+
+    def through_dense(product):
+        # The bias is added here again, so that the sum need not be kept as an operand.
+        return decoded(plan, biased(product, b_in), threshold, w_out)
+
+    if screen is None:
+        product = encoded(x, w_in)
+        support = support_of(plan, product, b_in, threshold, apart=apart)
+    else:
+        support, product = screened_support(
+            plan, x, w_in, b_in, threshold, screen, through_dense, apart=apart
+        )
     visited, overflow = support.visited, support.overflow
 
     def activations(entries):
@@ -219,21 +248,24 @@ def forward(plan: Plan, operands: Operands):
 
     values = activations(visited)
 
-    def sparse(product):
+    def sparse(_):
         return gather_sum(visited.groups, visited.by_row.member, values, w_out, 0)
 
-    def through_dense(z):
-        # The bias is added here again, so that the sum need not be kept as an operand.
-        return decoded(plan, biased(z, b_in), threshold, w_out)
+    # A screen has brought y itself, where it is dense.
+    rest = through_dense if screen is None else (lambda y: y)
+    y = lax.cond(overflow, rest, sparse, product)
 
-    y = lax.cond(overflow, through_dense, sparse, product)
+    def at_visited(row, feature):
+        # A window that is listed apart holds closed entries, whose activations are 0.
+        at = jnp.minimum(position(visited.groups, row, feature), plan.size - 1)
+        return jnp.where(has_bit(support.opened, row, feature), take(values, at), 0)
+
     every, counts = visited, visited.groups.counts
     if support.window is not None:
         # One list of all entries, in row order: dropped by the compiler where nobody reads it.
         all_words = groups_of(support.opened | support.window.groups.words)
-        every, counts = entries_of(plan, all_words, overflow, product, b_in), all_words.counts
-        values = activations(every)
-    examples, features = product.shape
+        every, counts = entries_of(plan, all_words, overflow, at_visited), all_words.counts
+        values = jnp.where(every.used, every.z, 0)
     activity = Activity(
         features=jnp.where(every.used, every.by_row.member, features),
         rows=jnp.where(every.used, every.by_row.group, examples),
@@ -248,7 +280,7 @@ def forward(plan: Plan, operands: Operands):
 
 def _backward(plan: Plan, residuals: Residuals, cotangents):
     g, activity = cotangents
-    return (_gradients(plan, residuals, (g, activity.values, activity.l0)),)
+    return _gradients(plan, residuals, (g, activity.values, activity.l0)), None
 
 
 @compiled_once

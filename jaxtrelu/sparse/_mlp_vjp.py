@@ -37,6 +37,7 @@ from jaxtrelu.sparse._mlp import (
     operands_of,
     summed,
 )
+from jaxtrelu.sparse._screen import Precision, Screen, checked_screen
 
 
 class FeatureGradients(NamedTuple):
@@ -87,6 +88,7 @@ def sparse_mlp_vjp(
     capacity: int | None = None,
     with_activity: bool = False,
     touched: int | None = None,
+    screen: Screen | Precision | bool | None = None,
 ) -> tuple[
     Float[Array, "*batch d_out"] | tuple[Float[Array, "*batch d_out"], Activity],
     Callable[..., FeatureGradients],
@@ -117,6 +119,7 @@ def sparse_mlp_vjp(
       with_activity: as in `sparse_mlp`.
       touched: R, how many touched features the lists of gradients hold. Default: as many as the
         entries' lists hold, at most m, which is enough unless the dense path is taken.
+      screen: as in `sparse_mlp`.
 
     Returns:
       ``(y, pullback)``, or with `with_activity` ``((y, activity), pullback)``.
@@ -150,7 +153,8 @@ def sparse_mlp_vjp(
     if touched is not None:
         touched = whole_number(touched, "touched", hint=" Pass None for the default.")
     size = min(features, plan.size if touched is None else touched)
-    (total, activity), residuals = forward(plan, operands)
+    screen = checked_screen(screen, operands.w_in)
+    (total, activity), residuals = forward(plan, operands, screen)
     y = finished(total, block.b_out, block.lead, block.x.dtype)
 
     def pullback(g, values=None, l0=None):

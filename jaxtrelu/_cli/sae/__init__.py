@@ -1,193 +1,124 @@
-"""`jaxtrelu sae`: trains a sparse autoencoder on image patches or a user's .npy file."""
+"""`jaxtrelu sae`: trains sparse autoencoders, judges them, and turns files into those of others."""
 
 import argparse
-import dataclasses
-import functools
-import json
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
-from jaxtrelu import _files
 from jaxtrelu._cli import UserError
-from jaxtrelu._cli.parser import add_number
-
-if TYPE_CHECKING:
-    from jaxtrelu.sae import Patches, Recipe, Result, Rows, Settings
 
 HUGE_PAGES = True
 
-_RECIPES = ("short_run", "gemma_scope", "anthropic_2025")
-_INT32 = 2**31 - 1  # features, examples and steps are counted in int32
-
+_COMMANDS = ("train", "eval", "convert")
 _DESCRIPTION = """\
-Trains a sparse autoencoder with JumpReLU and learned thresholds, steering the sparsity coefficient
-so that the mean number of open features reaches --l0. Killed at any moment, the same command goes
-on from its last checkpoint and reaches the same result, bit for bit."""
-
+Sparse autoencoders with JumpReLU and learned thresholds. Without the name of a command,
+`jaxtrelu sae` trains."""
 _EPILOG = """\
-Writes sae.npz (weights, and the scale of the inputs), sae.json, history.csv and two figures (PNG
-and SVG) into the output folder, and keeps two checkpoints there.
-
   jaxtrelu sae
-  jaxtrelu sae --features 4096 --l0 16 --output results/wide
-  jaxtrelu sae activations.npy --recipe gemma_scope --features 16384 --l0 64 --steps 50000"""
+  jaxtrelu sae train activations.npy --features 16384 --l0 64 --steps 50000 --output results/wide
+  jaxtrelu sae eval results/wide/sae.safetensors activations.npy
+  jaxtrelu sae convert results/wide/sae.safetensors for_saelens --to saelens
+
+'jaxtrelu sae COMMAND --help' explains a command."""
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds the command to the parser."""
+    """Adds the command and its own commands to the parser."""
     parser = subparsers.add_parser(
         "sae",
-        help="train a sparse autoencoder whose thresholds learn",
+        help="train a sparse autoencoder whose thresholds learn; evaluate and convert models",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "data",
-        nargs="?",
-        default="patches",
-        metavar="DATA",
-        help="'patches' (12 x 12 pixels of the photographs in scikit-learn, whitened), or a .npy "
-        "file with one example per row, which may be larger than memory (default: patches)",
-    )
+    own = parser.add_subparsers(dest="sae_command", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        _load(command).add_parser(own)
+    parse = parser.parse_known_args
 
-    add = functools.partial(add_number, parser)
-    of_recipe = functools.partial(add, default=None, shown="the recipe's")
-    add("--features", int, 256, "features of the dictionary", low=1, high=_INT32)
-    add("--l0", float, 10.0, "mean number of open features to reach")
-    add("--steps", int, 2500, "optimiser steps", low=1, high=_INT32)
-    parser.add_argument(
-        "--recipe",
-        choices=_RECIPES,
-        default="short_run",
-        help="loss, optimiser and start: one for runs of a few thousand steps, or one of two "
-        "published ones (default: short_run)",
-    )
-    of_recipe("--batch-size", int, text="examples in a step", low=1, high=_INT32)
-    of_recipe("--learning-rate", float, text="of Adam")
-    of_recipe("--bandwidth", float, text="of the surrogate, in units of the scaled inputs")
-    of_recipe("--threshold", float, text="every threshold at the start, in the same units")
-    text = "of the weights and of the order of the examples"
-    add("--seed", int, 0, text, low=0, high=2**63 - 1)
-    parser.add_argument(
-        "--dense",
-        action="store_true",
-        help="multiply the zeros, too; without it they are skipped, where --l0 is at most one "
-        "feature in 32 and the recipe allows it",
-    )
-    add("--checkpoint-every", int, 500, "steps between two checkpoints", low=1)
-    parser.add_argument(
-        "--output",
-        default="results/sae",
-        metavar="DIR",
-        help="folder for results and checkpoints (default: results/sae)",
-    )
+    def parse_known_args(args: Any = None, namespace: Any = None, **options: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        if not words or words[0] not in (*_COMMANDS, "-h", "--help"):
+            words.insert(0, "train")
+        return parse(words, namespace, **options)
+
+    parser.parse_known_args = parse_known_args
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, writes and prints."""
-    folder = _files.check_folder(args.output)
+    """Runs the command that was named, with what goes wrong in it as one sentence."""
+    with _leaving_on_interrupt(), warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _note
+        try:
+            return _load(args.sae_command).run(args)
+        except (ValueError, TypeError, OSError, FloatingPointError, MemoryError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise UserError(_in_options(str(error))) from None
 
-    # Before the long work, so that what is missing shows now.
-    from jaxtrelu import sae
-    from jaxtrelu._cli.sae import report
 
+def _load(command: str) -> Any:
+    return importlib.import_module(f"jaxtrelu._cli.sae.{command}")
+
+
+# What a message of the library calls an argument, and what it is on the command line. Longer ones
+# first.
+_OPTIONS = {
+    "`initial_threshold` of a recipe": "--threshold",
+    "`learning_rate` of a recipe": "--learning-rate",
+    "`batch_size` of a recipe": "--batch-size",
+    "`target_l0`": "--l0",
+    "`features`": "--features",
+    "`steps`": "--steps",
+    "`held_out`": "--held-out",
+    "Pass a smaller learning rate": "Pass a smaller --learning-rate",
+    "Pass a smaller batch size": "Pass a smaller --batch-size",
+    "Pass fewer features, or a smaller batch size": (
+        "Pass a smaller number of --features, or a smaller --batch-size"
+    ),
+    "pass another folder": "pass another --output",
+    "or another folder to start afresh": "or another --output to start afresh",
+}
+
+
+def _in_options(message: str) -> str:
+    for inside, outside in _OPTIONS.items():
+        message = message.replace(inside, outside)
+    if message.startswith("`bandwidth` of "):
+        message = "--bandwidth" + message[message.index(" should") :].partition(". Pass")[0] + "."
+    return message
+
+
+def _note(message: Any, *_: Any, **__: Any) -> None:
+    print(f"jaxtrelu: note: {_in_options(str(message))}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _leaving_on_interrupt() -> Iterator[None]:
+    """Ends the process at Ctrl-C with one line and status 130, at whatever moment.
+
+    An exception would have to find its way out through compilers, threads and half-built state, and
+    did not always. Nothing is lost: files are put in place whole, and a lock dies with its process.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        # A progress bar hides the cursor of a terminal.
+        show = b"\x1b[?25h\r\x1b[K" if os.isatty(2) else b""
+        os.write(2, show + b"jaxtrelu: interrupted\n")
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # somebody else's program, who sees to interrupts
+        return
+    before = signal.signal(signal.SIGINT, leave)
     try:
-        settings = _settings(args)
-        patches = None
-        if args.data == "patches":
-            patches = sae.image_patches()
-            rows = sae.Rows(patches.rows, "the image patches", args.seed)
-        else:
-            rows = sae.open_rows(args.data, args.seed)
-        started = time.perf_counter()
-        result = _train(rows, settings, folder / "checkpoints", args.checkpoint_every)
-        seconds = time.perf_counter() - started
-    except (ValueError, TypeError, OSError) as error:  # OSError: no such file, or a full disk
-        raise UserError(str(error)) from None
-    summary = report.summary(rows, settings, result)
-    contents: dict[str, bytes | str] = {
-        "sae.npz": report.to_npz(result, settings.recipe),
-        "sae.json": json.dumps(summary, indent=1) + "\n",
-        "history.csv": report.to_csv(result),
-        **report.draw_training(result, settings),
-        **report.draw_dictionary(result, rows, _side(rows, patches)),
-    }
-    # Files first: what can go wrong with the terminal must not cost the results.
-    paths = _files.write_files(folder, contents)
-    report.show(summary, settings, result, seconds)
-    for path in paths:
-        print(path)
-    return 0
-
-
-def _train(rows: "Rows", settings: "Settings", folder: Path, every: int) -> "Result":
-    """The run, with its progress on stderr."""
-    from jaxtrelu import sae
-    from jaxtrelu._cli.console import progress
-
-    with progress(settings.steps, "reading the data") as bar:
-        seen = read = 0
-
-        def on_read(count: int) -> None:
-            nonlocal read
-            read += count
-            bar.advance(0, f"reading the data: {read / len(rows):.0%}")
-
-        def on_step(step: int, entry: dict[str, float] | None) -> None:
-            nonlocal seen
-            label = f"L0 {entry['l0']:.1f}" if entry else None
-            bar.advance(step - seen, label)
-            seen = step
-            if entry and step % (10 * settings.log_every) == 0:
-                bar.log(_line(entry))
-
-        return sae.train(
-            rows,
-            settings,
-            checkpoint_folder=folder,
-            checkpoint_every=every,
-            on_read=on_read,
-            on_step=on_step,
-        )
-
-
-def _settings(args: argparse.Namespace) -> "Settings":
-    from jaxtrelu import sae
-
-    recipe: Recipe = getattr(sae, args.recipe)()
-    changes: dict[str, Any] = {}
-    if args.batch_size is not None:
-        changes["batch_size"] = args.batch_size
-    if args.learning_rate is not None:
-        changes["learning_rate"] = args.learning_rate
-    if args.threshold is not None:
-        changes["initial_threshold"] = args.threshold
-    if args.bandwidth is not None:
-        changes["surrogate"] = dataclasses.replace(recipe.surrogate, bandwidth=args.bandwidth)
-    return sae.Settings(
-        features=args.features,
-        steps=args.steps,
-        recipe=dataclasses.replace(recipe, **changes),
-        target_l0=args.l0,
-        seed=args.seed,
-        log_every=max(1, min(50, args.steps // 20)),
-        sparse=not args.dense,
-    )
-
-
-def _line(entry: dict[str, float]) -> str:
-    return (
-        f"step {entry['step']:6.0f}  L0 {entry['l0']:7.2f}  lost variance "
-        f"{entry['reconstruction']:6.1%}  λ {entry['coefficient']:.3g}  median threshold "
-        f"{entry['threshold_50']:.3f}"
-    )
-
-
-def _side(rows: "Rows", patches: "Patches | None") -> int | None:
-    """The side of the square images that the rows are, if they are such."""
-    if patches is not None:
-        return patches.size
-    side = round(rows.dimension**0.5)
-    return side if side * side == rows.dimension and side <= 32 else None
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,75 @@
+"""`jaxtrelu sae eval`: figures of a model on rows that it was not trained on."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxtrelu import _files
+
+_DESCRIPTION = """\
+Prints the metrics of SAEBench's core evaluation that need no language model. On the data that the
+model was trained on, only the rows count that were kept aside then; on other data, all of them."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command to the parser."""
+    parser = subparsers.add_parser(
+        "eval", help="metrics of a model on held-out rows", description=_DESCRIPTION
+    )
+    parser.add_argument("model", metavar="MODEL", help="a file or folder in any known format")
+    parser.add_argument(
+        "data", metavar="DATA", help="a .npy file with one example per row, or 'patches'"
+    )
+    parser.add_argument(
+        "--targets",
+        metavar="FILE",
+        help="a .npy file with the outputs that a transcoder should make of the rows",
+    )
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="also write the figures, those of every feature included, in SAEBench's schema",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates, writes and prints."""
+    target = None if args.json is None else _files.check_file(args.json)
+
+    from jaxtrelu import sae
+    from jaxtrelu._cli.console import progress
+    from jaxtrelu._cli.sae import report
+
+    model = sae.load(args.model)
+    data = open_data(args.data)
+    aside = sae.held_out(model, data)
+    x: Any = data if aside is None or args.targets else aside
+    rows = len(data) if aside is None or args.targets else len(aside)
+    with progress(rows, "evaluating") as bar:
+        found = sae.evaluate(model, x, targets=args.targets, on_rows=bar.advance)
+    which = "all rows" if x is data else "the rows kept aside when it was trained"
+    if target is not None:
+        text = json.dumps(found.to_saebench(model), indent=1) + "\n"
+        _files.write_file(target, text)
+    report.show_evaluation(found, f"{Path(args.model).name} on {which} of {data.name}")
+    if target is not None:
+        print(target)
+    return 0
+
+
+def open_data(name: str, seed: int = 0, held_out: int | None = None) -> Any:
+    """The rows that a user names: a file, or the image patches."""
+    from jaxtrelu import sae
+
+    if name == "patches":
+        array = sae.image_patches().rows
+        aside = default_held_out(len(array)) if held_out is None else held_out
+        return sae.Rows(array, "the image patches", seed, held_out=aside)
+    aside = default_held_out(len(sae.open_rows(name))) if held_out is None else held_out
+    return sae.open_rows(name, seed, held_out=aside)
+
+
+def default_held_out(rows: int) -> int:
+    """A tenth of the rows, and 8192 at most."""
+    return min(8192, rows // 10)

@@ -1,0 +1,193 @@
+"""`jaxtrelu sae train`: trains a sparse autoencoder on image patches or a user's .npy file."""
+
+import argparse
+import dataclasses
+import functools
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtrelu import _files
+from jaxtrelu._cli import UserError
+from jaxtrelu._cli.parser import add_number
+
+if TYPE_CHECKING:
+    from jaxtrelu.sae import Autoencoder, Recipe, Rows
+
+_RECIPES = ("short_run", "gemma_scope", "anthropic_2025")
+_INT32 = 2**31 - 1  # features, examples and steps are counted in int32
+
+_DESCRIPTION = """\
+Trains a sparse autoencoder with JumpReLU and learned thresholds, steering the sparsity coefficient
+so that the mean number of open features reaches --l0. Killed at any moment, the same command goes
+on from its last checkpoint and reaches the same result, bit for bit."""
+
+_EPILOG = """\
+Writes sae.safetensors (the model, with every setting), sae.json, history.csv and two figures (PNG
+and SVG) into the output folder, and keeps two checkpoints there.
+
+  jaxtrelu sae train
+  jaxtrelu sae train --features 4096 --l0 16 --output results/wide
+  jaxtrelu sae train activations.npy --recipe gemma_scope --features 16384 --l0 64 --steps 50000"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command to the parser."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a sparse autoencoder whose thresholds learn (the default)",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "data",
+        nargs="?",
+        default="patches",
+        metavar="DATA",
+        help="'patches' (12 x 12 pixels of the photographs in scikit-learn, whitened), or a .npy "
+        "file with one example per row, which may be larger than memory (default: patches)",
+    )
+
+    add = functools.partial(add_number, parser)
+    of_recipe = functools.partial(add, default=None, shown="the recipe's")
+    add("--features", int, 256, "features of the dictionary", low=1, high=_INT32)
+    add("--l0", float, 10.0, "mean number of open features to reach")
+    add("--steps", int, 2500, "optimiser steps", low=1, high=_INT32)
+    parser.add_argument(
+        "--recipe",
+        choices=_RECIPES,
+        default="short_run",
+        help="loss, optimiser and start: one for runs of a few thousand steps, or one of two "
+        "published ones (default: short_run)",
+    )
+    of_recipe("--batch-size", int, text="examples in a step", low=1, high=_INT32)
+    of_recipe("--learning-rate", float, text="of Adam")
+    of_recipe("--bandwidth", float, text="of the surrogate, in units of the scaled inputs")
+    of_recipe("--threshold", float, text="every threshold at the start, in the same units")
+    text = "of the weights and of the order of the examples"
+    add("--seed", int, 0, text, low=0, high=2**63 - 1)
+    parser.add_argument(
+        "--dense",
+        action="store_true",
+        help="multiply the zeros, too; without it they are skipped, where --l0 is at most one "
+        "feature in 32 and the recipe allows it",
+    )
+    add(
+        "--held-out", int, None, "rows, about, that are kept aside and reported on", low=0,
+        shown="a tenth, and 8192 at most",
+    )  # fmt: skip
+    add("--checkpoint-every", int, 500, "steps between two checkpoints", low=1)
+    parser.add_argument(
+        "--output",
+        default="results/sae",
+        metavar="DIR",
+        help="folder for results and checkpoints (default: results/sae)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, writes and prints."""
+    folder = _files.check_folder(args.output)
+
+    # Before the long work, so that what is missing shows now.
+    from jaxtrelu import sae
+    from jaxtrelu._cli.sae import report
+    from jaxtrelu._cli.sae.eval import open_data
+
+    recipe = _recipe(args)
+    _check_l0(args)
+    rows = open_data(args.data, args.seed, args.held_out)
+    started = time.perf_counter()
+    model = _train(rows, args, recipe, folder / "checkpoints")
+    seconds = time.perf_counter() - started
+    found = report.Report(rows, model)
+    contents: dict[str, bytes | str] = {
+        "sae.json": json.dumps(found.summary(), indent=1) + "\n",
+        "history.csv": found.to_csv(),
+        **found.draw_training(),
+        **found.draw_dictionary(_side(rows, args.data)),
+    }
+    # Files first: what can go wrong with the terminal must not cost the results.
+    paths = sae.save(model, folder / "sae.safetensors")
+    paths += _files.write_files(folder, contents)
+    found.show(seconds)
+    for path in paths:
+        print(path)
+    return 0
+
+
+def _train(rows: "Rows", args: argparse.Namespace, recipe: "Recipe", folder: Path) -> "Autoencoder":
+    """The run, with its progress on stderr."""
+    from jaxtrelu import sae
+    from jaxtrelu._cli.console import progress
+
+    log_every = max(1, min(50, args.steps // 20))
+    with progress(args.steps, "reading the data") as bar:
+        seen = read = 0
+
+        def on_read(count: int) -> None:
+            nonlocal read
+            read += count
+            bar.advance(0, f"reading the data: {read / len(rows):.0%}")
+
+        def on_step(step: int, entry: dict[str, float] | None) -> None:
+            nonlocal seen
+            label = f"L0 {entry['l0']:.1f}" if entry else None
+            bar.advance(step - seen, label)
+            seen = step
+            if entry and step % (10 * log_every) == 0:
+                bar.log(_line(entry))
+
+        return sae.train(
+            rows,
+            features=args.features,
+            l0=args.l0,
+            steps=args.steps,
+            recipe=recipe,
+            seed=args.seed,
+            sparse=not args.dense,
+            log_every=log_every,
+            checkpoint_folder=folder,
+            checkpoint_every=args.checkpoint_every,
+            on_read=on_read,
+            on_step=on_step,
+        )
+
+
+def _check_l0(args: argparse.Namespace) -> None:
+    if not 0 < args.l0 < args.features:
+        raise UserError(
+            f"--l0 should be between 0 and the number of --features ({args.features}), but is "
+            f"{args.l0:g}."
+        )
+
+
+def _recipe(args: argparse.Namespace) -> "Recipe":
+    from jaxtrelu import sae
+
+    recipe: Recipe = getattr(sae, args.recipe)()
+    changes: dict[str, Any] = {}
+    if args.batch_size is not None:
+        changes["batch_size"] = args.batch_size
+    if args.learning_rate is not None:
+        changes["learning_rate"] = args.learning_rate
+    if args.threshold is not None:
+        changes["initial_threshold"] = args.threshold
+    if args.bandwidth is not None:
+        changes["surrogate"] = dataclasses.replace(recipe.surrogate, bandwidth=args.bandwidth)
+    return dataclasses.replace(recipe, **changes)
+
+
+def _line(entry: dict[str, float]) -> str:
+    return (
+        f"step {entry['step']:6.0f}  L0 {entry['l0']:7.2f}  lost variance "
+        f"{entry['reconstruction']:6.1%}  λ {entry['coefficient']:.3g}  median threshold "
+        f"{entry['threshold_50']:.3f}"
+    )
+
+
+def _side(rows: "Rows", data: str) -> int | None:
+    """The side of the square images that the rows are, if they are such."""
+    return round(rows.dimension**0.5) if data == "patches" else None

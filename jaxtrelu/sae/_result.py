@@ -1,0 +1,22 @@
+"""What a training run leaves."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxtrelu.sae._weights import Weights
+
+
+class Result(NamedTuple):
+    """A trained autoencoder and how it came about."""
+
+    weights: Weights
+    """The parameters after the last step."""
+    scale: float
+    """Inputs are multiplied by this before the encoder sees them; part of the model."""
+    history: dict[str, np.ndarray]
+    """One array per column; reconstruction is the share of the variance that is lost."""
+    resumed_from: int
+    """The step at which an earlier run's checkpoint was taken up; 0 for a fresh start."""
+    fingerprint: str
+    """Of the data: a checksum of every byte."""

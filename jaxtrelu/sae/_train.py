@@ -1,0 +1,138 @@
+"""Training in one call: from an array or a file to a model, with rows kept aside to judge it by."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxtrelu.sae._model import Autoencoder
+from jaxtrelu.sae._recipes import Recipe, short_run
+from jaxtrelu.sae._rows import Rows, open_rows
+from jaxtrelu.sae._training import Settings, run
+
+_HELD_OUT = 8192  # rows, at most, unless asked for
+
+
+def train(
+    x: Any,
+    *,
+    features: int,
+    l0: float | None = None,
+    steps: int = 2500,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    held_out: int | None = None,
+    sparse: bool = True,
+    log_every: int | None = None,
+    checkpoint_folder: str | os.PathLike | None = None,
+    checkpoint_every: int = 500,
+    on_read: Callable[[int], None] | None = None,
+    on_step: Callable[[int, dict[str, float] | None], None] | None = None,
+) -> Autoencoder:
+    """Trains a sparse autoencoder on the rows of an array or a file.
+
+    Args:
+      x: (n, d), one example per row: an array, the path of a `.npy` file (which may be larger than
+        memory), or `Rows`, whose own seed and rows kept aside count.
+      features: m, the size of the dictionary.
+      l0: the mean number of open features to reach; None: the recipe's λ is kept.
+      steps: optimiser steps.
+      recipe: loss, optimiser and start; None: `short_run`, with smaller batches where there are
+        fewer rows than its 512.
+      seed: of the weights and of the order of the rows.
+      held_out: how many rows, about, are kept aside to evaluate on (`held_out`); None: a tenth of
+        them, and 8192 at most.
+      sparse: whether zeros are skipped where that pays; see `Settings`.
+      log_every: steps between two entries of the history; None: about 20 entries, at most 50 steps
+        apart.
+      checkpoint_folder: where to keep checkpoints, and to look for one to resume from.
+      checkpoint_every: steps between two checkpoints.
+      on_read: as in `run`.
+      on_step: as in `run`.
+
+    Returns:
+      An `Autoencoder`. Its `training` has the history; `about["training"]` says what it was trained
+      on.
+
+    Raises:
+      ValueError: as `run`.
+      FloatingPointError: the loss is not finite any more; the message says at which step.
+      MemoryError: the run would need more memory than is free.
+      OSError: checkpoints cannot be written.
+    """
+    rows = _rows(x, seed, held_out)
+    if recipe is None:
+        recipe = short_run()
+        size = min(recipe.batch_size, rows.shuffled_together)
+        recipe = dataclasses.replace(recipe, batch_size=size)
+    settings = Settings(
+        features=features,
+        steps=steps,
+        recipe=recipe,
+        target_l0=l0,
+        seed=seed,
+        log_every=max(1, min(50, steps // 20)) if log_every is None else log_every,
+        sparse=sparse,
+    )
+    result = run(
+        rows,
+        settings,
+        checkpoint_folder=checkpoint_folder,
+        checkpoint_every=checkpoint_every,
+        on_read=on_read,
+        on_step=on_step,
+    )
+    about = {
+        "data": rows.name,
+        "fingerprint": result.fingerprint,
+        "rows": len(rows),
+        "held_out": rows.held_out,
+        "steps": steps,
+        "target_l0": l0,
+        "seed": seed,
+        "sparse": settings.visits_entries_only(),
+    }
+    return Autoencoder(
+        result.weights,
+        input_scale=result.scale,
+        output_scale=result.scale,
+        recipe=recipe,
+        about={"training": about},
+        training=result,
+    )
+
+
+def held_out(model: Autoencoder, x: Any) -> np.ndarray | None:
+    """The rows that were kept aside when the model was trained on x.
+
+    Args:
+      model: an `Autoencoder`.
+      x: as in `train`.
+
+    Returns:
+      (k, d), float32; None where the model was trained on other data, or it is not known on which,
+      or no rows were kept aside.
+    """
+    known = model.about.get("training", {})
+    aside = known.get("held_out")
+    if not aside:
+        return None
+    rows = x if isinstance(x, Rows) else _rows(x, 0, min(aside, _length(x) - 1))
+    same = len(rows) == known.get("rows") and rows.fingerprint() == known.get("fingerprint")
+    return rows.held_out_rows if same and rows.held_out == aside else None
+
+
+def _rows(x: Any, seed: int, aside: int | None) -> Rows:
+    if isinstance(x, Rows):
+        return x
+    if aside is None:
+        aside = min(_HELD_OUT, _length(x) // 10)
+    if isinstance(x, str | os.PathLike):
+        return open_rows(x, seed, held_out=aside)
+    return Rows(np.asarray(x), seed=seed, held_out=aside)
+
+
+def _length(x: Any) -> int:
+    return len(open_rows(x)) if isinstance(x, str | os.PathLike) else len(x)
