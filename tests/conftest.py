@@ -7,6 +7,8 @@
   ones in every run. ``@examples(count)`` of cases.py takes ``count`` of each 100.
 - Memory: what JAX compiled is let go of whenever a worker has grown past ``MEMORY`` (MB).
 - `strict_promotion`, a fixture.
+- Compilation: quick, except under ``--all``; and with ``JAX_COMPILATION_CACHE_DIR``, which the
+  Makefile sets, each program is compiled once for all workers and later runs.
 - At the end of a run, one line for each reason to skip a test.
 """
 
@@ -26,7 +28,19 @@ if _JAX < (0, 11):
     # jaxlib 0.10's CPU back end sums some vmapped reductions wrongly:
     # https://github.com/jax-ml/jax/issues/39103
     _FLAGS.append("--xla_cpu_experimental_ynn_fusion_type=")
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+# LLVM's optimisations are a third of a compilation; threads for the parts of a program cost more
+# than they save where each core has a worker; and jaxlib 0.10 has a second set of emitters, which
+# takes half the time. XLA's own passes are the same.
+_QUICK = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+if _JAX < (0, 11):
+    _QUICK.append("--xla_cpu_use_fusion_emitters=false")
+
+
+def _set_flags(flags):
+    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
+
+
+_set_flags(_FLAGS)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("JAX_ENABLE_X64", None)
 
@@ -58,6 +72,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: left out of `make test`; --all runs it")
     hypothesis.settings.load_profile("thorough" if config.getoption("--all") else "quick")
+    if not config.getoption("--all"):
+        _set_flags(_QUICK)  # early enough: no back end has been started
 
 
 def pytest_collection_modifyitems(config, items):
