@@ -1,6 +1,8 @@
 """Training: L0 reaches its target, and a run that is killed resumes bit for bit."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -82,7 +84,7 @@ def _overflow(weights, x):
     return bool(activity.overflow)
 
 
-@pytest.mark.parametrize("target", [5.0, None])
+@pytest.mark.parametrize("target", [5.0, pytest.param(None, marks=pytest.mark.slow)])
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, target):
     whole = sae.train(rows(), settings(target_l0=target, log_every=10))
 
@@ -157,36 +159,46 @@ def test_settings_refuse():
 # --- the command ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def activations(tmp_path):
-    path = tmp_path / "acts.npy"
+STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def activations(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "acts.npy"
     np.save(path, np.asarray(WORLD.sample(jax.random.key(1), 4000)[0]))
     return path
 
 
-def arguments(activations, out, steps=40):
-    sizes = ["--features", "32", "--l0", "4", "--steps", str(steps), "--batch-size", "64"]
+@pytest.fixture(scope="module")
+def whole(activations):
+    """A run of the command that nothing interrupts: its folder, and what it printed."""
+    folder, printed = activations.parent / "whole", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(arguments(activations, folder)) == 0
+    return folder, printed.getvalue()
+
+
+def arguments(activations, out):
+    sizes = ["--features", "32", "--l0", "4", "--steps", str(STEPS), "--batch-size", "64"]
     return ["sae", str(activations), *sizes, "--checkpoint-every", "10", "--output", str(out)]
 
 
-def test_command_writes_what_it_prints(activations, tmp_path, capsys):
-    assert main(arguments(activations, tmp_path / "out")) == 0
-    printed = capsys.readouterr().out
+def test_command_writes_what_it_prints(whole):
+    folder, printed = whole
     names = ("sae.npz", "sae.json", "history.csv", "training.png", "dictionary.svg")
     for name in names:
-        assert str(tmp_path / "out" / name) in printed.replace("\n", "")
-        assert (tmp_path / "out" / name).stat().st_size > 200
-    report = json.loads((tmp_path / "out" / "sae.json").read_text())
+        assert str(folder / name) in printed.replace("\n", "")
+        assert (folder / name).stat().st_size > 200
+    report = json.loads((folder / "sae.json").read_text())
     assert report["data"] == {"name": "acts.npy", "rows": 4000, "dimension": 16}
-    with np.load(tmp_path / "out" / "sae.npz") as model:
+    with np.load(folder / "sae.npz") as model:
         assert model["decoder"].shape == (32, 16)
         assert float(model["input_scale"]) == pytest.approx(report["input_scale"])
 
 
-def test_command_killed_hard_reaches_the_same_result(activations, tmp_path):
+def test_command_killed_hard_reaches_the_same_result(activations, whole, tmp_path):
     """SIGKILL at some moment of the run, twice; then to its end."""
-    assert main(arguments(activations, tmp_path / "whole", 400)) == 0
-    command = [sys.executable, "-m", "jaxtrelu", *arguments(activations, tmp_path / "cut", 400)]
+    command = [sys.executable, "-m", "jaxtrelu", *arguments(activations, tmp_path / "cut")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     checkpoints = tmp_path / "cut" / "checkpoints"
     for _ in range(2):
@@ -198,13 +210,12 @@ def test_command_killed_hard_reaches_the_same_result(activations, tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert main(arguments(activations, tmp_path / "cut", 400)) == 0
-    with np.load(tmp_path / "whole/sae.npz") as whole, np.load(tmp_path / "cut/sae.npz") as cut:
-        for key in whole:
-            np.testing.assert_array_equal(whole[key], cut[key], err_msg=key)
-    assert (tmp_path / "whole/history.csv").read_text() == (
-        tmp_path / "cut/history.csv"
-    ).read_text()
+    assert main(arguments(activations, tmp_path / "cut")) == 0
+    with np.load(whole[0] / "sae.npz") as uncut, np.load(tmp_path / "cut/sae.npz") as cut:
+        for key in uncut:
+            np.testing.assert_array_equal(uncut[key], cut[key], err_msg=key)
+    histories = [(folder / "history.csv").read_text() for folder in (whole[0], tmp_path / "cut")]
+    assert histories[0] == histories[1]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,11 @@ def in_float64():
         yield
 
 
+def compiled(function):
+    """A function of arrays as one program: a closed form alone is dozens, for each shape."""
+    return jax.jit(function, compiler_options=QUICKLY)
+
+
 def check(actual, expected, rtol=1e-10, atol=0.0):
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=rtol, atol=atol)
 
@@ -249,12 +254,12 @@ def test_derivatives_of_the_moments(name, rows):
         return jnp.stack(theory.moments(threshold, mean=mean, std=std, **kind, **fill))
 
     h = 1e-5
-    slopes = jax.jit(jax.jacfwd(fields, (0, 1, 2)), compiler_options=QUICKLY)
+    values, slopes = compiled(fields), compiled(jax.jacfwd(fields, (0, 1, 2)))
     for point in ((0.7, -0.2, 0.8), (-1.1, 0.3, 1.4), (3.9, 0.1, 0.9)):
         point = np.array(point)
         for i, exact in enumerate(slopes(*point)):
             step = h * np.eye(3)[i]
-            near = (fields(*(point + step)) - fields(*(point - step))) / (2 * h)
+            near = (values(*(point + step)) - values(*(point - step))) / (2 * h)
             check(exact, near, 1e-6, 1e-9)
     for a in (-30.0, 30.0):
         assert all(np.isfinite(g).all() for g in slopes(np.float64(a), np.float64(0), 1.0))
@@ -269,7 +274,7 @@ def test_the_slopes_of_the_variance_map():
     of = functools.partial(theory.variance_map, threshold=threshold, weight_variance=weight)
     a = threshold / np.sqrt(q)
     b = a + m / np.sqrt(q)
-    check(jax.grad(of)(q), weight * special.ndtr(-a))
+    check(compiled(jax.grad(of))(q), weight * special.ndtr(-a))
 
     def slope(q):
         a, b = threshold / np.sqrt(q), (threshold + m) / np.sqrt(q)
@@ -277,8 +282,8 @@ def test_the_slopes_of_the_variance_map():
         return weight * (band - m * stats.norm.pdf(b) / np.sqrt(q))
 
     capped = functools.partial(of, ceiling=m)
-    check(jax.grad(capped)(q), slope(q))
-    curve = jax.grad(jax.grad(capped))(q)
+    first, curve = compiled(jax.value_and_grad(jax.grad(capped)))(q)
+    check(first, slope(q))
     check(curve, (slope(q + 1e-5) - slope(q - 1e-5)) / 2e-5, 1e-7)
     check(theory.gradient_gain(q, threshold, weight_variance=weight), weight * special.ndtr(-a))
     band = special.ndtr(-a) - special.ndtr(-b)
@@ -287,11 +292,15 @@ def test_the_slopes_of_the_variance_map():
 
 def test_hard_has_no_stable_edge():
     """V′ = 1 + a φ/Q + a³ φ/(2Q) where χ₁ = 1: above 1 from the median on."""
+
+    @compiled
+    @jax.grad
+    def slope_at(q, a, weight):
+        return theory.variance_map(q, a, weight_variance=weight, variant="hard")
+
     for a in (0.3, 1.0, 2.0):
         weight = 1 / special.ndtr(-a)
-        slope = jax.grad(
-            lambda q, a=a, w=weight: theory.variance_map(q, a, weight_variance=w, variant="hard")
-        )(np.float64(1))
+        slope = slope_at(np.float64(1), a, weight)
         density = stats.norm.pdf(a)
         check(slope, weight * (special.ndtr(-a) + a * density + a**3 * density / 2))
         assert slope > 1
@@ -354,8 +363,9 @@ def test_the_correlation_map_has_slopes_at_a_threshold_of_zero(variant):
     def of(threshold):
         return theory.correlation_map(0.4, threshold, weight_variance=2.0, variant=variant)
 
-    near = (of(np.float64(1e-5)) - of(np.float64(-1e-5))) / 2e-5
-    check(jax.grad(of)(np.float64(0)), near, 1e-6, 1e-9)
+    value, slope = compiled(of), compiled(jax.grad(of))
+    near = (value(np.float64(1e-5)) - value(np.float64(-1e-5))) / 2e-5
+    check(slope(np.float64(0)), near, 1e-6, 1e-9)
 
 
 @pytest.mark.parametrize("ceiling", [None, 0.8])
@@ -373,22 +383,22 @@ def test_the_slope_at_a_correlation_of_one_is_the_gradient_gain(ceiling):
         1.0, start.threshold, weight_variance=start.weight_variance, ceiling=cap
     )
     check(gain, 1.0, 1e-12)
-    check(jax.grad(of)(np.float64(1 - 1e-8)), gain, 1e-3)
+    check(compiled(jax.grad(of))(np.float64(1 - 1e-8)), gain, 1e-3)
 
 
 def test_smoothed():
     x = np.linspace(-2, 3, 11)
     for name in ("shift", "shift, ceiling", "hard", "clamp"):
         kind, fill, f = options_of(name)
-        found = theory.smoothed(x, 0.5, std=0.3, **kind, **fill)
+        found = compiled(functools.partial(theory.smoothed, std=0.3, **kind, **fill))(x, 0.5)
         breaks = [0.5] if kind["ceiling"] is None else [0.5, 0.5 + kind["ceiling"]]
         expected = [
             expectation(lambda y, f=f: f(y, 0.5), breaks, mean=centre, std=0.3) for centre in x
         ]
         check(found, expected, 1e-10, 1e-13)
     of = functools.partial(theory.smoothed, threshold=0.5, std=0.3)
-    check(jax.vmap(jax.grad(of))(x), special.ndtr((x - 0.5) / 0.3))
-    second = jax.vmap(jax.grad(jax.grad(of)))(x)
+    first, second = compiled(jax.vmap(jax.value_and_grad(jax.grad(of))))(x)
+    check(first, special.ndtr((x - 0.5) / 0.3))
     check(second, stats.norm.pdf(x, 0.5, 0.3), 1e-10)
 
 
@@ -436,23 +446,20 @@ def test_critical_init_is_a_fixed_point_on_the_edge(slope):
             bias_variance=found.bias_variance,
             **options,
         )
-        check(of(q), q, 1e-12)
-        check(jax.grad(of)(q), 1.0 if slope is None else slope, 1e-9)
+        again, across = compiled(jax.value_and_grad(of))(q)
+        check(again, q, 1e-12)
+        check(across, 1.0 if slope is None else slope, 1e-9)
         check(theory.gradient_gain(q, found.threshold, **options), 1.0, 1e-12)
         check(theory.moments(found.threshold, std=np.sqrt(q)).open, 1 - s, 1e-12)
 
 
 def test_critical_init_is_differentiable():
     """In the share of zeros and in V′, through the root that is searched for."""
-    for number in (0, 1):
-
-        def ceiling(*at):
-            return theory.critical_init(at[0], slope=at[1]).ceiling
-
-        at = np.array([0.8, 0.6])
-        step = 1e-6 * np.eye(2)[number]
-        near = (ceiling(*(at + step)) - ceiling(*(at - step))) / 2e-6
-        check(jax.grad(ceiling, number)(*at), near, 1e-6)
+    of = jax.grad(lambda at: theory.critical_init(at[0], slope=at[1]).ceiling)
+    value = compiled(lambda at: theory.critical_init(at[0], slope=at[1]).ceiling)
+    at = np.array([0.8, 0.6])
+    for exact, step in zip(compiled(of)(at), 1e-6 * np.eye(2), strict=True):
+        check(exact, (value(at + step) - value(at - step)) / 2e-6, 1e-6)
 
 
 def test_critical_init_broadcasts_under_jit():
@@ -467,15 +474,16 @@ def test_critical_init_broadcasts_under_jit():
 
 def test_gain_keeps_the_variance_of_a_deep_net():
     check(theory.gain(np.float64(0)), 2.0)  # He's, for ReLU
+    x = np.sqrt(2.0) * np.random.default_rng(0).normal(size=(500, 1500))
+    # Variance scaling, of which `gain` is the scale: drawn once, for a scale of 1.
+    init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    w = np.asarray(init(jax.random.key(0), (1500, 3000), np.float32))
     for variant, ceiling in (("shift", None), ("shift", 0.7), ("hard", None), ("clamp", None)):
         scale = float(theory.gain(0.5, variance=2.0, variant=variant, ceiling=ceiling))
-        key_x, key_w = jax.random.split(jax.random.key(0))
-        x = jnp.sqrt(2.0) * jax.random.normal(key_x, (1000, 1500))
-        init = jax.nn.initializers.variance_scaling(scale, "fan_in", "normal")
         f = CASES["shift"][1] if variant == "shift" else CASES[variant][1]
-        y = f(np.asarray(x), 0.5)
+        y = f(x, 0.5)
         y = np.minimum(y, ceiling) if ceiling is not None else y
-        z = y @ init(key_w, (1500, 3000))
+        z = y.astype(np.float32) @ (np.float32(np.sqrt(scale)) * w)
         # Where activations have a mean, all rows share it: one number per output, 3000 in all.
         check(np.mean(z**2), 2.0, 0.06)
 
@@ -542,10 +550,14 @@ def test_gaussian_cutoff():
     narrow = theory.gaussian_cutoff(jnp.asarray(x, jnp.bfloat16), 0.9)
     assert narrow.dtype == np.float32
     h = 1e-6
-    slope = jax.grad(lambda x: theory.gaussian_cutoff(x, 0.9)[0])(x[0, 0])
+
+    def of(x):
+        return theory.gaussian_cutoff(x, 0.9)[0]
+
+    cutoff, slope = compiled(of), compiled(jax.grad(of))(x[0, 0])
     for i in range(7):
         step = h * np.eye(7)[i]
-        one, other = (theory.gaussian_cutoff(x[0, 0] + s * step, 0.9)[0] for s in (1, -1))
+        one, other = (cutoff(x[0, 0] + s * step) for s in (1, -1))
         check(slope[i], (one - other) / (2 * h), 1e-6)
 
 
