@@ -9,11 +9,14 @@ PY = $(VENV)/bin/python
 # Tests are made for the CPU, so that they give the same on every machine.
 WORKERS ?= logical
 PYTEST = $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 -q
-# Most of a test run is compilation, and most programs are those of the last run. JAX keeps them here,
-# keyed by all that they are made from; past CACHE_MB the directory is emptied before the next run.
-CACHE = $(abspath build/xla-cache)
-CACHE_MB = 3000
-CACHED = JAX_COMPILATION_CACHE_DIR=$(CACHE) JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
+# Most of a test run is compilation, and most programs are those of the last run. JAX keeps them in
+# CACHE, keyed by all that they are made from: `CACHE=` compiles each anew. Past CACHE_MB the directory
+# is emptied before a run.
+CACHE ?= $(abspath build/xla-cache)
+CACHE_MB = 2000
+CACHED = if [ -d "$(CACHE)" ] && [ $$(du -sm "$(CACHE)" | cut -f1) -gt $(CACHE_MB) ]; then \
+    rm -rf "$(CACHE)"; fi; \
+    JAX_COMPILATION_CACHE_DIR="$(CACHE)" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 RESULTS ?= results
 

@@ -90,7 +90,7 @@ def learned_from_samples(inputs, coefficient, start, penalised):
 
     def update(carry, key):
         theta, rate = carry
-        z = SAMPLERS[inputs](key, (32_768, len(start)))
+        z = SAMPLERS[inputs](key, (16_384, len(start)))
         # Sign descent with a falling step, as Adam's early steps are: no knowledge of p(θ) needed.
         theta = theta - rate * jnp.sign(jax.grad(objective)(theta, z))
         return (theta, jnp.maximum(rate * 0.975, 1e-3)), theta

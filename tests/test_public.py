@@ -329,6 +329,7 @@ def test_every_method_is_used_in_a_test(name):
 
 # modes of configuration
 
+
 def with_gradient(call: Call) -> Callable:
     """The call, and where it is differentiable its gradient in every floating operand."""
 
