@@ -47,10 +47,8 @@ def with_back_ends():
             if name == "mosaic_gpu" and len(threshold_shape) > 1:
                 continue  # one threshold per column there; the refusal is in test_dispatch.py
             for j, dtype in enumerate(dtypes):
-                if name == "xla":
-                    quick = j in (0, 1 + i % 2)
-                else:
-                    quick = i % 2 == 1 and i // 2 % 2 == j
+                interpreted = i % 2 == 1 and i // 2 % 2 == j
+                quick = j in (0, 1 + i % 2) if name == "xla" else interpreted
                 case = ((name, dtype), shape, columns, threshold_shape, *rest)
                 marks = () if quick else pytest.mark.slow
                 found.append(pytest.param(*case, id=f"{name}-{dtype}-{shape}-{i}", marks=marks))
