@@ -9,14 +9,14 @@ PY = $(VENV)/bin/python
 # Tests are made for the CPU, so that they give the same on every machine.
 WORKERS ?= logical
 PYTEST = $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 -q
-# Most of a test run is compilation, and most programs are those of the last run. JAX keeps them in
-# CACHE, keyed by all that they are made from: `CACHE=` compiles each anew. Past CACHE_MB the directory
-# is emptied before a run.
-CACHE ?= $(abspath build/xla-cache)
-CACHE_MB = 2000
-CACHED = if [ -d "$(CACHE)" ] && [ $$(du -sm "$(CACHE)" | cut -f1) -gt $(CACHE_MB) ]; then \
-    rm -rf "$(CACHE)"; fi; \
-    JAX_COMPILATION_CACHE_DIR="$(CACHE)" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
+# Most of a test run is compilation, and most programs are those of the last run. JAX keeps them here,
+# keyed by all that they are made from; `XLA_CACHE=` compiles each anew. Past XLA_CACHE_MB the
+# directory is emptied before a run, since JAX itself bounds it only with the package filelock.
+XLA_CACHE ?= $(abspath build/xla-cache)
+XLA_CACHE_MB = 1000
+BOUNDED = if [ -d "$(XLA_CACHE)" ] && [ "$$(du -sm "$(XLA_CACHE)" | cut -f1)" -gt $(XLA_CACHE_MB) ]; \
+    then rm -rf "$(XLA_CACHE)"; fi
+CACHED = JAX_COMPILATION_CACHE_DIR="$(XLA_CACHE)" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 RESULTS ?= results
 
@@ -28,9 +28,11 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 test: $(VENV)/.installed-test  ## test every law, function, command and docstring example
+	@$(BOUNDED)
 	$(CACHED) $(PYTEST) --dist worksteal $(ARGS)
 
 test-all: $(VENV)/.installed-test  ## the same for every case of the table, with more random examples
+	@$(BOUNDED)
 	$(CACHED) $(PYTEST) --dist loadfile --all $(ARGS)
 
 demo: $(VENV)/.installed-cli  ## compare activations on real data, plot, train an autoencoder
