@@ -21,8 +21,7 @@ import sys
 
 _JAX = tuple(int(part) for part in importlib.metadata.version("jax").split(".")[:2])
 
-# Read when the back end starts, so set before the first `import jax`. A flag that is already there
-# wins.
+# Read when the back end starts, so set before the first `import jax`.
 _FLAGS = ["--xla_force_host_platform_device_count=8"]
 if _JAX < (0, 11):
     # jaxlib 0.10's CPU back end sums some vmapped reductions wrongly:
@@ -37,7 +36,14 @@ if _JAX < (0, 11):
 
 
 def _set_flags(flags):
-    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
+    """A flag that is already there wins: the user's, or a worker's from the process that began it.
+
+    Nor does a worker add one twice: JAX's cache takes other words for another compilation.
+    """
+    given = os.environ.get("XLA_FLAGS", "").split()
+    names = {flag.partition("=")[0] for flag in given}
+    added = [flag for flag in flags if flag.partition("=")[0] not in names]
+    os.environ["XLA_FLAGS"] = " ".join([*added, *given])
 
 
 _set_flags(_FLAGS)
