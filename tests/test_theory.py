@@ -41,6 +41,14 @@ CASES = {
     "floor": (("floor", None, 0), lambda x, t: np.where(x > t, x, 2 * t)),
     "double": (("double", None, 0), lambda x, t: 2 * np.maximum(x - t, 0)),
 }
+#: What else is said of each: of "low ceiling" and "floor" it follows from those beside them.
+few_cases = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in ("shift, low ceiling", "floor") else ())
+        for n in CASES
+    ],
+)
 THRESHOLDS = (-3.0, -0.4, 0.0, 1.0, 2.5)
 NORMALS = ((0.0, 1.0), (-0.5, 0.7), (1.5, 2.0))
 
@@ -245,7 +253,7 @@ def test_dtype_and_shape():
     assert theory.moments(np.zeros(0)).mean.shape == (0,)
 
 
-@pytest.mark.parametrize("name", CASES)
+@few_cases
 def test_derivatives_of_the_moments(name, rows):
     """Against central differences, in θ, μ and σ; and finite at the ends of the range."""
     kind, fill, _ = options_of(name)
@@ -327,7 +335,7 @@ def joint(f, rho, breaks):
     return expectation(lambda u: f(u) * inner(u), wide)
 
 
-@pytest.mark.parametrize("name", CASES)
+@few_cases
 def test_correlation_map_is_an_integral(name, rows):
     kind, fill, f = options_of(name)
     if fill["fill"]:
