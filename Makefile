@@ -9,9 +9,15 @@ PY = $(VENV)/bin/python
 # Tests are made for the CPU, so that they give the same on every machine.
 WORKERS ?= logical
 PYTEST = $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 -q
-# `make test` compares values; LLVM's own optimisations, a third of a compilation, are left out there
-# and in force in `make test-all`. XLA's passes are the same in both.
-QUICK = XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS"
+# Most of a test run is compilation, and most programs are those of the last run. JAX keeps them here,
+# keyed by all that they are made from; `XLA_CACHE=` compiles each anew. Past XLA_CACHE_MB the
+# directory is emptied before a run, since JAX itself bounds it only with the package filelock.
+XLA_CACHE ?= $(abspath build/xla-cache)
+XLA_CACHE_MB = 1000
+BOUNDED = if [ -d "$(XLA_CACHE)" ] && [ "$$(du -sm "$(XLA_CACHE)" | cut -f1)" -gt $(XLA_CACHE_MB) ]; \
+    then rm -rf "$(XLA_CACHE)"; fi
+CACHED = JAX_COMPILATION_CACHE_DIR="$(XLA_CACHE)" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
+    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 RESULTS ?= results
 
 .PHONY: help test test-all demo conformance lint format types notebooks wheel bench clean
@@ -22,10 +28,12 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 test: $(VENV)/.installed-test  ## test every law, function, command and docstring example
-	$(QUICK) $(PYTEST) --dist worksteal $(ARGS)
+	@$(BOUNDED)
+	$(CACHED) $(PYTEST) --dist worksteal $(ARGS)
 
 test-all: $(VENV)/.installed-test  ## the same for every case of the table, with more random examples
-	$(PYTEST) --dist loadfile --all $(ARGS)
+	@$(BOUNDED)
+	$(CACHED) $(PYTEST) --dist loadfile --all $(ARGS)
 
 demo: $(VENV)/.installed-cli  ## compare activations on real data, plot, train an autoencoder
 	$(PY) -m jaxtrelu info

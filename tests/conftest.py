@@ -7,6 +7,8 @@
   ones in every run. ``@examples(count)`` of cases.py takes ``count`` of each 100.
 - Memory: what JAX compiled is let go of whenever a worker has grown past ``MEMORY`` (MB).
 - `strict_promotion`, a fixture.
+- Compilation: quick, except under ``--all``; and with ``JAX_COMPILATION_CACHE_DIR``, which the
+  Makefile sets, each program is compiled once for all workers and later runs.
 - At the end of a run, one line for each reason to skip a test.
 """
 
@@ -19,14 +21,32 @@ import sys
 
 _JAX = tuple(int(part) for part in importlib.metadata.version("jax").split(".")[:2])
 
-# Read when the back end starts, so set before the first `import jax`. A flag that is already there
-# wins.
+# Read when the back end starts, so set before the first `import jax`.
 _FLAGS = ["--xla_force_host_platform_device_count=8"]
 if _JAX < (0, 11):
     # jaxlib 0.10's CPU back end sums some vmapped reductions wrongly:
     # https://github.com/jax-ml/jax/issues/39103
     _FLAGS.append("--xla_cpu_experimental_ynn_fusion_type=")
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+# LLVM's optimisations are a third of a compilation; threads for the parts of a program cost more
+# than they save where each core has a worker; and jaxlib 0.10 has a second set of emitters, which
+# takes half the time. XLA's own passes are the same.
+_QUICK = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+if _JAX < (0, 11):
+    _QUICK.append("--xla_cpu_use_fusion_emitters=false")
+
+
+def _set_flags(flags):
+    """A flag that is already there wins: the user's, or a worker's from the process that began it.
+
+    Nor does a worker add one twice: JAX's cache takes other words for another compilation.
+    """
+    given = os.environ.get("XLA_FLAGS", "").split()
+    names = {flag.partition("=")[0] for flag in given}
+    added = [flag for flag in flags if flag.partition("=")[0] not in names]
+    os.environ["XLA_FLAGS"] = " ".join([*added, *given])
+
+
+_set_flags(_FLAGS)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("JAX_ENABLE_X64", None)
 
@@ -58,6 +78,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: left out of `make test`; --all runs it")
     hypothesis.settings.load_profile("thorough" if config.getoption("--all") else "quick")
+    if not config.getoption("--all"):
+        _set_flags(_QUICK)  # early enough: no back end has been started
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,4 +1,7 @@
-"""Index operations on packed gates, against NumPy."""
+"""Index operations on packed gates, against NumPy.
+
+Step by step each of them is dozens of small programs, so most tests run them as one.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,48 +24,83 @@ def _mask(seed, shape, density):
     return np.random.default_rng(seed).random(shape) < density
 
 
+@jax.jit
+def _all_operations(mask, values):
+    """Of every operation the result, by name: one program a shape."""
+    rows, width = mask.shape
+    words = bits.pack(mask)
+    places = jnp.broadcast_to(jnp.arange(width + 1), (rows, width + 1))
+    indices, found, counts = bits.compact(words, width + 2, values)
+    return {
+        "words": words,
+        "unpack": bits.unpack(words, width),
+        "count": bits.count(words),
+        "transpose": bits.unpack(bits.transpose(words, width), rows),
+        "rank": bits.rank(words, places),
+        "indices": indices,
+        "found": found,
+        "counts": counts,
+        "expand": bits.expand(indices, found, width),
+    }
+
+
 @examples(30)
 @given(MASKS)
 def test_against_numpy(case):
     mask = _mask(*case)
     rows, width = mask.shape
-    words = bits.pack(jnp.asarray(mask))
-    assert words.shape == (rows, -(-width // 32)) and words.dtype == jnp.uint32
-    np.testing.assert_array_equal(bits.unpack(words, width), mask)
-    np.testing.assert_array_equal(bits.count(words), mask.sum(1))
-    np.testing.assert_array_equal(bits.unpack(bits.transpose(words, width), rows), mask.T)
-    places = jnp.broadcast_to(jnp.arange(width + 1), (rows, width + 1))
-    before = np.concatenate([np.zeros((rows, 1), int), mask.cumsum(1)], axis=1)
-    np.testing.assert_array_equal(bits.rank(words, places), before)
     values = np.random.default_rng(0).normal(size=mask.shape).astype(np.float32)
-    indices, found, counts = bits.compact(words, width + 2, jnp.asarray(values))
+    got = jax.tree.map(np.asarray, _all_operations(mask, values))
+    assert got["words"].shape == (rows, -(-width // 32)) and got["words"].dtype == np.uint32
+    np.testing.assert_array_equal(got["unpack"], mask)
+    np.testing.assert_array_equal(got["count"], mask.sum(1))
+    np.testing.assert_array_equal(got["transpose"], mask.T)
+    before = np.concatenate([np.zeros((rows, 1), int), mask.cumsum(1)], axis=1)
+    np.testing.assert_array_equal(got["rank"], before)
     for row in range(rows):
         there = np.flatnonzero(mask[row])
-        np.testing.assert_array_equal(indices[row, : there.size], there)
-        assert (np.asarray(indices[row, there.size :]) == words.shape[1] * 32).all()
-        np.testing.assert_array_equal(found[row, : there.size], values[row, there])
+        np.testing.assert_array_equal(got["indices"][row, : there.size], there)
+        assert (got["indices"][row, there.size :] == got["words"].shape[1] * 32).all()
+        np.testing.assert_array_equal(got["found"][row, : there.size], values[row, there])
+    np.testing.assert_array_equal(got["counts"], mask.sum(1))
+    np.testing.assert_array_equal(got["expand"], np.where(mask, values, 0))
+
+
+def test_step_by_step():
+    """Each operation alone, outside of `jit`."""
+    mask = _mask(1, (2, 40), 0.3)
+    words = bits.pack(mask)
+    np.testing.assert_array_equal(bits.unpack(words, 40), mask)
+    np.testing.assert_array_equal(bits.count(words), mask.sum(1))
+    np.testing.assert_array_equal(bits.unpack(bits.transpose(words, 40), 2), mask.T)
+    before = bits.rank(words, jnp.array([[17], [17]]))[:, 0]
+    np.testing.assert_array_equal(before, mask[:, :17].sum(1))
+    indices, ones, counts = bits.compact(words, 40, jnp.ones((2, 40)))
     np.testing.assert_array_equal(counts, mask.sum(1))
-    np.testing.assert_array_equal(bits.expand(indices, found, width), np.where(mask, values, 0))
+    np.testing.assert_array_equal(bits.expand(indices, ones, 40), mask)
 
 
 def test_rank_inverts_select():
     words = bits.pack(jnp.asarray(_mask(7, (4, 200), 0.2)))
     k = jnp.broadcast_to(jnp.arange(20), (4, 20))
-    np.testing.assert_array_equal(bits.rank(words, bits.select(words, k)), k)
+    back = jax.jit(lambda words, k: bits.rank(words, bits.select(words, k)))(words, k)
+    np.testing.assert_array_equal(back, k)
 
 
 def test_select_takes_any_k_in_any_order():
+    select = jax.jit(bits.select)
     words = bits.pack(jnp.ones((3, 1100), bool))
     k = jnp.array([[1099, 0, -1, 1100, 513, 512, -(2**31), 2**31 - 1]])
     past = words.shape[1] * 32
     np.testing.assert_array_equal(
-        bits.select(words, k), [[1099, 0, past, past, 513, 512, past, past]] * 3
+        select(words, k), [[1099, 0, past, past, 513, 512, past, past]] * 3
     )
-    assert bits.select(jnp.zeros((2, 0), jnp.uint32), k[:1]).tolist() == [[0] * 8] * 2
+    assert select(jnp.zeros((2, 0), jnp.uint32), k[:1]).tolist() == [[0] * 8] * 2
 
 
 @pytest.mark.parametrize("function", [bits.select, bits.rank])
 def test_leading_axes_broadcast(function):
+    function = jax.jit(function)
     words = bits.pack(jnp.asarray(_mask(5, (3, 100), 0.3)))
     index = jnp.array([0, 7, 20])
     together = function(words, index)
@@ -82,18 +120,22 @@ def test_a_single_index_has_an_axis(function):
 
 def test_transposition_takes_leading_axes():
     mask = _mask(5, (2, 3, 40, 70), 0.3)
-    turned = bits.transpose(bits.pack(jnp.asarray(mask)), 70)
-    np.testing.assert_array_equal(bits.unpack(turned, 40), np.swapaxes(mask, -1, -2))
+    turned = jax.jit(lambda mask: bits.unpack(bits.transpose(bits.pack(mask), 70), 40))(mask)
+    np.testing.assert_array_equal(turned, np.swapaxes(mask, -1, -2))
 
 
 @pytest.mark.parametrize("shape", [(3, 0, 5), (3, 2, 0), (0, 2, 5), (0, 0, 0)], ids=str)
 def test_expansion_of_empty_lists_and_to_a_width_of_zero(shape):
     rows, size, width = shape
-    dense = bits.expand(jnp.zeros((rows, size), jnp.int32), jnp.ones((rows, size)), width)
+    expand = jax.jit(bits.expand, static_argnums=2)
+    dense = expand(jnp.zeros((rows, size), jnp.int32), jnp.ones((rows, size)), width)
     expected = np.zeros((rows, width))
     if size:
         expected[:, :1] = 1
     np.testing.assert_array_equal(dense, expected)
+
+
+def test_lists_of_no_length():
     indices, values, counts = bits.compact(bits.pack(jnp.ones((3, 5), bool)), 0, jnp.ones((3, 5)))
     assert bits.expand(indices, values, 5).tolist() == [[0.0] * 5] * 3
     assert counts.tolist() == [5] * 3
@@ -101,7 +143,7 @@ def test_expansion_of_empty_lists_and_to_a_width_of_zero(shape):
 
 def test_counts_are_exact_where_the_lists_are_too_short():
     mask = jnp.ones((2, 40), bool)
-    indices, _, counts = bits.compact(bits.pack(mask), 3)
+    indices, _, counts = jax.jit(lambda mask: bits.compact(bits.pack(mask), 3))(mask)
     np.testing.assert_array_equal(indices, [[0, 1, 2]] * 2)
     np.testing.assert_array_equal(counts, [40, 40])
 
@@ -109,7 +151,8 @@ def test_counts_are_exact_where_the_lists_are_too_short():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int8, jnp.bool_])
 def test_values_of_every_dtype(dtype):
     values = jnp.arange(40).astype(dtype)
-    _, found, _ = bits.compact(bits.pack(jnp.arange(40) % 3 == 0), 20, values)
+    mask = np.arange(40) % 3 == 0
+    _, found, _ = jax.jit(lambda values: bits.compact(bits.pack(mask), 20, values))(values)
     assert found.dtype == dtype
     np.testing.assert_array_equal(found[:14], values[::3])
     np.testing.assert_array_equal(found[14:], jnp.zeros(6, dtype))
@@ -127,7 +170,7 @@ def test_vmap_and_leading_shapes(lead):
     mapped = every
     for _ in lead:
         mapped = jax.vmap(mapped)
-    for one, other in zip(together, mapped(words), strict=True):
+    for one, other in zip(together, jax.jit(mapped)(words), strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -269,7 +269,8 @@ def test_autoencoder_keeps_its_units(recipe):
     small, large = models
     np.testing.assert_allclose(large.encode(50 * x), small.encode(x), rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(large(50 * x), 50 * small(x), rtol=2e-3, atol=2e-2)
-    losses = [float(m.loss(c * x, 0.1, sparse=False)[0]) for m, c in ((small, 1.0), (large, 50.0))]
+    loss = nnx.jit(lambda m, x: m.loss(x, 0.1, sparse=False)[0])
+    losses = [float(loss(m, c * x)) for m, c in ((small, 1.0), (large, 50.0))]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert len(jax.tree.leaves(nnx.state(small, nnx.Param))) == 5
     assert len(jax.tree.leaves(nnx.state(small, InputScale))) == 1
@@ -294,7 +295,11 @@ def test_autoencoder_trains_as_a_module():
     np.testing.assert_array_less(-1e-9, model.threshold[...])
 
 
-@pytest.mark.parametrize("recipe", [sae.short_run(), sae.anthropic_2025()], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(sae.short_run(), marks=pytest.mark.slow), sae.anthropic_2025()],
+    ids=lambda r: r.name,
+)
 def test_a_flax_loop_is_the_same_run_as_the_plain_step(recipe):
     """Gradient, projection, Adam and constraint: `sae.train_step` with a λ that follows a ramp."""
     x = np.asarray(jax.random.normal(jax.random.key(1), (128, 12)), np.float32)
@@ -348,7 +353,8 @@ def test_an_optimizer_of_thresholds_moves_nothing_else_and_a_checkpoint_brings_a
     before = jax.tree.map(jnp.copy, model.weights)
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=Threshold)
     wrt = nnx.DiffState(0, Threshold)
-    optimizer.update(model, nnx.grad(lambda m: m.loss(x, 5.0, sparse=False)[0], argnums=wrt)(model))
+    slope = nnx.jit(nnx.grad(lambda m: m.loss(x, 5.0, sparse=False)[0], argnums=wrt))
+    optimizer.update(model, slope(model))
     moved = [bool((a != b).any()) for a, b in zip(before, model.weights, strict=True)]
     assert moved == [name == "threshold" for name in sae.Weights._fields]
 
@@ -387,7 +393,7 @@ def test_an_autoencoder_around_trained_weights_is_the_plain_functions():
     np.testing.assert_array_equal(
         nnx.jit(lambda m, x: m(x))(fresh, x), nnx.jit(lambda m, x: m(x))(model, x)
     )
-    gradient = nnx.grad(lambda m: m.loss(x, 0.5, sparse=False)[0])(model)
+    gradient = nnx.jit(nnx.grad(lambda m: m.loss(x, 0.5, sparse=False)[0]))(model)
     tangent = model.constrained_gradient(gradient)["decoder"][...]
     along = jnp.sum(tangent * model.decoder[...], axis=1)
     np.testing.assert_allclose(along, np.zeros(24), atol=1e-3)

@@ -329,12 +329,6 @@ def test_every_method_is_used_in_a_test(name):
 
 # modes of configuration
 
-STRICT = (
-    lambda: jax.numpy_rank_promotion("raise"),
-    lambda: jax.numpy_dtype_promotion("strict"),
-    lambda: jax.checking_leaks(),
-)
-
 
 def with_gradient(call: Call) -> Callable:
     """The call, and where it is differentiable its gradient in every floating operand."""
@@ -356,11 +350,12 @@ def with_gradient(call: Call) -> Callable:
 
 @by_name(CALLS)
 def test_in_strict_modes(name):
-    """No promotion of ranks or dtypes is relied on, and no tracer leaks; in 32 and in 64 bits."""
+    """No promotion of ranks or dtypes is relied on, in 32 and in 64 bits, and no tracer leaks."""
     call = CALLS[name]
     run = with_gradient(call)
-    with STRICT[0](), STRICT[1](), STRICT[2]():
-        result, gradient = jax.eval_shape(run, *map(jnp.asarray, call.operands))
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        with jax.checking_leaks():  # nothing that was traced is used again: slow, so once
+            result, gradient = jax.eval_shape(run, *map(jnp.asarray, call.operands))
         narrow = jax.tree.leaves(result)[0].dtype
         assert [g.dtype for g in gradient] == [np.float32] * len(gradient)
         with jax.enable_x64(True):

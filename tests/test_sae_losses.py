@@ -22,7 +22,8 @@ def example(recipe, features=48, dimension=10):
     x = x / jnp.linalg.norm(x, axis=1).mean()
     if recipe.input_scaling == "sqrt_dimension":
         x = x * dimension**0.5
-    weights = sae.initial_weights(jax.random.key(4), features, x, recipe)
+    initial = jax.jit(sae.initial_weights, static_argnums=(1, 3))
+    weights = initial(jax.random.key(4), features, x, recipe)
     bias = 0.1 * jax.random.normal(jax.random.key(5), (features,))
     return weights._replace(encoder_bias=weights.encoder_bias + bias), x
 
@@ -42,10 +43,15 @@ def test_loss_is_what_the_recipe_says(recipe):
     penalty = l0 if recipe.penalty == "l0" else np.tanh(4 * f * norms).sum(1).mean()
     pull = (np.maximum(w["threshold"] - pi, 0) * norms).sum(1).mean()
     total = reconstruction + 0.3 * penalty + recipe.pre_activation_penalty * pull
-    value, terms = sae.loss(weights, x, 0.3, recipe)
+    value, terms = jax.jit(sae.loss, static_argnums=3)(weights, x, 0.3, recipe)
     assert float(value) == pytest.approx(total, rel=1e-4)
     assert float(terms.l0) == pytest.approx(l0, rel=1e-6)
     assert float(terms.reconstruction) == pytest.approx(reconstruction, rel=1e-4)
+
+
+_loss_and_gradient = jax.jit(
+    jax.value_and_grad(sae.loss, has_aux=True), static_argnames=("recipe", "sparse", "capacity")
+)
 
 
 @pytest.mark.parametrize("capacity", [1, 40])
@@ -55,9 +61,7 @@ def test_the_sparse_loss_is_the_dense_one(capacity):
     found = {}
     for sparse in (False, True):
         options = {"sparse": True, "capacity": capacity} if sparse else {}
-        found[sparse] = jax.value_and_grad(sae.loss, has_aux=True)(
-            weights, x, 0.3, recipe, **options
-        )
+        found[sparse] = _loss_and_gradient(weights, x, 0.3, recipe, **options)
     (dense, dense_terms), dense_gradient = found[False]
     (sparse, sparse_terms), sparse_gradient = found[True]
     assert float(sparse) == pytest.approx(float(dense), rel=1e-5)
@@ -117,8 +121,8 @@ def test_initialisation_and_scale():
 def test_the_parallel_part_of_the_gradient_is_projected_out_and_norms_stay_one():
     recipe = RECIPES["gemma_scope"]
     weights, x = example(recipe)
-    gradient = jax.grad(lambda w: sae.loss(w, x, 0.1, recipe)[0])(weights)
-    tangent = sae.constrained_gradient(gradient, weights, recipe)
+    gradient = jax.jit(jax.grad(lambda w: sae.loss(w, x, 0.1, recipe)[0]))(weights)
+    tangent = jax.jit(sae.constrained_gradient, static_argnums=2)(gradient, weights, recipe)
     along = jnp.sum(tangent.decoder * weights.decoder, axis=1)
     assert float(jnp.abs(jnp.sum(gradient.decoder * weights.decoder, axis=1)).max()) > 1e-3
     np.testing.assert_allclose(along, 0, atol=1e-6)
@@ -131,10 +135,9 @@ def test_the_parallel_part_of_the_gradient_is_projected_out_and_norms_stay_one()
 def test_losses_in_bfloat16_keep_thresholds_in_float32():
     recipe = RECIPES["short_run"]
     weights, x = example(recipe)
-    value, gradient = jax.value_and_grad(
-        lambda w: sae.loss(w, x.astype(jnp.bfloat16), 0.3, recipe)[0]
-    )(weights)
-    wanted = jax.grad(lambda w: sae.loss(w, x, 0.3, recipe)[0])(weights)
+    slope = jax.jit(jax.value_and_grad(lambda w, x: sae.loss(w, x, 0.3, recipe)[0]))
+    value, gradient = slope(weights, x.astype(jnp.bfloat16))
+    wanted = slope(weights, x)[1]
     assert value.dtype == gradient.threshold.dtype == jnp.float32
     scale = float(jnp.abs(wanted.threshold).max())
     assert float(jnp.abs(gradient.threshold - wanted.threshold).mean()) < 0.1 * scale

@@ -1,6 +1,8 @@
 """Training: L0 reaches its target, and a run that is killed resumes bit for bit."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
@@ -84,7 +86,7 @@ def _overflow(weights, x):
     return bool(activity.overflow)
 
 
-@pytest.mark.parametrize("target", [5.0, None])
+@pytest.mark.parametrize("target", [5.0, pytest.param(None, marks=pytest.mark.slow)])
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, target):
     whole = sae.run(rows(), settings(target_l0=target, log_every=10))
 
@@ -290,31 +292,42 @@ def test_settings_refuse():
 # --- the command ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def activations(tmp_path):
-    path = tmp_path / "acts.npy"
+STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def activations(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "acts.npy"
     np.save(path, np.asarray(WORLD.sample(jax.random.key(1), 4000)[0]))
     return path
 
 
-def arguments(activations, out, steps=40):
+@pytest.fixture(scope="module")
+def whole(activations):
+    """A run of the command that nothing interrupts: its folder, and what it printed."""
+    folder, printed = activations.parent / "whole", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(arguments(activations, folder)) == 0
+    return folder, printed.getvalue()
+
+
+def arguments(activations, out, steps=STEPS):
     sizes = ["--features", "32", "--l0", "4", "--steps", str(steps), "--batch-size", "64"]
     return ["sae", str(activations), *sizes, "--checkpoint-every", "10", "--output", str(out)]
 
 
-def test_command_writes_what_it_prints(activations, tmp_path, capsys):
-    assert main(arguments(activations, tmp_path / "out")) == 0
-    printed = capsys.readouterr().out
+def test_command_writes_what_it_prints(whole, activations):
+    folder, printed = whole
     names = ("sae.safetensors", "sae.json", "history.csv", "training.png", "dictionary.svg")
     for name in names:
-        assert str(tmp_path / "out" / name) in printed.replace("\n", "")
-        assert (tmp_path / "out" / name).stat().st_size > 200
-    report = json.loads((tmp_path / "out" / "sae.json").read_text())
+        assert str(folder / name) in printed.replace("\n", "")
+        assert (folder / name).stat().st_size > 200
+    report = json.loads((folder / "sae.json").read_text())
     assert report["data"]["name"] == "acts.npy"
     assert (report["data"]["rows"], report["data"]["dimension"]) == (4000, 16)
     assert report["sparse"] is False  # 4 of 32 is no share at which zeros are skipped
     assert report["evaluation"]["held_out"] is True and report["evaluation"]["rows"] == 400
-    model = sae.load(tmp_path / "out")
+    model = sae.load(folder)
     assert model.weights.decoder.shape == (32, 16)
     assert model.input_scale == pytest.approx(report["input_scale"])
     aside = sae.held_out(model, activations)
@@ -323,10 +336,9 @@ def test_command_writes_what_it_prints(activations, tmp_path, capsys):
     assert f"{found.explained_variance:.1%}" in printed
 
 
-def test_command_killed_hard_reaches_the_same_result(activations, tmp_path):
+def test_command_killed_hard_reaches_the_same_result(activations, whole, tmp_path):
     """SIGKILL at some moment of the run, twice; then to its end."""
-    assert main(arguments(activations, tmp_path / "whole", 400)) == 0
-    command = [sys.executable, "-m", "jaxtrelu", *arguments(activations, tmp_path / "cut", 400)]
+    command = [sys.executable, "-m", "jaxtrelu", *arguments(activations, tmp_path / "cut")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     checkpoints = tmp_path / "cut" / "checkpoints"
     for _ in range(2):
@@ -338,13 +350,12 @@ def test_command_killed_hard_reaches_the_same_result(activations, tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert main(arguments(activations, tmp_path / "cut", 400)) == 0
-    whole, cut = (sae.load(tmp_path / name) for name in ("whole", "cut"))
-    for name, a, b in zip(sae.Weights._fields, whole.weights, cut.weights, strict=True):
+    assert main(arguments(activations, tmp_path / "cut")) == 0
+    uncut, cut = (sae.load(folder) for folder in (whole[0], tmp_path / "cut"))
+    for name, a, b in zip(sae.Weights._fields, uncut.weights, cut.weights, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
-    assert (tmp_path / "whole/history.csv").read_text() == (
-        tmp_path / "cut/history.csv"
-    ).read_text()
+    histories = [(folder / "history.csv").read_text() for folder in (whole[0], tmp_path / "cut")]
+    assert histories[0] == histories[1]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,16 @@ OPTIONS = {
     "hard": {"variant": "hard", "surrogate": Rectangle(0.5)},
     "clamp": {"variant": "clamp"},
 }
+KINDS = ("scalar", "channel", "full")
 KEY = jax.random.key(0)
+
+
+def _square(turn):
+    """Of the pairs of options and kind three, in which each of either comes up once."""
+    return [(name, KINDS[(i + turn) % 3]) for i, name in enumerate(OPTIONS)]
+
+
+ALL = [(name, kind) for name in OPTIONS for kind in KINDS]
 
 
 def _loss(options):
@@ -31,14 +40,18 @@ def _threshold(kind, x):
 
 
 def _expect_same_gradients(actual, options, x, threshold):
-    expected = jax.grad(_loss(options), (0, 1))(np.asarray(x), np.asarray(threshold))
+    gradient = jax.jit(jax.grad(_loss(options), (0, 1)))
+    expected = gradient(np.asarray(x), np.asarray(threshold))
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(np.asarray(a), e, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("kind", ["scalar", "channel", "full"])
-def test_shard_map_with_varying_axes_checked(options, kind):
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [pytest.param(*p, marks=() if p in _square(0) else pytest.mark.slow) for p in ALL],
+)
+def test_shard_map_with_varying_axes_checked(name, kind):
+    options = OPTIONS[name]
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
     x = jax.random.normal(KEY, (16, 37))
     threshold = _threshold(kind, x)
@@ -50,33 +63,40 @@ def test_shard_map_with_varying_axes_checked(options, kind):
     )
     actual = jax.jit(jax.grad(lambda x, t: (mapped(x, t) ** 2).sum(), (0, 1)))(x, threshold)
     _expect_same_gradients(actual, options, x, threshold)
-    _, tangent = jax.jvp(lambda x: mapped(x, threshold), (x,), (jnp.ones_like(x),))
-    _, direct = jax.jvp(lambda x: thresholded_relu(x, threshold, **options), (x,), (x * 0 + 1,))
-    np.testing.assert_allclose(tangent, direct)
+
+    @jax.jit
+    def tangents(x):
+        def direct(x):
+            return thresholded_relu(x, threshold, **options)
+
+        ones = jnp.ones_like(x)
+        return [jax.jvp(f, (x,), (ones,))[1] for f in (lambda x: mapped(x, threshold), direct)]
+
+    np.testing.assert_allclose(*tangents(x))
 
 
-@pytest.mark.parametrize(
-    ("shape", "spec"),
-    [
-        ((16, 64), P("a", None)),
-        ((16, 256), P("a", "b")),
-        ((16, 40), P("a", "b")),  # parts of 10 columns: no multiple of the packing word
-        ((64, 40), P(None, "b")),  # packed along the rows instead
-        ((12, 8), P(None, "b")),
-        ((64, 24), P(("a", "b"), None)),
-        ((4, 8, 6), P("a", "b", None)),
-    ],
-    ids=str,
-)
-def test_explicit_mesh(shape, spec):
+PLACED = [
+    ((16, 64), P("a", None)),
+    ((16, 256), P("a", "b")),
+    ((16, 40), P("a", "b")),  # parts of 10 columns: no multiple of the packing word
+    ((64, 40), P(None, "b")),  # packed along the rows instead
+    ((12, 8), P(None, "b")),
+    ((64, 24), P(("a", "b"), None)),
+    ((4, 8, 6), P("a", "b", None)),
+]
+#: Each placement with three pairs of options and kind, and, slow, with all of them.
+PLACEMENTS = [pytest.param(*p, _square(i), id=f"{p[0]}-{p[1]}") for i, p in enumerate(PLACED)]
+PLACEMENTS += [
+    pytest.param(*p, ALL, id=f"{p[0]}-{p[1]}, every pair", marks=pytest.mark.slow) for p in PLACED
+]
+
+
+@pytest.mark.parametrize(("shape", "spec", "pairs"), PLACEMENTS)
+def test_explicit_mesh(shape, spec, pairs):
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Explicit,) * 2)
     sharding = NamedSharding(mesh, spec)
     x = jax.random.normal(KEY, shape)
-    cases = {
-        f"{name}, {kind}": (_loss(options), options, kind)
-        for name, options in OPTIONS.items()
-        for kind in ("scalar", "channel", "full")
-    }
+    cases = {f"{name}, {kind}": (_loss(OPTIONS[name]), OPTIONS[name], kind) for name, kind in pairs}
 
     def gradients(x, thresholds, expected_spec=None):
         found = {}
@@ -87,7 +107,7 @@ def test_explicit_mesh(shape, spec):
             found[name] = jax.grad(loss, (0, 1))(x, thresholds[kind])
         return found
 
-    thresholds = {kind: _threshold(kind, x) for kind in ("scalar", "channel", "full")}
+    thresholds = {kind: _threshold(kind, x) for kind in KINDS}
     expected = jax.jit(gradients)(x, thresholds)
     with jax.set_mesh(mesh):
         placed = thresholds | {"full": jax.device_put(thresholds["full"], sharding)}
@@ -178,7 +198,8 @@ def test_automatic_partitioning_adds_no_collective(shape, spec):
 def test_pmap():
     x = jax.random.normal(KEY, (8, 5, 7))
     actual = jax.pmap(jax.grad(_loss({}), (0, 1)), in_axes=(0, None))(x, 0.25)
+    gradient = jax.jit(jax.grad(_loss({}), (0, 1)))
     for i in range(8):
-        dx, dt = jax.grad(_loss({}), (0, 1))(x[i], 0.25)
+        dx, dt = gradient(x[i], 0.25)
         np.testing.assert_allclose(actual[0][i], dx, rtol=1e-6)
         np.testing.assert_allclose(actual[1][i], dt, rtol=1e-6)

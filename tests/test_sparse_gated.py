@@ -1,5 +1,6 @@
 """The gated product against the dense one, and the gated unit."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -59,7 +60,10 @@ def dense(case, *args):
     return y, pullback(cotangent(len(y)).astype(y.dtype))
 
 
-@pytest.mark.parametrize("case", ["ceiling", "hard", "jump to input", "smoothed shift"])
+@pytest.mark.parametrize(
+    "case",
+    ["ceiling", "hard", "jump to input", pytest.param("smoothed shift", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("side", SIDES)
 def test_values_and_gradients_on_either_path(case, side):
     args = gated_operands(SIDES[side])
@@ -210,9 +214,17 @@ def reference_glu(gate, up, threshold):
     return (kept.astype(np.float32) * up.astype(np.float32)).astype(gate.dtype)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("width", [512, 13824])
-@pytest.mark.parametrize("tokens", [7, 83, 2048])
+def of_vllm():
+    """The largest shape in one dtype, and, slow, in the others."""
+    for tokens, width in itertools.product([7, 83, 2048], [512, 13824]):
+        for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+            slow = tokens * width > 10**7 and dtype != jnp.bfloat16
+            marks = pytest.mark.slow if slow else ()
+            name = f"{tokens}-{width}-{np.dtype(dtype)}"
+            yield pytest.param(tokens, width, dtype, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(("tokens", "width", "dtype"), of_vllm())
 def test_the_shapes_of_vllm_exactly(dtype, width, tokens):
     drawn = np.random.default_rng(width).standard_normal((2, 83, width), np.float32).astype(dtype)
     gate, up = (np.resize(a, (tokens, width)) for a in drawn)  # the rows again and again

@@ -1,5 +1,10 @@
-"""The sparse products under JAX's transformations."""
+"""The sparse products under JAX's transformations.
 
+Their rules are shared in part, and each is a program that takes seconds to compile: `make test` has
+every product under `vmap`, and every transformation of two products.
+"""
+
+import functools
 from functools import partial
 
 import jax
@@ -48,11 +53,26 @@ def dense(name, x, w_in, theta, w_out):
 
 
 PRODUCTS = {"jump": jump, "gated": gated, "compact": compact}
+
+
+def products(left_out):
+    """All of them; one of them in `make test-all` only."""
+    marks = {left_out: pytest.mark.slow}
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=marks.get(name, ())) for name in PRODUCTS]
+    )
+
+
 ARGS = (X, W_IN, THETA, W_OUT)
 
 
 def gradients(function, *args):
     return jax.grad(lambda *args: jnp.sum(jnp.sin(function(*args))), range(4))(*args)
+
+
+@functools.cache
+def dense_gradients(name):
+    return jax.tree.map(np.asarray, jax.jit(partial(gradients, partial(dense, name)))(*ARGS))
 
 
 def close(ours, theirs):
@@ -65,29 +85,29 @@ def test_vmap_grad(name):
     x = X.reshape(2, 8, 6)
     over = partial(jax.vmap, in_axes=(0, None, None, None))
     ours = jax.jit(over(partial(gradients, PRODUCTS[name])))(x, *ARGS[1:])
-    close(ours, over(partial(gradients, partial(dense, name)))(x, *ARGS[1:]))
+    close(ours, jax.jit(over(partial(gradients, partial(dense, name))))(x, *ARGS[1:]))
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+@products(left_out="gated")
 def test_scan_grad(name):
     def stack(layer, x, *rest):
         return jax.lax.scan(lambda h, _: (h + 0.01 * layer(h, *rest), None), x, length=3)[0]
 
     ours = jax.jit(partial(gradients, partial(stack, PRODUCTS[name])))(*ARGS)
-    close(ours, gradients(partial(stack, partial(dense, name)), *ARGS))
+    close(ours, jax.jit(partial(gradients, partial(stack, partial(dense, name))))(*ARGS))
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+@products(left_out="jump")
 def test_checkpoint_grad(name):
     ours = jax.jit(partial(gradients, jax.checkpoint(PRODUCTS[name])))(*ARGS)
-    close(ours, gradients(partial(dense, name), *ARGS))
+    close(ours, dense_gradients(name))
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+@products(left_out="gated")
 def test_shard_map_grad(name):
     """Over the batch, with varying axes checked: replicated weights get summed gradients."""
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
     specs = (P("batch"), P(), P(), P())
     sharded = jax.shard_map(PRODUCTS[name], mesh=mesh, in_specs=specs, out_specs=P("batch"))
     ours = jax.jit(partial(gradients, sharded))(*ARGS)
-    close(ours, gradients(partial(dense, name), *ARGS))
+    close(ours, dense_gradients(name))

@@ -21,6 +21,11 @@ def in_float64():
         yield
 
 
+def compiled(function):
+    """A function of arrays as one program: a closed form alone is dozens, for each shape."""
+    return jax.jit(function, compiler_options=QUICKLY)
+
+
 def check(actual, expected, rtol=1e-10, atol=0.0):
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=rtol, atol=atol)
 
@@ -36,6 +41,14 @@ CASES = {
     "floor": (("floor", None, 0), lambda x, t: np.where(x > t, x, 2 * t)),
     "double": (("double", None, 0), lambda x, t: 2 * np.maximum(x - t, 0)),
 }
+#: What else is said of each: of "low ceiling" and "floor" it follows from those beside them.
+few_cases = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in ("shift, low ceiling", "floor") else ())
+        for n in CASES
+    ],
+)
 THRESHOLDS = (-3.0, -0.4, 0.0, 1.0, 2.5)
 NORMALS = ((0.0, 1.0), (-0.5, 0.7), (1.5, 2.0))
 
@@ -179,18 +192,31 @@ def test_far_tails_of_the_others():
 
 
 def test_strict_promotion(strict_promotion):
-    """No promotion of ranks or dtypes is relied on, in arrays of either precision."""
-    for dtype in (jnp.float32, jnp.float64):
-        at = jnp.asarray([[-1.0, 0.5, 3.0]], dtype)
+    """No promotion of ranks or dtypes is relied on, in arrays of either precision.
+
+    Promotions are refused while a function is traced, so nothing needs to run.
+    """
+
+    def everything(at):
+        found = {}
         for name in ("shift", "shift, ceiling", "hard", "clamp"):
             kind, _, _ = options_of(name)
-            assert theory.moments(at, mean=0.5, std=2.0, **kind).cross.dtype == dtype
-            found = theory.correlation_map(0.3 * jnp.ones_like(at), at, weight_variance=2.0, **kind)
-            assert found.dtype == dtype and found.shape == at.shape
+            found[name] = theory.moments(at, mean=0.5, std=2.0, **kind).cross
+            rho = 0.3 * jnp.ones_like(at)
+            of = functools.partial(theory.correlation_map, weight_variance=2.0, **kind)
+            found[f"map of {name}"] = of(rho, at)
         start = theory.critical_init(0.5 + 0.1 * jnp.abs(at), slope=0.5)
-        assert start.ceiling.dtype == dtype
-        assert theory.information(at, ceiling=1.0).best_error.dtype == dtype
-        assert theory.gaussian_cutoff(at, 0.9).dtype == dtype
+        found["ceiling"] = start.ceiling
+        found["error"] = theory.information(at, ceiling=1.0).best_error
+        return found, theory.gaussian_cutoff(at, 0.9)
+
+    for dtype in (jnp.float32, jnp.float64):
+        at = jnp.asarray([[-1.0, 0.5, 3.0]], dtype)
+        found, cutoff = jax.eval_shape(everything, at)
+        for name, array in found.items():
+            assert (array.dtype, array.shape) == (dtype, at.shape), name
+        assert cutoff.dtype == dtype
+    assert theory.moments(at).mean.dtype == dtype  # what only numbers meet: their checks
 
 
 def test_units_and_shifts():
@@ -227,7 +253,7 @@ def test_dtype_and_shape():
     assert theory.moments(np.zeros(0)).mean.shape == (0,)
 
 
-@pytest.mark.parametrize("name", CASES)
+@few_cases
 def test_derivatives_of_the_moments(name, rows):
     """Against central differences, in θ, μ and σ; and finite at the ends of the range."""
     kind, fill, _ = options_of(name)
@@ -236,12 +262,12 @@ def test_derivatives_of_the_moments(name, rows):
         return jnp.stack(theory.moments(threshold, mean=mean, std=std, **kind, **fill))
 
     h = 1e-5
-    slopes = jax.jit(jax.jacfwd(fields, (0, 1, 2)), compiler_options=QUICKLY)
+    values, slopes = compiled(fields), compiled(jax.jacfwd(fields, (0, 1, 2)))
     for point in ((0.7, -0.2, 0.8), (-1.1, 0.3, 1.4), (3.9, 0.1, 0.9)):
         point = np.array(point)
         for i, exact in enumerate(slopes(*point)):
             step = h * np.eye(3)[i]
-            near = (fields(*(point + step)) - fields(*(point - step))) / (2 * h)
+            near = (values(*(point + step)) - values(*(point - step))) / (2 * h)
             check(exact, near, 1e-6, 1e-9)
     for a in (-30.0, 30.0):
         assert all(np.isfinite(g).all() for g in slopes(np.float64(a), np.float64(0), 1.0))
@@ -256,7 +282,7 @@ def test_the_slopes_of_the_variance_map():
     of = functools.partial(theory.variance_map, threshold=threshold, weight_variance=weight)
     a = threshold / np.sqrt(q)
     b = a + m / np.sqrt(q)
-    check(jax.grad(of)(q), weight * special.ndtr(-a))
+    check(compiled(jax.grad(of))(q), weight * special.ndtr(-a))
 
     def slope(q):
         a, b = threshold / np.sqrt(q), (threshold + m) / np.sqrt(q)
@@ -264,8 +290,8 @@ def test_the_slopes_of_the_variance_map():
         return weight * (band - m * stats.norm.pdf(b) / np.sqrt(q))
 
     capped = functools.partial(of, ceiling=m)
-    check(jax.grad(capped)(q), slope(q))
-    curve = jax.grad(jax.grad(capped))(q)
+    first, curve = compiled(jax.value_and_grad(jax.grad(capped)))(q)
+    check(first, slope(q))
     check(curve, (slope(q + 1e-5) - slope(q - 1e-5)) / 2e-5, 1e-7)
     check(theory.gradient_gain(q, threshold, weight_variance=weight), weight * special.ndtr(-a))
     band = special.ndtr(-a) - special.ndtr(-b)
@@ -274,11 +300,15 @@ def test_the_slopes_of_the_variance_map():
 
 def test_hard_has_no_stable_edge():
     """V′ = 1 + a φ/Q + a³ φ/(2Q) where χ₁ = 1: above 1 from the median on."""
+
+    @compiled
+    @jax.grad
+    def slope_at(q, a, weight):
+        return theory.variance_map(q, a, weight_variance=weight, variant="hard")
+
     for a in (0.3, 1.0, 2.0):
         weight = 1 / special.ndtr(-a)
-        slope = jax.grad(
-            lambda q, a=a, w=weight: theory.variance_map(q, a, weight_variance=w, variant="hard")
-        )(np.float64(1))
+        slope = slope_at(np.float64(1), a, weight)
         density = stats.norm.pdf(a)
         check(slope, weight * (special.ndtr(-a) + a * density + a**3 * density / 2))
         assert slope > 1
@@ -305,7 +335,7 @@ def joint(f, rho, breaks):
     return expectation(lambda u: f(u) * inner(u), wide)
 
 
-@pytest.mark.parametrize("name", CASES)
+@few_cases
 def test_correlation_map_is_an_integral(name, rows):
     kind, fill, f = options_of(name)
     if fill["fill"]:
@@ -341,8 +371,9 @@ def test_the_correlation_map_has_slopes_at_a_threshold_of_zero(variant):
     def of(threshold):
         return theory.correlation_map(0.4, threshold, weight_variance=2.0, variant=variant)
 
-    near = (of(np.float64(1e-5)) - of(np.float64(-1e-5))) / 2e-5
-    check(jax.grad(of)(np.float64(0)), near, 1e-6, 1e-9)
+    value, slope = compiled(of), compiled(jax.grad(of))
+    near = (value(np.float64(1e-5)) - value(np.float64(-1e-5))) / 2e-5
+    check(slope(np.float64(0)), near, 1e-6, 1e-9)
 
 
 @pytest.mark.parametrize("ceiling", [None, 0.8])
@@ -360,22 +391,22 @@ def test_the_slope_at_a_correlation_of_one_is_the_gradient_gain(ceiling):
         1.0, start.threshold, weight_variance=start.weight_variance, ceiling=cap
     )
     check(gain, 1.0, 1e-12)
-    check(jax.grad(of)(np.float64(1 - 1e-8)), gain, 1e-3)
+    check(compiled(jax.grad(of))(np.float64(1 - 1e-8)), gain, 1e-3)
 
 
 def test_smoothed():
     x = np.linspace(-2, 3, 11)
     for name in ("shift", "shift, ceiling", "hard", "clamp"):
         kind, fill, f = options_of(name)
-        found = theory.smoothed(x, 0.5, std=0.3, **kind, **fill)
+        found = compiled(functools.partial(theory.smoothed, std=0.3, **kind, **fill))(x, 0.5)
         breaks = [0.5] if kind["ceiling"] is None else [0.5, 0.5 + kind["ceiling"]]
         expected = [
             expectation(lambda y, f=f: f(y, 0.5), breaks, mean=centre, std=0.3) for centre in x
         ]
         check(found, expected, 1e-10, 1e-13)
     of = functools.partial(theory.smoothed, threshold=0.5, std=0.3)
-    check(jax.vmap(jax.grad(of))(x), special.ndtr((x - 0.5) / 0.3))
-    second = jax.vmap(jax.grad(jax.grad(of)))(x)
+    first, second = compiled(jax.vmap(jax.value_and_grad(jax.grad(of))))(x)
+    check(first, special.ndtr((x - 0.5) / 0.3))
     check(second, stats.norm.pdf(x, 0.5, 0.3), 1e-10)
 
 
@@ -423,23 +454,20 @@ def test_critical_init_is_a_fixed_point_on_the_edge(slope):
             bias_variance=found.bias_variance,
             **options,
         )
-        check(of(q), q, 1e-12)
-        check(jax.grad(of)(q), 1.0 if slope is None else slope, 1e-9)
+        again, across = compiled(jax.value_and_grad(of))(q)
+        check(again, q, 1e-12)
+        check(across, 1.0 if slope is None else slope, 1e-9)
         check(theory.gradient_gain(q, found.threshold, **options), 1.0, 1e-12)
         check(theory.moments(found.threshold, std=np.sqrt(q)).open, 1 - s, 1e-12)
 
 
 def test_critical_init_is_differentiable():
     """In the share of zeros and in V′, through the root that is searched for."""
-    for number in (0, 1):
-
-        def ceiling(*at):
-            return theory.critical_init(at[0], slope=at[1]).ceiling
-
-        at = np.array([0.8, 0.6])
-        step = 1e-6 * np.eye(2)[number]
-        near = (ceiling(*(at + step)) - ceiling(*(at - step))) / 2e-6
-        check(jax.grad(ceiling, number)(*at), near, 1e-6)
+    of = jax.grad(lambda at: theory.critical_init(at[0], slope=at[1]).ceiling)
+    value = compiled(lambda at: theory.critical_init(at[0], slope=at[1]).ceiling)
+    at = np.array([0.8, 0.6])
+    for exact, step in zip(compiled(of)(at), 1e-6 * np.eye(2), strict=True):
+        check(exact, (value(at + step) - value(at - step)) / 2e-6, 1e-6)
 
 
 def test_critical_init_broadcasts_under_jit():
@@ -454,15 +482,16 @@ def test_critical_init_broadcasts_under_jit():
 
 def test_gain_keeps_the_variance_of_a_deep_net():
     check(theory.gain(np.float64(0)), 2.0)  # He's, for ReLU
+    x = np.sqrt(2.0) * np.random.default_rng(0).normal(size=(500, 1500))
+    # Variance scaling, of which `gain` is the scale: drawn once, for a scale of 1.
+    init = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+    w = np.asarray(init(jax.random.key(0), (1500, 3000), np.float32))
     for variant, ceiling in (("shift", None), ("shift", 0.7), ("hard", None), ("clamp", None)):
         scale = float(theory.gain(0.5, variance=2.0, variant=variant, ceiling=ceiling))
-        key_x, key_w = jax.random.split(jax.random.key(0))
-        x = jnp.sqrt(2.0) * jax.random.normal(key_x, (1000, 1500))
-        init = jax.nn.initializers.variance_scaling(scale, "fan_in", "normal")
         f = CASES["shift"][1] if variant == "shift" else CASES[variant][1]
-        y = f(np.asarray(x), 0.5)
+        y = f(x, 0.5)
         y = np.minimum(y, ceiling) if ceiling is not None else y
-        z = y @ init(key_w, (1500, 3000))
+        z = y.astype(np.float32) @ (np.float32(np.sqrt(scale)) * w)
         # Where activations have a mean, all rows share it: one number per output, 3000 in all.
         check(np.mean(z**2), 2.0, 0.06)
 
@@ -529,10 +558,14 @@ def test_gaussian_cutoff():
     narrow = theory.gaussian_cutoff(jnp.asarray(x, jnp.bfloat16), 0.9)
     assert narrow.dtype == np.float32
     h = 1e-6
-    slope = jax.grad(lambda x: theory.gaussian_cutoff(x, 0.9)[0])(x[0, 0])
+
+    def of(x):
+        return theory.gaussian_cutoff(x, 0.9)[0]
+
+    cutoff, slope = compiled(of), compiled(jax.grad(of))(x[0, 0])
     for i in range(7):
         step = h * np.eye(7)[i]
-        one, other = (theory.gaussian_cutoff(x[0, 0] + s * step, 0.9)[0] for s in (1, -1))
+        one, other = (cutoff(x[0, 0] + s * step) for s in (1, -1))
         check(slope[i], (one - other) / (2 * h), 1e-6)
 
 
