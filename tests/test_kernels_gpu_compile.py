@@ -75,3 +75,34 @@ def test_epilogue_of_the_peer(built):
     assert '"epilogue":"BIAS_RELU"' in programs["peer folded"]
     assert '"epilogue":"BIAS_RELU"' not in programs["peer shift"]
     assert "__cublas$lt$matmul" in programs["peer shift"]
+
+
+def test_products_of_a_block(built):
+    """Dense by default; by gathers, no loop has a length that the compiler does not know."""
+    target, programs, _ = built
+    if target != "h100":
+        pytest.skip("compiled for one target")
+
+    def found(case):
+        text = programs[f"peer {case}"]
+        loops = [line for line in text.splitlines() if " while(" in line]
+        return {
+            "loops": sum("known_trip_count" not in line for line in loops),
+            "conditionals": len(re.findall(r" conditional\(", text)),
+            "fusions": len(re.findall(r" fusion\(", text)),
+            "bytes": programs[f"peer bytes of peer {case}"],
+        }
+
+    dense = found("dense block")
+    assert dense["loops"] == dense["conditionals"] == 0
+    # What is left beside the dense products are four guards against NaNs beside a 0.
+    default = found("block")
+    assert default["loops"] == 0 and default["conditionals"] == 4
+    assert default["bytes"] <= 1.1 * dense["bytes"]
+    gathers = found("block by gathers")
+    assert gathers["loops"] == 0
+    assert gathers["fusions"] <= 130
+    # Nothing of the size of all gathered rows, which would be 400 MB, is written out.
+    assert gathers["bytes"] <= 1.6 * dense["bytes"]
+    # That the count sees loops:
+    assert found("block by loops")["loops"] > 0

@@ -6,6 +6,7 @@ sparse ones: **a factor that is exactly 0 contributes nothing**, also beside a N
 
 import dataclasses
 from functools import partial
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,9 @@ from jax import lax
 from jaxtrelu._primitive.rules import thresholded
 from jaxtrelu._primitive.spec import Spec, accumulator_dtype, computation_dtype
 from jaxtrelu.sparse._loops import repeat
+
+#: What may be passed as ``products=``.
+Products = Literal["dense", "loops", "gathers"]
 
 # Share of entries for which lists are made; beyond it dense products are taken. On a CPU those are
 # faster from 1/10 on for rows of 768 numbers, from 1/48 on for rows of 144 (docs/sparse.md).
@@ -36,6 +40,8 @@ class Plan:
     """Entries per feature that a weight gradient sums in its first pass."""
     candidates: int = 0
     """Entries that the lists of a screen hold."""
+    products: Products | None = None
+    """How products are taken, or None: as the platform does it best."""
 
     @property
     def window_is_silent(self) -> bool:
@@ -47,6 +53,30 @@ class Plan:
 # Runs once per shape outside of `jit` as well, where loops and conditionals would be compiled at
 # every call; inside, nothing is left of it.
 compiled_once = partial(jax.jit, static_argnums=0, inline=True)
+
+
+def checked_products(products, known: tuple[str, ...], what: str) -> Products | None:
+    """The argument ``products=``, of which `what` has those that are known."""
+    if products is None or products in known:
+        return products
+    names = ", ".join(map(repr, known))
+    if products in get_args(Products):
+        raise NotImplementedError(
+            f"products={products!r} cannot compute this call: {what} takes {names}. "
+            "Pass products=None."
+        )
+    raise ValueError(f"`products` should be None or one of {names}, but is {products!r}.")
+
+
+def takes_dense(plan: Plan) -> jax.Array:
+    """Whether dense products are taken whatever is open: asked for, or by the platform.
+
+    Chosen at lowering, so that one exported program serves all platforms. A constant there: the
+    compiler drops what is not taken.
+    """
+    if plan.products is not None:
+        return jnp.array(plan.products == "dense")
+    return lax.platform_dependent(cpu=lambda: jnp.array(False), default=lambda: jnp.array(True))
 
 
 # dense products
@@ -112,6 +142,23 @@ def _beside(threshold: jax.Array, z: jax.Array) -> jax.Array:
     return threshold[None] if threshold.ndim < z.ndim else threshold
 
 
+class Operands(NamedTuple):
+    """x (B, d), w_in (m, d), b_in (m,) or None, threshold (m,), w_out (m, d_out)."""
+
+    x: jax.Array
+    w_in: jax.Array
+    b_in: jax.Array | None
+    threshold: jax.Array
+    w_out: jax.Array
+
+
+def dense_forward(plan: Plan, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    """Returns y and l0 of the two-layer product, dense: reference, and for what is not sparse."""
+    z = biased(encoded(operands.x, operands.w_in), operands.b_in)
+    l0 = jnp.sum(gates(plan, z, operands.threshold), axis=-1)
+    return decoded(plan, z, operands.threshold, operands.w_out), l0
+
+
 # dense products of a matrix with zeros, and their gradients
 
 
@@ -153,27 +200,47 @@ def product_of_nonzeros(a: jax.Array, b: jax.Array, dtype) -> jax.Array:
     row that is so by right; then the way round costs time and changes nothing.)
     """
     y = _dot(a, b, (1, 0), dtype)
-    if not (a.size and b.size):
-        return y
-    spoilt = ~jnp.all(jnp.isfinite(y[0]))
-    # A loop of no or one trip: unlike a conditional, it costs nothing under vmap either.
-    return repeat(spoilt.astype(jnp.int32), lambda _, y: _around_zeros(a, b, dtype), y)
+    return _guarded(a, b, y) if a.size and b.size else y
 
 
-def _around_zeros(a: jax.Array, b: jax.Array, dtype) -> jax.Array:
-    """The same by select: rows of `b` with a NaN or an infinity beside a 0 are added one by one."""
-    bad = ~jnp.all(jnp.isfinite(b), axis=1) & jnp.any(a == 0, axis=0)
-    rows = jnp.arange(b.shape[0], dtype=jnp.int32)
+@jax.custom_batching.custom_vmap
+def _guarded(a: jax.Array, b: jax.Array, y: jax.Array) -> jax.Array:
+    return lax.cond(_is_spoilt(y), _around_zeros, lambda a, b, y: y, a, b, y)
 
-    def add(state):
-        y, left = state
-        row = jnp.argmax(left).astype(jnp.int32)
-        factors = lax.dynamic_index_in_dim(a, row, axis=1).astype(dtype)
-        terms = factors * lax.dynamic_index_in_dim(b, row, axis=0).astype(dtype)
-        return y + jnp.where(factors != 0, terms, 0), left & (rows != row)
 
-    rest = _dot(a, jnp.where(bad[:, None], 0, b), (1, 0), dtype)
-    return lax.while_loop(lambda state: jnp.any(state[1]), add, (rest, bad))[0]
+@_guarded.def_vmap
+def _guarded_in_a_batch(size, batched, a, b, y):
+    """By a loop of no or one trip: of a conditional, `vmap` would compute both sides always."""
+
+    def guarded(a, b, y):
+        return repeat(_is_spoilt(y).astype(jnp.int32), lambda _, y: _around_zeros(a, b, y), y)
+
+    return jax.vmap(guarded, [0 if is_batched else None for is_batched in batched])(a, b, y), True
+
+
+def _is_spoilt(y: jax.Array) -> jax.Array:
+    return ~jnp.all(jnp.isfinite(y[0]))
+
+
+def _around_zeros(a: jax.Array, b: jax.Array, y: jax.Array) -> jax.Array:
+    """The product `y` again, with NaNs and infinities of `b` where they stand beside no 0.
+
+    They are taken out of the product, and where they belong is counted: sums of so few integers are
+    exact.
+    """
+
+    def product(a, b):
+        return _dot(a.astype(jnp.float32), b.astype(jnp.float32), (1, 0), jnp.float32)
+
+    finite = jnp.isfinite(b)
+    sign = jnp.where(finite | jnp.isnan(b), 0, jnp.sign(b))
+    # A product with the sign is an infinity, or a NaN, where that with the infinity would be one.
+    rest = _dot(a, jnp.where(finite, b, sign), (1, 0), y.dtype)
+    some = product(a != 0, sign != 0)
+    balance = product(jnp.sign(jnp.where(jnp.isnan(a), 0, a)), sign)
+    undefined = (product(a != 0, jnp.isnan(b)) > 0) | (jnp.abs(balance) < some)
+    y = jnp.where(some > 0, rest + (jnp.sign(balance) * jnp.inf).astype(y.dtype), rest)
+    return jnp.where(undefined, jnp.nan, y)
 
 
 def _dot(a: jax.Array, b: jax.Array, over: tuple[int, int], dtype) -> jax.Array:
