@@ -200,47 +200,27 @@ def product_of_nonzeros(a: jax.Array, b: jax.Array, dtype) -> jax.Array:
     row that is so by right; then the way round costs time and changes nothing.)
     """
     y = _dot(a, b, (1, 0), dtype)
-    return _guarded(a, b, y) if a.size and b.size else y
+    if not (a.size and b.size):
+        return y
+    spoilt = ~jnp.all(jnp.isfinite(y[0]))
+    # A loop of no or one trip: unlike a conditional, it costs nothing under vmap either.
+    return repeat(spoilt.astype(jnp.int32), lambda _, y: _around_zeros(a, b, dtype), y)
 
 
-@jax.custom_batching.custom_vmap
-def _guarded(a: jax.Array, b: jax.Array, y: jax.Array) -> jax.Array:
-    return lax.cond(_is_spoilt(y), _around_zeros, lambda a, b, y: y, a, b, y)
+def _around_zeros(a: jax.Array, b: jax.Array, dtype) -> jax.Array:
+    """The same by select: rows of `b` with a NaN or an infinity beside a 0 are added one by one."""
+    bad = ~jnp.all(jnp.isfinite(b), axis=1) & jnp.any(a == 0, axis=0)
+    rows = jnp.arange(b.shape[0], dtype=jnp.int32)
 
+    def add(state):
+        y, left = state
+        row = jnp.argmax(left).astype(jnp.int32)
+        factors = lax.dynamic_index_in_dim(a, row, axis=1).astype(dtype)
+        terms = factors * lax.dynamic_index_in_dim(b, row, axis=0).astype(dtype)
+        return y + jnp.where(factors != 0, terms, 0), left & (rows != row)
 
-@_guarded.def_vmap
-def _guarded_in_a_batch(size, batched, a, b, y):
-    """By a loop of no or one trip: of a conditional, `vmap` would compute both sides always."""
-
-    def guarded(a, b, y):
-        return repeat(_is_spoilt(y).astype(jnp.int32), lambda _, y: _around_zeros(a, b, y), y)
-
-    return jax.vmap(guarded, [0 if is_batched else None for is_batched in batched])(a, b, y), True
-
-
-def _is_spoilt(y: jax.Array) -> jax.Array:
-    return ~jnp.all(jnp.isfinite(y[0]))
-
-
-def _around_zeros(a: jax.Array, b: jax.Array, y: jax.Array) -> jax.Array:
-    """The product `y` again, with NaNs and infinities of `b` where they stand beside no 0.
-
-    They are taken out of the product, and where they belong is counted: sums of so few integers are
-    exact.
-    """
-
-    def product(a, b):
-        return _dot(a.astype(jnp.float32), b.astype(jnp.float32), (1, 0), jnp.float32)
-
-    finite = jnp.isfinite(b)
-    sign = jnp.where(finite | jnp.isnan(b), 0, jnp.sign(b))
-    # A product with the sign is an infinity, or a NaN, where that with the infinity would be one.
-    rest = _dot(a, jnp.where(finite, b, sign), (1, 0), y.dtype)
-    some = product(a != 0, sign != 0)
-    balance = product(jnp.sign(jnp.where(jnp.isnan(a), 0, a)), sign)
-    undefined = (product(a != 0, jnp.isnan(b)) > 0) | (jnp.abs(balance) < some)
-    y = jnp.where(some > 0, rest + (jnp.sign(balance) * jnp.inf).astype(y.dtype), rest)
-    return jnp.where(undefined, jnp.nan, y)
+    rest = _dot(a, jnp.where(bad[:, None], 0, b), (1, 0), dtype)
+    return lax.while_loop(lambda state: jnp.any(state[1]), add, (rest, bad))[0]
 
 
 def _dot(a: jax.Array, b: jax.Array, over: tuple[int, int], dtype) -> jax.Array:
