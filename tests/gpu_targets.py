@@ -58,7 +58,9 @@ def main(target: str, room: str) -> None:
         types = [jax.ShapeDtypeStruct(s, d, sharding=place) for s, d in operands]
         try:
             with jax.default_device(device):
-                found[case] = jax.jit(function).lower(*types).compile().as_text()
+                program = jax.jit(function).lower(*types).compile()
+            found[case] = program.as_text()
+            found[f"peer bytes of {case}"] = program.memory_analysis().temp_size_in_bytes
         except Exception as error:  # reported by the test
             found[case] = f"{type(error).__name__}: {error}"
 
@@ -91,6 +93,24 @@ def main(target: str, room: str) -> None:
                 operands = [(shape, dtype) for shape in shapes]
                 name = f"linear {dtype} {rows}x{depth}x{columns}"
                 compiled(name, gradient, *operands, ((columns,), "float32"))
+    if target == "h100":
+        types = [(s, "float32") for s in ((1024, 768), (16384, 768), (16384, 768), (16384,))]
+
+        def block(**options):
+            def loss(x, w_in, w_out, threshold):
+                y = jaxtrelu.sparse_mlp(x, w_in, w_out, threshold, variant="hard", **options)
+                return (y**2).sum()
+
+            return jax.grad(loss, argnums=(0, 1, 2, 3))
+
+        def dense(x, w_in, w_out, threshold):
+            a = jaxtrelu.thresholded_relu(x @ w_in.T, threshold, variant="hard")
+            return ((a @ w_out) ** 2).sum()
+
+        compiled("peer dense block", jax.grad(dense, argnums=(0, 1, 2, 3)), *types)
+        compiled("peer block", block(), *types)
+        compiled("peer block by gathers", block(products="gathers", capacity=128), *types)
+        compiled("peer block by loops", block(products="loops"), *types)
     sizes = [(s, "bfloat16") for s in ((1024, 1024), (1024, 1024), (1024,))]
     compiled("peer folded", lambda x, w, b: jnp.maximum(x @ w + (b - jnp.bfloat16(0.5)), 0), *sizes)
     compiled(

@@ -75,3 +75,37 @@ def test_epilogue_of_the_peer(built):
     assert '"epilogue":"BIAS_RELU"' in programs["peer folded"]
     assert '"epilogue":"BIAS_RELU"' not in programs["peer shift"]
     assert "__cublas$lt$matmul" in programs["peer shift"]
+
+
+def test_products_of_a_block(built):
+    """Dense by default; by gathers, no loop has a length that the compiler does not know."""
+    target, programs, _ = built
+    if target != "h100":
+        pytest.skip("compiled for one target")
+
+    def found(case):
+        text = programs[f"peer {case}"]
+        loops = [line for line in text.splitlines() if " while(" in line]
+        unknown = [line for line in loops if "known_trip_count" not in line]
+        # A guard runs once or not at all: it looks for a NaN that stands beside a 0.
+        guards = [line for line in unknown if "branch_1_fun" in line]
+        return {
+            "loops": len(unknown) - len(guards),
+            "guards": len(guards),
+            "fusions": len(re.findall(r" fusion\(", text)),
+            "bytes": programs[f"peer bytes of peer {case}"],
+        }
+
+    dense = found("dense block")
+    assert dense["loops"] == dense["guards"] == 0
+    default = found("block")
+    assert default["loops"] == 0
+    assert default["bytes"] <= 1.1 * dense["bytes"]
+    gathers = found("block by gathers")
+    # Those of the dense side, for rows that hold more than their slots.
+    assert gathers["loops"] == 0 and gathers["guards"] == default["guards"]
+    assert gathers["fusions"] <= 130
+    # Nothing of the size of all gathered rows, which would be 400 MB, is written out.
+    assert gathers["bytes"] <= 1.6 * dense["bytes"]
+    # That the count sees loops:
+    assert found("block by loops")["loops"] > 0

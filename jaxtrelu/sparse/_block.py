@@ -6,6 +6,7 @@ sparse ones: **a factor that is exactly 0 contributes nothing**, also beside a N
 
 import dataclasses
 from functools import partial
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,9 @@ from jax import lax
 from jaxtrelu._primitive.rules import thresholded
 from jaxtrelu._primitive.spec import Spec, accumulator_dtype, computation_dtype
 from jaxtrelu.sparse._loops import repeat
+
+#: What may be passed as ``products=``.
+Products = Literal["dense", "loops", "gathers"]
 
 # Share of entries for which lists are made; beyond it dense products are taken. On a CPU those are
 # faster from 1/10 on for rows of 768 numbers, from 1/48 on for rows of 144 (docs/sparse.md).
@@ -36,6 +40,8 @@ class Plan:
     """Entries per feature that a weight gradient sums in its first pass."""
     candidates: int = 0
     """Entries that the lists of a screen hold."""
+    products: Products | None = None
+    """How products are taken, or None: as the platform does it best."""
 
     @property
     def window_is_silent(self) -> bool:
@@ -49,6 +55,30 @@ class Plan:
 # Runs once per shape outside of `jit` as well, where loops and conditionals would be compiled at
 # every call; inside, nothing is left of it.
 compiled_once = partial(jax.jit, static_argnums=0, inline=True)
+
+
+def checked_products(products, known: tuple[str, ...], what: str) -> Products | None:
+    """The argument ``products=``, of which `what` has those that are known."""
+    if products is None or products in known:
+        return products
+    names = ", ".join(map(repr, known))
+    if products in get_args(Products):
+        raise NotImplementedError(
+            f"products={products!r} cannot compute this call: {what} takes {names}. "
+            "Pass products=None."
+        )
+    raise ValueError(f"`products` should be None or one of {names}, but is {products!r}.")
+
+
+def takes_dense(plan: Plan) -> jax.Array:
+    """Whether dense products are taken whatever is open: asked for, or by the platform.
+
+    Chosen at lowering, so that one exported program serves all platforms. A constant there: the
+    compiler drops what is not taken.
+    """
+    if plan.products is not None:
+        return jnp.array(plan.products == "dense")
+    return lax.platform_dependent(cpu=lambda: jnp.array(False), default=lambda: jnp.array(True))
 
 
 # dense products
@@ -112,6 +142,23 @@ passed.defvjp(
 
 def _beside(threshold: jax.Array, z: jax.Array) -> jax.Array:
     return threshold[None] if threshold.ndim < z.ndim else threshold
+
+
+class Operands(NamedTuple):
+    """x (B, d), w_in (m, d), b_in (m,) or None, threshold (m,), w_out (m, d_out)."""
+
+    x: jax.Array
+    w_in: jax.Array
+    b_in: jax.Array | None
+    threshold: jax.Array
+    w_out: jax.Array
+
+
+def dense_forward(plan: Plan, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    """Returns y and l0 of the two-layer product, dense: reference, and for what is not sparse."""
+    z = biased(encoded(operands.x, operands.w_in), operands.b_in)
+    l0 = jnp.sum(gates(plan, z, operands.threshold), axis=-1)
+    return decoded(plan, z, operands.threshold, operands.w_out), l0
 
 
 # dense products of a matrix with zeros, and their gradients

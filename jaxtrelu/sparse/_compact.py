@@ -95,7 +95,9 @@ def compact_mlp(
     spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
     check_skips(spec, "compact_mlp")
     block = block_operands(x, {"w_in": w_in}, w_out, threshold, {"b_in": b_in}, b_out)
-    plan = Plan(spec, entries_for(capacity, block.x.shape[0], block.w_out.shape[0], _SHARE))
+    size = entries_for(capacity, block.x.shape[0], block.w_out.shape[0], _SHARE)
+    # Its products are dense already, and the lists are what it is for.
+    plan = Plan(spec, size, products="loops")
     operands = operands_of(block)
     y = (keeping_entries if has_elements(operands) else _dense)(plan, operands)
     return finished(y, block.b_out, block.lead, block.x.dtype)

@@ -22,7 +22,7 @@ from jaxtrelu._primitive.packing import (
     select_in_word,
 )
 from jaxtrelu._primitive.rules import varying_like
-from jaxtrelu.sparse._block import Plan, biased
+from jaxtrelu.sparse._block import Plan, biased, takes_dense
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
 
 # Entries listed per round: enough to keep both cores busy, few enough for a cache.
@@ -142,7 +142,8 @@ class Support(NamedTuple):
     window: Entries | None
     """Closed entries inside the window, where they are listed apart."""
     overflow: jax.Array
-    """Whether there are more entries than the lists hold; they are empty then."""
+    """Whether dense products are taken, as where there are more entries than the lists hold. They
+    are empty then."""
 
 
 def support_of(plan: Plan, product, bias, threshold: jax.Array, *, apart: bool = False) -> Support:
@@ -170,7 +171,7 @@ def support_from(
         visited = opened | inside
     groups = groups_of(visited)
     number = groups.total if silent is None else groups.total + silent.total
-    overflow = number > plan.size
+    overflow = (number > plan.size) | takes_dense(plan)
     window = None if silent is None else entries_of(plan, silent, overflow, z_at)
     return Support(opened, entries_of(plan, groups, overflow, z_at), window, overflow)
 

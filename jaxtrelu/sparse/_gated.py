@@ -32,14 +32,17 @@ from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sparse._block import (
     CROSSOVER,
     Plan,
+    Products,
     activated,
     biased,
+    checked_products,
     compiled_once,
     encoded,
     finished,
     passed,
     product_of_nonzeros,
     projected,
+    takes_dense,
 )
 from jaxtrelu.sparse._entries import Entries, groups_of, list_entries, position, support_of
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
@@ -70,6 +73,7 @@ def gated_mlp(
     surrogate: Surrogate | None = None,
     implementation: ImplementationName | None = None,
     capacity: int | None = None,
+    products: Products | None = None,
     screen: Screen | Precision | bool | None = None,
 ) -> Float[Array, "*batch d_out"]:
     """``(act(x @ w_gate.T) * (x @ w_up.T)) @ w_out``, reading open units' weights only.
@@ -103,6 +107,7 @@ def gated_mlp(
         hint, not a limit. For up to 8 examples, where no gradient is taken, it is compared with the
         number of units that any of them opens, and not with a mean. Default: h / 2 for up to 8
         examples, h / 32 for more (at least 32): about where dense becomes faster on a CPU.
+      products: as in `jaxtrelu.sparse_mlp`, ``"loops"`` or ``"dense"``.
       screen: as in `jaxtrelu.sparse_mlp`, of `w_gate`; for more than 8 examples, and where a
         gradient is taken. In decoding the gate's product reads its weights once, which rounded
         ones would not make faster, and stays dense.
@@ -129,14 +134,15 @@ def gated_mlp(
     check_skips(spec, "gated_mlp")
     weights, biases = {"w_gate": w_gate, "w_up": w_up}, {"b_gate": b_gate, "b_up": b_up}
     block = block_operands(x, weights, w_out, threshold, biases, b_out)
-    plan, operands = gated_call(spec, capacity, block)
+    products = checked_products(products, ("dense", "loops"), "gated_mlp")
+    plan, operands = gated_call(spec, capacity, products, block)
     screen = checked_screen(screen, operands.w_gate)
     filled = all(o.size for o in (operands.x, operands.w_gate, operands.w_out))
     y = gated(plan, operands, screen) if filled else gated_dense(plan, operands)
     return finished(y, block.b_out, block.lead, block.x.dtype)
 
 
-def gated_call(spec: Spec, capacity, block: Block) -> tuple[Plan, "GatedOperands"]:
+def gated_call(spec: Spec, capacity, products, block: Block) -> tuple[Plan, "GatedOperands"]:
     """The static part of a call, and operands that vary over the same axes of a `shard_map`."""
     examples, units = block.x.shape[0], block.w_out.shape[0]
     share = CROSSOVER_FEW if examples <= FEW else CROSSOVER
@@ -146,7 +152,7 @@ def gated_call(spec: Spec, capacity, block: Block) -> tuple[Plan, "GatedOperands
     operands = jax.tree.map(lambda leaf: varying_like(leaf, *leaves), operands)
     size = entries_for(capacity, examples, units, share)
     candidates = max(size, entries_for(None, examples, units, CROSSOVER))
-    return Plan(spec, size, candidates=candidates), operands
+    return Plan(spec, size, candidates=candidates, products=products), operands
 
 
 class GatedOperands(NamedTuple):
@@ -219,7 +225,7 @@ def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Ar
     def sparse(product):
         return repeat(ceil_div(number, _ROUND), more, start)
 
-    overflow = number > most
+    overflow = (number > most) | takes_dense(plan)
     y = lax.cond(overflow, partial(_dense_rest, plan, operands), sparse, product)
     return y, overflow
 

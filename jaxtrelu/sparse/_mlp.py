@@ -16,7 +16,7 @@ entries.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -41,11 +41,15 @@ from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sparse._activity import Activity
 from jaxtrelu.sparse._block import (
     CROSSOVER,
+    Operands,
     Plan,
+    Products,
     activated,
     biased,
+    checked_products,
     compiled_once,
     decoded,
+    dense_forward,
     encoded,
     finished,
     gates,
@@ -60,6 +64,7 @@ from jaxtrelu.sparse._entries import (
     position,
     support_of,
 )
+from jaxtrelu.sparse._gathers import by_gathers
 from jaxtrelu.sparse._loops import take
 from jaxtrelu.sparse._screen import Precision, Screen, checked_screen, screened_support
 from jaxtrelu.sparse._sums import entry_dots, gather_sum, scalar_sum
@@ -80,6 +85,7 @@ def sparse_mlp(
     implementation: ImplementationName | None = None,
     capacity: int | None = None,
     with_activity: bool = False,
+    products: Products | None = None,
     screen: Screen | Precision | bool | None = None,
 ) -> Float[Array, "*batch d_out"] | tuple[Float[Array, "*batch d_out"], Activity]:
     """``act(x @ w_in.T + b_in) @ w_out + b_out``, in which only the first product is dense.
@@ -114,6 +120,10 @@ def sparse_mlp(
         becomes faster on a CPU. Lists of ``capacity`` entries per row are part of the record, so a
         smaller number that still suffices saves memory.
       with_activity: whether to return the record of what was open as well.
+      products: how what follows the first product is computed. ``"loops"``: over lists, each as
+        long as it needs to be, made for the CPU. ``"gathers"``: `capacity` slots for every row
+        (dense where a row needs more) and no loop, made for accelerators, not measured there.
+        ``"dense"``. Default: loops on the CPU and dense elsewhere, chosen at lowering.
       screen: whether to prove entries closed from rounded operands first, and compute only what is
         left of the first product. True is ``"int8"``; ``"bfloat16"`` is the other precision; for
         weights that do not change, a `jaxtrelu.sparse.Screen` made once by
@@ -144,29 +154,28 @@ def sparse_mlp(
     layers (arXiv 2310.04564).
     """
     spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
-    plan, block = checked_call(spec, capacity, x, w_in, w_out, threshold, b_in, b_out)
+    products = checked_products(products, get_args(Products), "sparse_mlp")
+    arrays = (x, w_in, w_out, threshold, b_in, b_out)
+    plan, block = checked_call(spec, capacity, products, *arrays)
     operands = operands_of(block)
     screen = checked_screen(screen, operands.w_in)
-    if has_elements(operands):
-        y, activity = fused(plan, operands, screen)
-    else:
+    if not has_elements(operands):
         y, activity = without_elements(plan, operands)
+    elif products == "gathers":
+        if screen is not None:
+            raise NotImplementedError(
+                "`screen` proves entries closed for lists, and products='gathers' has none. "
+                "Drop one of the two."
+            )
+        y, activity = by_gathers(plan, operands)
+    else:
+        y, activity = fused(plan, operands, screen)
     y = finished(y, block.b_out, block.lead, block.x.dtype)
     return (y, in_shape(activity, block.lead)) if with_activity else y
 
 
-class Operands(NamedTuple):
-    """x (B, d), w_in (m, d), b_in (m,) or None, threshold (m,), w_out (m, d_out)."""
-
-    x: jax.Array
-    w_in: jax.Array
-    b_in: jax.Array | None
-    threshold: jax.Array
-    w_out: jax.Array
-
-
 def checked_call(
-    spec: Spec, capacity, x, w_in, w_out, threshold, b_in, b_out
+    spec: Spec, capacity, products, x, w_in, w_out, threshold, b_in, b_out
 ) -> tuple[Plan, Block]:
     """The static part of a call and its operands, both checked."""
     check_skips(spec, "sparse_mlp")
@@ -174,7 +183,7 @@ def checked_call(
     (examples, _), (features, _) = block.x.shape, block.w_out.shape
     size = entries_for(capacity, examples, features, CROSSOVER)
     candidates = max(size, entries_for(None, examples, features, CROSSOVER))
-    return Plan(spec, size, candidates=candidates), block
+    return Plan(spec, size, candidates=candidates, products=products), block
 
 
 def operands_of(block: Block) -> Operands:
@@ -205,13 +214,6 @@ class Residuals(NamedTuple):
     visited: Entries
     window: Entries | None
     overflow: jax.Array
-
-
-def dense_forward(plan: Plan, operands: Operands) -> tuple[jax.Array, jax.Array]:
-    """Returns y and l0 by dense product: the reference, and the path for what is not sparse."""
-    z = biased(encoded(operands.x, operands.w_in), operands.b_in)
-    l0 = jnp.sum(gates(plan, z, operands.threshold), axis=-1)
-    return decoded(plan, z, operands.threshold, operands.w_out), l0
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -24,7 +24,7 @@ from jaxtrelu._primitive.spec import (
 )
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sparse._activity import Activity
-from jaxtrelu.sparse._block import Plan, finished
+from jaxtrelu.sparse._block import Plan, Products, checked_products, finished
 from jaxtrelu.sparse._mlp import (
     Operands,
     Residuals,
@@ -88,6 +88,7 @@ def sparse_mlp_vjp(
     capacity: int | None = None,
     with_activity: bool = False,
     touched: int | None = None,
+    products: Products | None = None,
     screen: Screen | Precision | bool | None = None,
 ) -> tuple[
     Float[Array, "*batch d_out"] | tuple[Float[Array, "*batch d_out"], Activity],
@@ -119,6 +120,7 @@ def sparse_mlp_vjp(
       with_activity: as in `sparse_mlp`.
       touched: R, how many touched features the lists of gradients hold. Default: as many as the
         entries' lists hold, at most m, which is enough unless the dense path is taken.
+      products: as in `sparse_mlp`, ``"loops"`` or ``"dense"``.
       screen: as in `sparse_mlp`.
 
     Returns:
@@ -142,7 +144,9 @@ def sparse_mlp_vjp(
     Source: as `sparse_mlp`.
     """
     spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
-    plan, block = checked_call(spec, capacity, x, w_in, w_out, threshold, b_in, b_out)
+    products = checked_products(products, ("dense", "loops"), "sparse_mlp_vjp")
+    arrays = (x, w_in, w_out, threshold, b_in, b_out)
+    plan, block = checked_call(spec, capacity, products, *arrays)
     operands = operands_of(block)
     features, width = operands.w_out.shape
     if not has_elements(operands):

@@ -27,7 +27,7 @@ from jaxtrelu._primitive import formulas
 from jaxtrelu._primitive.packing import WORD_BITS, pack_last, words_for
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu._primitive.spec import accumulator_dtype, real_array
-from jaxtrelu.sparse._block import Plan, biased, compiled_once, encoded
+from jaxtrelu.sparse._block import Plan, biased, compiled_once, encoded, takes_dense
 from jaxtrelu.sparse._entries import (
     EntryList,
     Support,
@@ -301,7 +301,8 @@ def screened_support(
         support = _settled(plan, x, weights, bias, threshold, words, total, apart=apart)
         return support, lax.cond(support.overflow, by_products, nothing, x)
 
-    return lax.cond(total > plan.candidates, dense, listed, words)
+    too_many = (total > plan.candidates) | takes_dense(plan)
+    return lax.cond(too_many, dense, listed, words)
 
 
 def _settled(plan, x, weights, bias, threshold, words, total, *, apart) -> Support:
