@@ -28,6 +28,7 @@ from jaxtrelu.sae._model import Autoencoder, OpenFeatures, TopFeatures, TopRows
 from jaxtrelu.sae._patches import Patches, image_patches
 from jaxtrelu.sae._planted import PlantedScores, PlantedWorld, planted_scores
 from jaxtrelu.sae._recipes import Recipe, anthropic_2025, gemma_scope, short_run
+from jaxtrelu.sae._report._page import report
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, Statistics, open_rows
 from jaxtrelu.sae._store import load, save
@@ -91,6 +92,7 @@ __all__ = [
     "pre_activations",
     "project_out",
     "reconstruct",
+    "report",
     "run",
     "save",
     "short_run",

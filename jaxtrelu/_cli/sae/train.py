@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
     # Before the long work, so that what is missing shows now.
     from jaxtrelu import sae
-    from jaxtrelu._cli.sae import report
+    from jaxtrelu._cli.sae import results
     from jaxtrelu._cli.sae.eval import open_data
 
     recipe = _recipe(args)
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     model = _train(rows, args, recipe, folder / "checkpoints")
     seconds = time.perf_counter() - started
-    found = report.Report(rows, model)
+    found = results.Results(rows, model)
     contents: dict[str, bytes | str] = {
         "sae.json": json.dumps(found.summary(), indent=1) + "\n",
         "history.csv": found.to_csv(),
