@@ -27,11 +27,18 @@ from jaxtrelu.sae._losses import (
 from jaxtrelu.sae._model import Autoencoder, OpenFeatures, TopFeatures, TopRows
 from jaxtrelu.sae._patches import Patches, image_patches
 from jaxtrelu.sae._planted import PlantedScores, PlantedWorld, planted_scores
-from jaxtrelu.sae._recipes import Recipe, anthropic_2025, gemma_scope, short_run
+from jaxtrelu.sae._recipes import (
+    Recipe,
+    anthropic_2025,
+    gemma_scope,
+    gemma_scope_2,
+    short_run,
+)
 from jaxtrelu.sae._report._page import report
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, Statistics, open_rows
 from jaxtrelu.sae._store import load, save
+from jaxtrelu.sae._sweep import Sweep, sweep
 from jaxtrelu.sae._train import held_out, train
 from jaxtrelu.sae._training import Settings, TrainState, initial_state, run, train_step
 from jaxtrelu.sae._weights import (
@@ -41,6 +48,7 @@ from jaxtrelu.sae._weights import (
     initial_weights,
     input_scale,
     project_out,
+    revived,
     unit_rows,
 )
 
@@ -65,6 +73,7 @@ __all__ = [
     "Settings",
     "SparseAutoencoder",
     "Statistics",
+    "Sweep",
     "Terms",
     "TopFeatures",
     "TopRows",
@@ -77,6 +86,7 @@ __all__ = [
     "diagnostics",
     "evaluate",
     "gemma_scope",
+    "gemma_scope_2",
     "held_out",
     "image_patches",
     "initial_state",
@@ -93,9 +103,11 @@ __all__ = [
     "project_out",
     "reconstruct",
     "report",
+    "revived",
     "run",
     "save",
     "short_run",
+    "sweep",
     "tanh_penalty",
     "train",
     "train_step",

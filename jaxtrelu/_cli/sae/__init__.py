@@ -15,7 +15,7 @@ from jaxtrelu._cli import UserError
 
 HUGE_PAGES = True
 
-_COMMANDS = ("train", "eval", "report", "convert")
+_COMMANDS = ("train", "sweep", "eval", "report", "convert")
 _DESCRIPTION = """\
 Sparse autoencoders with JumpReLU and learned thresholds. Without the name of a command,
 `jaxtrelu sae` trains."""
@@ -75,6 +75,8 @@ _OPTIONS = {
     "`initial_threshold` of a recipe": "--threshold",
     "`learning_rate` of a recipe": "--learning-rate",
     "`batch_size` of a recipe": "--batch-size",
+    "`coefficient` of a recipe": "--coefficient",
+    "`resample_every` of a recipe": "--resample-every",
     "`target_l0`": "--l0",
     "`features`": "--features",
     "`steps`": "--steps",
@@ -86,6 +88,11 @@ _OPTIONS = {
         "Pass a smaller number of --features, or a smaller --batch-size"
     ),
     "pass another folder": "pass another --output",
+    "or another folder, or fresh=True, to start afresh": "or another --output, or --fresh",
+    "a larger coefficient brings": "a larger --coefficient brings",
+    "or a larger learning rate": "or a larger --learning-rate",
+    "Pass a larger bandwidth, or larger batches": "Pass a larger --bandwidth or --batch-size",
+    "pass more steps": "pass more --steps",
     "or another folder to start afresh": "or another --output to start afresh",
 }
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from jaxtrelu._cli import console, style
 
 if TYPE_CHECKING:
-    from jaxtrelu.sae import Autoencoder, Evaluation, Rows
+    from jaxtrelu.sae import Autoencoder, Evaluation, Rows, Sweep
 
 _DPI = {"png": 150, "svg": None}  # of the image in an SVG: the figure's own
 _BLUE, _ORANGE, _GREY = "#2f6db3", "#d9822b", "#8a8f98"
@@ -162,6 +162,54 @@ class Results:
                 _draw_grid(left, decoder, side, int(alive.sum()))
             _draw_shares(right, np.asarray(self.model.threshold), share, alive)
             return _contents("dictionary", figure)
+
+
+def draw_sweep(found: "Sweep") -> dict[str, bytes]:
+    """Explained variance against L0, a point for each run: {file name: content}."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axis = figure.subplots()
+        l0 = np.array([f.l0 for f in found.evaluations])
+        explained = np.array([f.explained_variance for f in found.evaluations])
+        asked = np.array([np.nan if t is None else t for t in found.targets])
+        groups = np.unique(asked[np.isfinite(asked)])
+        means = np.array(
+            [(l0[asked == g].mean(), explained[asked == g].mean()) for g in groups]
+        ).reshape(-1, 2)
+        axis.plot(*means.T, color=_BLUE, linewidth=1.2)
+        axis.scatter(l0, explained, s=26, color=_BLUE, alpha=0.75, linewidths=0, zorder=3)
+        for group, place in zip(groups, means, strict=True):
+            axis.annotate(
+                f"{group:g}", place, xytext=(6, -12), textcoords="offset points", color=_GREY
+            )
+        axis.set(
+            title="What sparsity costs: a point is a run, its label the L0 asked for",
+            xlabel="L0: open features per example",
+            ylabel="explained variance",
+        )
+        return _contents("sweep", figure)
+
+
+def show_sweep(found: "Sweep", name: str) -> None:
+    """A line for each run of a sweep, on stdout."""
+    terminal = console.out()
+    rows = found.evaluations[0].rows
+    title = f"Sparse autoencoders on {name}; figures on {rows:,} rows"
+    table = Table(title=console.spelled(title, terminal.encoding), title_justify="left")
+    heads = ("L0 asked for", "seed", "L0", "explained variance", "alive", "nearest decoder")
+    for head in heads:
+        table.add_column(head, justify="right")
+    runs = zip(found.targets, found.seeds, found.evaluations, strict=True)
+    for target, seed, figures in runs:
+        table.add_row(
+            "" if target is None else f"{target:g}",
+            str(seed),
+            f"{figures.l0:.3f}",
+            f"{figures.explained_variance:.4f}",
+            f"{figures.alive_share:.1%}",
+            f"{np.nanmean(figures.max_decoder_cosine):.3f}",
+        )
+    terminal.print(table)
 
 
 def show_evaluation(found: "Evaluation", title: str) -> None:
