@@ -19,7 +19,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a file or folder in any known format")
     parser.add_argument(
-        "data", metavar="DATA", help="a .npy file with one example per row, or 'patches'"
+        "data",
+        metavar="DATA",
+        help="a .npy or .safetensors file with one example per row, a folder of them, or 'patches'",
     )
     parser.add_argument(
         "--targets",

@@ -180,7 +180,7 @@ def draw_sweep(found: "Sweep") -> dict[str, bytes]:
         axis.scatter(l0, explained, s=26, color=_BLUE, alpha=0.75, linewidths=0, zorder=3)
         for group, place in zip(groups, means, strict=True):
             axis.annotate(
-                f"{group:g}", place, xytext=(6, -12), textcoords="offset points", color=_GREY
+                f"{group:g}", tuple(place), xytext=(6, -12), textcoords="offset points", color=_GREY
             )
         axis.set(
             title="What sparsity costs: a point is a run, its label the L0 asked for",

@@ -67,7 +67,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         default="patches",
         metavar="DATA",
         help="'patches' (12 x 12 pixels of the photographs in scikit-learn, whitened), or a .npy "
-        "file with one example per row, which may be larger than memory (default: patches)",
+        "or .safetensors file with one example per row, or a folder of them, which may be larger "
+        "than memory (default: patches)",
     )
 
 
