@@ -39,6 +39,7 @@ from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, Statistics, open_rows
 from jaxtrelu.sae._store import load, save
 from jaxtrelu.sae._sweep import Sweep, sweep
+from jaxtrelu.sae._synthetic import SyntheticScores, SyntheticWorld, synthetic_scores
 from jaxtrelu.sae._train import held_out, train
 from jaxtrelu.sae._training import Settings, TrainState, initial_state, run, train_step
 from jaxtrelu.sae._weights import (
@@ -74,6 +75,8 @@ __all__ = [
     "SparseAutoencoder",
     "Statistics",
     "Sweep",
+    "SyntheticScores",
+    "SyntheticWorld",
     "Terms",
     "TopFeatures",
     "TopRows",
@@ -108,6 +111,7 @@ __all__ = [
     "save",
     "short_run",
     "sweep",
+    "synthetic_scores",
     "tanh_penalty",
     "train",
     "train_step",
