@@ -11,7 +11,8 @@ def test_readme_examples(tmp_path):
     text = README.read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert blocks
-    test = doctest.DocTestParser().get_doctest("".join(blocks), {"folder": tmp_path}, "README.md", str(README), 0)
+    names = {"folder": tmp_path}
+    test = doctest.DocTestParser().get_doctest("".join(blocks), names, "README.md", str(README), 0)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     said = []
     runner.run(test, out=said.append)
