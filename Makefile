@@ -35,11 +35,12 @@ test-all: $(VENV)/.installed-test  ## the same for every case of the table, with
 	@$(BOUNDED)
 	$(CACHED) $(PYTEST) --dist loadfile --all $(ARGS)
 
-demo: $(VENV)/.installed-cli  ## compare activations on real data, plot, train an autoencoder
+demo: $(VENV)/.installed-cli  ## compare activations on real data, plot, train an autoencoder, report on it
 	$(PY) -m jaxtrelu info
 	$(PY) -m jaxtrelu compare --data digits --output $(RESULTS)/compare
 	$(PY) -m jaxtrelu plot --output $(RESULTS)/plot.png
 	$(PY) -m jaxtrelu sae --output $(RESULTS)/sae
+	$(PY) -m jaxtrelu sae report $(RESULTS)/sae patches --output $(RESULTS)/report.html
 
 conformance: $(VENV)/.installed-test $(VENV)/.installed-conformance  ## run the tests against PyTorch and ONNX
 	$(PYTEST) --dist worksteal --all tests/test_conformance.py $(ARGS)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxtrelu import sae
 from jaxtrelu._cli import console
-from jaxtrelu._cli.sae import report
+from jaxtrelu._cli.sae import results
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def found():
     model.weights.threshold.block_until_ready()
     weights = model.weights._replace(threshold=model.weights.threshold.at[4].set(1e9))
     object.__setattr__(model, "weights", weights)
-    return report.Report(sae.Rows(x, "mine", held_out=90), model)
+    return results.Results(sae.Rows(x, "mine", held_out=90), model)
 
 
 @pytest.mark.parametrize(("encoding", "name"), [("utf-8", "λ"), ("ascii", "lambda")])
@@ -30,7 +30,7 @@ def test_the_table_in_the_terminals_encoding(found, encoding, name):
     console.spell_out(stream)  # as `main` does
     with contextlib.redirect_stdout(stream):
         found.show(2.0)
-        report.show_evaluation(found.evaluation, "θ of mine")
+        results.show_evaluation(found.evaluation, "θ of mine")
         stream.flush()
     lines = stream.buffer.getvalue().decode(encoding).splitlines()
     edge = "│" if encoding == "utf-8" else "|"

@@ -31,4 +31,5 @@ def test_the_wheel_holds_the_package_and_nothing_else():
     held = _held(WheelBuilder(str(ROOT)))
     assert "jaxtrelu/py.typed" in held and "jaxtrelu/__init__.py" in held
     assert {path.split("/")[0] for path in held} == {"jaxtrelu"}
-    assert not [path for path in held if not path.endswith((".py", "py.typed"))]
+    page = {f"jaxtrelu/sae/_report/page.{kind}" for kind in ("html", "css", "js")}
+    assert {path for path in held if not path.endswith((".py", "py.typed"))} == page

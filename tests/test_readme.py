@@ -7,11 +7,12 @@ from pathlib import Path
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_readme_examples():
+def test_readme_examples(tmp_path):
     text = README.read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert blocks
-    test = doctest.DocTestParser().get_doctest("".join(blocks), {}, "README.md", str(README), 0)
+    names = {"folder": tmp_path}
+    test = doctest.DocTestParser().get_doctest("".join(blocks), names, "README.md", str(README), 0)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     said = []
     runner.run(test, out=said.append)

@@ -27,10 +27,19 @@ from jaxtrelu.sae._losses import (
 from jaxtrelu.sae._model import Autoencoder, OpenFeatures, TopFeatures, TopRows
 from jaxtrelu.sae._patches import Patches, image_patches
 from jaxtrelu.sae._planted import PlantedScores, PlantedWorld, planted_scores
-from jaxtrelu.sae._recipes import Recipe, anthropic_2025, gemma_scope, short_run
+from jaxtrelu.sae._recipes import (
+    Recipe,
+    anthropic_2025,
+    gemma_scope,
+    gemma_scope_2,
+    short_run,
+)
+from jaxtrelu.sae._report._page import report
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, Statistics, open_rows
 from jaxtrelu.sae._store import load, save
+from jaxtrelu.sae._sweep import Sweep, sweep
+from jaxtrelu.sae._synthetic import SyntheticScores, SyntheticWorld, synthetic_scores
 from jaxtrelu.sae._train import held_out, train
 from jaxtrelu.sae._training import Settings, TrainState, initial_state, run, train_step
 from jaxtrelu.sae._weights import (
@@ -40,6 +49,7 @@ from jaxtrelu.sae._weights import (
     initial_weights,
     input_scale,
     project_out,
+    revived,
     unit_rows,
 )
 
@@ -64,6 +74,9 @@ __all__ = [
     "Settings",
     "SparseAutoencoder",
     "Statistics",
+    "Sweep",
+    "SyntheticScores",
+    "SyntheticWorld",
     "Terms",
     "TopFeatures",
     "TopRows",
@@ -76,6 +89,7 @@ __all__ = [
     "diagnostics",
     "evaluate",
     "gemma_scope",
+    "gemma_scope_2",
     "held_out",
     "image_patches",
     "initial_state",
@@ -91,9 +105,13 @@ __all__ = [
     "pre_activations",
     "project_out",
     "reconstruct",
+    "report",
+    "revived",
     "run",
     "save",
     "short_run",
+    "sweep",
+    "synthetic_scores",
     "tanh_penalty",
     "train",
     "train_step",

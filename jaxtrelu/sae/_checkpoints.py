@@ -87,8 +87,16 @@ class Checkpoints:
                 "wait until it has ended, or pass another folder."
             ) from None
 
+    def clear(self) -> None:
+        """Removes the checkpoints that are there, whatever run they are of."""
+        for _, path in self._files():
+            path.unlink()
+
     def restore(self, fresh: T) -> Found:
         """The newest intact checkpoint, in the structure, shapes and dtypes of `fresh`.
+
+        NumPy arrays grow during a run: they may have any number of rows. A run of fewer steps,
+        equal otherwise, is taken up, too.
 
         Raises:
           ValueError: it belongs to another run; the message says what differs.
@@ -136,17 +144,24 @@ class Checkpoints:
         return sorted((int(match[1]), path) for match, path in found if match and path.is_file())
 
     def _check(self, saved: Mapping[str, str]) -> None:
-        names = sorted({*saved, *self.identity})
+        names = {*saved, *self.identity}
+        if _whole(saved.get("steps")) < _whole(self.identity.get("steps")):
+            names -= {"steps", "log_every"}  # the same run, extended
         differing = [
             f"{name} is {saved.get(name)} there and {self.identity.get(name)} here"
-            for name in names
+            for name in sorted(names)
             if saved.get(name) != self.identity.get(name)
         ]
         if differing:
             raise ValueError(
                 f"the checkpoints in {self.folder} belong to another run: {'; '.join(differing)}. "
-                "Pass the settings of that run to resume it, or another folder to start afresh."
+                "Pass the settings of that run to resume it, or another folder, or fresh=True, to "
+                "start afresh."
             )
+
+
+def _whole(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0
 
 
 def _named(state: object) -> dict[str, np.ndarray]:
@@ -160,12 +175,14 @@ def _put(fresh: T, tensors: Mapping[str, np.ndarray]) -> T:
     def leaf(path: Any, old: Any) -> Any:
         name = jax.tree_util.keystr(path)
         new = tensors.get(name)
-        if new is None or (new.shape, new.dtype) != (old.shape, old.dtype):
+        grows = isinstance(old, np.ndarray)
+        shape = None if new is None else (*old.shape[:1], *new.shape[1:]) if grows else new.shape
+        if new is None or (shape, new.dtype) != (old.shape, old.dtype):
             raise ValueError(
                 f"the checkpoint's {name} does not fit this version of the library or of optax: "
                 "resume with the versions that wrote it, or pass another folder to start afresh."
             )
         # Copies: a training step donates its state.
-        return new.copy() if isinstance(old, np.ndarray) else jnp.array(new)
+        return new.copy() if grows else jnp.array(new)
 
     return jax.tree_util.tree_map_with_path(leaf, fresh)

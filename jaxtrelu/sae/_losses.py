@@ -24,7 +24,7 @@ from jaxtrelu.sparse import sparse_mlp
 
 
 class Terms(NamedTuple):
-    """What a loss is made of: float32 scalars, means over the batch."""
+    """What a loss is made of: float32 scalars, means over the batch; and what was open."""
 
     reconstruction: Array
     """‖x − x̂‖²."""
@@ -34,6 +34,8 @@ class Terms(NamedTuple):
     """Σ max(θ − π, 0) ‖d‖, before its coefficient multiplies it; 0 where the recipe has none."""
     l0: Array
     """Number of open features."""
+    opened: Array
+    """(m,), bool: which features are open in one of the examples at least."""
 
 
 def pre_activations(weights: Weights, x: Float[Array, "*batch d"]) -> Float[Array, "*batch m"]:
@@ -143,6 +145,7 @@ def loss(
     coefficient: Float[Array, ""] | float,
     recipe: Recipe,
     *,
+    target_l0: Array | float | None = None,
     sparse: bool = False,
     capacity: int | None = None,
 ) -> tuple[Float[Array, ""], Terms]:
@@ -153,22 +156,32 @@ def loss(
       x: scaled inputs, (batch, d), in any floating dtype; thresholds stay float32 beside it.
       coefficient: λ.
       recipe: which penalties, and which surrogate.
+      target_l0: what the penalty "quadratic_l0" has its minimum at; others do not need it.
       sparse: whether to visit open entries only, through `jaxtrelu.sparse_mlp`: the same loss and
         gradients, to rounding. Only for recipes of `visits_entries_only`.
       capacity: as in `jaxtrelu.sparse_mlp`.
 
     Returns:
       The loss, a float32 scalar to be differentiated with respect to `weights`, and its `Terms`.
+
+    Raises:
+      ValueError: the recipe needs a target, and there is none.
     """
+    if recipe.penalty == "quadratic_l0" and target_l0 is None:
+        raise ValueError(
+            f"the penalty of the recipe {recipe.name!r} is about a target: pass a `target_l0`."
+        )
     passed = (
         _sparse_pass(weights, x, recipe, capacity) if sparse else _dense_pass(weights, x, recipe)
     )
     residual = (x - passed.reconstruction).astype(jnp.float32)
     reconstruction = jnp.mean(jnp.sum(residual * residual, axis=-1))
-    penalty = passed.l0 if recipe.penalty == "l0" else passed.tanh
+    penalty = passed.tanh if recipe.penalty == "tanh" else passed.l0
+    if target_l0 is not None and recipe.penalty == "quadratic_l0":
+        penalty = (passed.l0 / target_l0 - 1) ** 2
     total = reconstruction + coefficient * penalty
     total += recipe.pre_activation_penalty * passed.pull
-    terms = Terms(reconstruction, penalty, passed.pull, passed.l0)
+    terms = Terms(reconstruction, penalty, passed.pull, passed.l0, passed.opened)
     return total, jax.tree.map(jax.lax.stop_gradient, terms)
 
 
@@ -179,7 +192,7 @@ def visits_entries_only(recipe: Recipe) -> bool:
     nor with a surrogate that reaches every entry.
     """
     bounded = recipe.surrogate.half_width is not None
-    return bounded and recipe.penalty == "l0" and not recipe.pre_activation_penalty
+    return bounded and recipe.penalty != "tanh" and not recipe.pre_activation_penalty
 
 
 class _Pass(NamedTuple):
@@ -189,6 +202,7 @@ class _Pass(NamedTuple):
     l0: Array
     tanh: Array
     pull: Array
+    opened: Array
 
 
 def _dense_pass(weights: Weights, x: Array, recipe: Recipe) -> _Pass:
@@ -204,6 +218,7 @@ def _dense_pass(weights: Weights, x: Array, recipe: Recipe) -> _Pass:
         l0_penalty(pi, weights.threshold, recipe.surrogate),
         tanh,
         pull,
+        jnp.any(pi > weights.threshold, axis=tuple(range(pi.ndim - 1))),
     )
 
 
@@ -227,4 +242,6 @@ def _sparse_pass(weights: Weights, x: Array, recipe: Recipe, capacity: int | Non
         with_activity=True,
     )
     zero = jnp.zeros((), jnp.float32)
-    return _Pass(reconstruction, jnp.mean(activity.l0, dtype=jnp.float32), zero, zero)
+    return _Pass(
+        reconstruction, jnp.mean(activity.l0, dtype=jnp.float32), zero, zero, activity.fired > 0
+    )

@@ -358,8 +358,8 @@ class Autoencoder:
             yield start, np.asarray(array[start : start + size], np.float32)
 
 
-def matrix(x: Any) -> np.ndarray:
-    """The array behind what a user passes as rows: an array, `Rows`, or a path of a .npy file."""
+def matrix(x: Any) -> Any:
+    """The array behind what a user passes as rows: an array, `Rows`, or a path."""
     if isinstance(x, str | os.PathLike):
         x = open_rows(x)
     return x.array if isinstance(x, Rows) else np.asarray(x)

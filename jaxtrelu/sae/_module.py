@@ -256,13 +256,19 @@ class SparseAutoencoder(nnx.Module):
         return self.decode(self.encode(x))
 
     def loss(
-        self, x: ArrayLike, coefficient: ArrayLike, *, sparse: bool = True
+        self,
+        x: ArrayLike,
+        coefficient: ArrayLike,
+        *,
+        target_l0: float | None = None,
+        sparse: bool = True,
     ) -> tuple[jax.Array, losses.Terms]:
         """The recipe's loss on unscaled inputs, in scaled units, and its terms.
 
         Args:
           x: (batch, d), unscaled.
           coefficient: λ, a number.
+          target_l0: the target of a recipe whose penalty has one.
           sparse: whether to visit open entries only, where the recipe allows it and more than 32
             features are left closed for each open one (see `jaxtrelu.sparse_mlp`); the same to
             rounding.
@@ -280,6 +286,7 @@ class SparseAutoencoder(nnx.Module):
             self._scaled(x),
             jnp.asarray(coefficient),
             self.recipe,
+            target_l0=target_l0,
             sparse=sparse and losses.visits_entries_only(self.recipe),
         )
 

@@ -1,4 +1,4 @@
-"""The two published recipes for training sparse autoencoders with JumpReLU, as plain data.
+"""The published recipes for training sparse autoencoders with JumpReLU, as plain data.
 
 A recipe is a frozen dataclass; change one with `dataclasses.replace`. Every length in it
 (bandwidth, initial threshold) is in units of the *scaled* inputs, and each says how it scales them.
@@ -24,9 +24,13 @@ class Recipe:
       input_scaling: "unit_mean_square" scales inputs to a mean squared norm of 1,
         "sqrt_dimension" to a mean norm of √d.
       penalty: "l0" is λ Σ H(π − θ); "tanh" is λ Σ tanh(c f ‖d‖), f the feature's value, ‖d‖ the
-        norm of its decoder row.
+        norm of its decoder row; "quadratic_l0" is λ (mean L0 / target − 1)², whose target is that
+        of the run.
       tanh_scale: c above.
       pre_activation_penalty: λ_P of λ_P Σ max(θ − π, 0) ‖d‖, which revives dead features; 0: none.
+      resample_every: steps, or a fraction of the run if at most 1, after which features that were
+        open in no batch since are started again, in the first half of the run; 0: never. See
+        `revived`.
       unit_norm_decoder: whether decoder rows are kept at norm 1, with the part of their gradient
         that is parallel to them projected out.
       initialisation: "tied_unit" draws decoder rows of unit norm and sets the encoder to the same;
@@ -46,7 +50,7 @@ class Recipe:
     surrogate: Surrogate
     initial_threshold: float
     input_scaling: Literal["unit_mean_square", "sqrt_dimension"]
-    penalty: Literal["l0", "tanh"]
+    penalty: Literal["l0", "tanh", "quadratic_l0"]
     tanh_scale: float = 4.0
     pre_activation_penalty: float = 0.0
     unit_norm_decoder: bool = True
@@ -61,6 +65,7 @@ class Recipe:
     learning_rate_decay: float = 0.0
     clip_norm: float | None = None
     batch_size: int = 4096
+    resample_every: float = 0.0
 
     def __post_init__(self) -> None:
         positive = ("coefficient", "learning_rate", "batch_size", "tanh_scale")
@@ -74,6 +79,11 @@ class Recipe:
             raise ValueError(
                 "`initial_threshold` of a recipe should be at least 0 (below zero the gate would "
                 f"let negative pre-activations through), but is {self.initial_threshold!r}."
+            )
+        if not 0 <= self.resample_every < math.inf:
+            raise ValueError(
+                "`resample_every` of a recipe should be a number of steps, a fraction of the run, "
+                f"or 0, but is {self.resample_every!r}."
             )
         if not isinstance(self.surrogate, Surrogate):
             raise TypeError(
@@ -110,6 +120,11 @@ class Recipe:
             return optax.constant_schedule(self.coefficient)
         return optax.linear_schedule(0.0, self.coefficient, ramp)
 
+    def resampling_steps(self, steps: int) -> int:
+        """After how many of `steps` steps silent features are started again; 0: never."""
+        every = self.resample_every
+        return max(1, int(every * steps) if every <= 1 else int(every)) if every else 0
+
     def optimizer(self, steps: int) -> optax.GradientTransformation:
         """Adam as the recipe has it, for a run of `steps` steps."""
         rate = self.learning_rate_schedule(steps)
@@ -136,6 +151,26 @@ def gemma_scope() -> Recipe:
     Rectangle(bandwidth=0.001, to_input=False)
     """
     return Recipe("gemma_scope", Rectangle(1e-3), 1e-3, "unit_mean_square", "l0")
+
+
+def gemma_scope_2() -> Recipe:
+    """The first recipe with the penalty of Gemma Scope 2: quadratic in L0, about a target.
+
+    The penalty is λ (L0 / target − 1)², L0 the mean over a batch, in place of λ · L0: it needs the
+    run's target, and nothing else steers λ. L0 comes to lie above its target, by the more the
+    smaller λ is. All else is `gemma_scope`; λ = 10 is this library's choice.
+
+    Returns:
+      A `Recipe`.
+
+    >>> gemma_scope_2().penalty
+    'quadratic_l0'
+
+    Source: the technical paper of Gemma Scope 2 (Google DeepMind, 2025).
+    """
+    return dataclasses.replace(
+        gemma_scope(), name="gemma_scope_2", penalty="quadratic_l0", coefficient=10.0
+    )
 
 
 def anthropic_2025() -> Recipe:

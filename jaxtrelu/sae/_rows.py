@@ -8,9 +8,12 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxtrelu.sae._shards import BFLOAT16, Shards, open_shards, open_tensor
 
 _CHUNK_BYTES = 1 << 20  # read at once, in one piece
 _GROUP_BYTES = 1 << 28  # shuffled together, in memory
@@ -38,7 +41,8 @@ class Rows:
     group are left out of an epoch, other ones each time.)
 
     Args:
-      array: (n, d) of floating point or integer numbers; an `np.memmap` is not read into memory.
+      array: (n, d) of floating point (bfloat16, too) or integer numbers; an `np.memmap`, and what
+        `open_rows` finds in files, is not read into memory.
       name: what to call it in messages.
       seed: of the shuffling.
       held_out: how many rows, about, are kept aside and never in a batch: `held_out_rows`. Which
@@ -52,14 +56,14 @@ class Rows:
 
     def __init__(
         self,
-        array: np.ndarray,
+        array: np.ndarray | Shards,
         name: str = "the data",
         seed: int = 0,
         *,
         held_out: int = 0,
         group_bytes: int = _GROUP_BYTES,
     ):
-        if array.dtype.kind not in "fiu":
+        if array.dtype.kind not in "fiu" and array.dtype != BFLOAT16:
             raise TypeError(
                 f"{name} should hold floating point numbers, but holds {array.dtype}. "
                 f"{_conversion(array.dtype)}"
@@ -78,7 +82,7 @@ class Rows:
                 f"is {held_out!r}."
             )
         row_bytes = array.shape[1] * array.dtype.itemsize
-        mapped = isinstance(array, np.memmap)
+        mapped = self._mapped = isinstance(array, np.memmap | Shards)
         piece = max(1, _CHUNK_BYTES // row_bytes)
         if held_out:  # in pieces small enough to come from all over the data
             piece = max(1, min(piece, held_out // 16))
@@ -201,7 +205,7 @@ class Rows:
         per_group = self.shuffled_together // size
         group, place = divmod(step, per_group)
         rows = self._group(*divmod(group, self._groups))[place * size : (place + 1) * size]
-        if isinstance(self.array, np.memmap):
+        if self._mapped:
             return rows
         picked = np.asarray(self.array[rows], np.float32)
         if not np.isfinite(picked).all():
@@ -232,7 +236,7 @@ class Rows:
     def _shuffled(self, epoch: int, group: int) -> np.ndarray:
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self._kept))
         chosen = self._kept[order[group * self._group_chunks :][: self._group_chunks]]
-        if not isinstance(self.array, np.memmap):
+        if not self._mapped:
             return chosen
         starts = chosen * self._chunk
         parts = [np.asarray(self.array[s : s + self._chunk], np.float32) for s in starts]
@@ -265,10 +269,13 @@ def _rows_of(pieces: np.ndarray, size: int, count: int) -> np.ndarray:
 
 
 def open_rows(path: str | os.PathLike, seed: int = 0, *, held_out: int = 0) -> Rows:
-    """A user's `.npy` file of activations, memory-mapped: it may be larger than memory.
+    """A user's file or folder of activations, memory-mapped: it may be larger than memory.
 
     Args:
-      path: of the file, which holds a matrix with one example per row.
+      path: of a `.npy` or `.safetensors` file, with one example per row; or of a folder of such
+        files, of one width and dtype, which are taken as one matrix in the order of their names (2
+        before 10), and shuffled across files. float16 and bfloat16 are read as they
+        are; a `.npy` file of two bytes without a dtype is bfloat16, as numpy.save leaves it.
       seed: of the shuffling.
       held_out: how many rows, about, are kept aside; see `Rows`.
 
@@ -278,8 +285,20 @@ def open_rows(path: str | os.PathLike, seed: int = 0, *, held_out: int = 0) -> R
     Raises:
       FileNotFoundError: there is no such file.
       TypeError: it holds no numbers.
-      ValueError: it is not a `.npy` file of a plain matrix; the message says what it is.
+      ValueError: it is no such file; the message says what it is.
     """
+    name = os.fspath(path)
+    if os.path.isdir(path):
+        shards = open_shards(Path(path), _open_npy)
+        return Rows(shards, os.path.basename(os.path.normpath(name)), seed, held_out=held_out)
+    if Path(name).suffix == ".safetensors" and os.path.isfile(path):
+        array = open_tensor(Path(path))
+        return Rows(array, os.path.basename(name), seed, held_out=held_out)
+    return Rows(_open_npy(path), os.path.basename(name), seed, held_out=held_out)
+
+
+def _open_npy(path: str | os.PathLike) -> np.ndarray:
+    """The array of a .npy file, memory-mapped."""
     name = os.fspath(path)
     try:
         with open(path, "rb") as stream:
@@ -302,7 +321,9 @@ def open_rows(path: str | os.PathLike, seed: int = 0, *, held_out: int = 0) -> R
             f"{name!r} cannot be read as a .npy file: {reason}. "
             "Pass a file that numpy.save wrote, with one example per row."
         ) from None
-    return Rows(array, os.path.basename(name), seed, held_out=held_out)
+    # As numpy.save leaves bfloat16: two bytes without a meaning.
+    plain = array.dtype.type is np.void and array.dtype.names is None
+    return array.view(BFLOAT16) if plain and array.dtype.itemsize == 2 else array
 
 
 _KINDS = {
@@ -321,7 +342,7 @@ def _kind(start: bytes, name: str) -> str:
         if start.startswith(magic):
             return text
     if start[8:9] == b"{":
-        return "it is a safetensors file; save one of its tensors with numpy.save."
+        return "it is a safetensors file; give it a name that ends with .safetensors."
     if b"\0" not in start:
         for mark, sign in (("commas", ","), ("tabs", "\t"), ("semicolons", ";")):
             if sign.encode() in start:
@@ -336,9 +357,6 @@ def _kind(start: bytes, name: str) -> str:
 
 def _conversion(dtype: np.dtype) -> str:
     """What to do with an array of a dtype that is not taken."""
-    # As numpy.save leaves bfloat16: two bytes without a meaning.
     if dtype.type is np.void and dtype.itemsize == 2 and dtype.names is None:
-        return (
-            "If these are bfloat16 numbers, pass array.view(ml_dtypes.bfloat16).astype(np.float32)."
-        )
+        return "If these are bfloat16 numbers, pass array.view(ml_dtypes.bfloat16)."
     return "Pass float32 or float16, converted with .astype(np.float32)."

@@ -28,6 +28,7 @@ def train(
     log_every: int | None = None,
     checkpoint_folder: str | os.PathLike | None = None,
     checkpoint_every: int = 500,
+    fresh: bool = False,
     on_read: Callable[[int], None] | None = None,
     on_step: Callable[[int, dict[str, float] | None], None] | None = None,
 ) -> Autoencoder:
@@ -49,6 +50,7 @@ def train(
         apart.
       checkpoint_folder: where to keep checkpoints, and to look for one to resume from.
       checkpoint_every: steps between two checkpoints.
+      fresh: whether to remove the checkpoints in the folder first.
       on_read: as in `run`.
       on_step: as in `run`.
 
@@ -62,7 +64,7 @@ def train(
       MemoryError: the run would need more memory than is free.
       OSError: checkpoints cannot be written.
     """
-    rows = _rows(x, seed, held_out)
+    rows = rows_of(x, seed, held_out)
     if recipe is None:
         recipe = short_run()
         size = min(recipe.batch_size, rows.shuffled_together)
@@ -81,6 +83,7 @@ def train(
         settings,
         checkpoint_folder=checkpoint_folder,
         checkpoint_every=checkpoint_every,
+        fresh=fresh,
         on_read=on_read,
         on_step=on_step,
     )
@@ -119,12 +122,13 @@ def held_out(model: Autoencoder, x: Any) -> np.ndarray | None:
     aside = known.get("held_out")
     if not aside:
         return None
-    rows = x if isinstance(x, Rows) else _rows(x, 0, min(aside, _length(x) - 1))
+    rows = x if isinstance(x, Rows) else rows_of(x, 0, min(aside, _length(x) - 1))
     same = len(rows) == known.get("rows") and rows.fingerprint() == known.get("fingerprint")
     return rows.held_out_rows if same and rows.held_out == aside else None
 
 
-def _rows(x: Any, seed: int, aside: int | None) -> Rows:
+def rows_of(x: Any, seed: int, aside: int | None) -> Rows:
+    """`Rows` of what a user passes, with the usual number kept aside unless told otherwise."""
     if isinstance(x, Rows):
         return x
     if aside is None:

@@ -35,6 +35,7 @@ from jaxtrelu.sae._weights import (
     constrained_gradient,
     initial_weights,
     input_scale,
+    revived,
 )
 from jaxtrelu.sparse._block import CROSSOVER
 
@@ -47,6 +48,9 @@ HISTORY = (
 )  # fmt: skip
 _LISTED = 32  # open features, at least, for which lists are made without a target
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+# What is said at the end: of an L0 that is further from its target than this, and of thresholds
+# that moved by less than this part of the bandwidth, in as many steps or more.
+_L0_TOLERANCE, _STILL, _LONG_ENOUGH = 0.15, 0.02, 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Settings:
       recipe: a recipe; its batch size counts.
       target_l0: mean number of open features to steer λ to; None: λ follows the recipe. The target
         itself falls geometrically to this, from half of all features, over the steps in which the
-        recipe ramps λ up: features that are closed before they mean anything stay dead.
+        recipe ramps λ up: features that are closed before they mean anything stay dead. With the
+        penalty "quadratic_l0" λ is not steered and follows the recipe: the target is the penalty's.
       seed: of the initial weights. (The rows have one of their own.)
       log_every: steps between two rows of the history.
       sparse: whether to use `jaxtrelu.sparse_mlp` where it pays: the same run to rounding, in down
@@ -87,6 +92,12 @@ class Settings:
                 f"but is {self.target_l0!r}."
             )
 
+        if self.recipe.penalty == "quadratic_l0" and self.target_l0 is None:
+            raise ValueError(
+                f"the penalty of the recipe {self.recipe.name!r} is about a target: pass a "
+                "`target_l0`."
+            )
+
     def visits_entries_only(self) -> bool:
         """Whether the run skips the zeros."""
         # Without a target nobody knows how many will be open; in a small latent lists cannot pay.
@@ -96,15 +107,22 @@ class Settings:
 
     def controller(self) -> L0Controller | None:
         """What steers λ, if anything does."""
-        if self.target_l0 is None:
-            return None
-        first, ramp = self.features / 2, self.recipe.warmup_steps(self.steps)
-        target: float | optax.Schedule = self.target_l0
-        if ramp and self.target_l0 < first:
-            target = optax.exponential_decay(
-                first, ramp, self.target_l0 / first, end_value=self.target_l0
-            )
-        return l0_target_controller(target, initial_coefficient=self.recipe.coefficient)
+        return None if self.target_l0 is None else steering(self, self.target_l0)
+
+
+def steering(settings: Settings, target: Array | float) -> L0Controller | None:
+    """What steers λ to a target, which may be traced; None where the recipe does without."""
+    if settings.recipe.penalty == "quadratic_l0":
+        return None
+    first, ramp = settings.features / 2, settings.recipe.warmup_steps(settings.steps)
+
+    def path(updates: Array) -> Array:
+        if not ramp:
+            return jnp.asarray(target, jnp.float32)
+        ratio = jnp.minimum(target / first, 1.0)
+        return target / ratio * ratio ** jnp.minimum(updates / ramp, 1.0)
+
+    return l0_target_controller(path, initial_coefficient=settings.recipe.coefficient)
 
 
 class TrainState(NamedTuple):
@@ -118,6 +136,17 @@ class TrainState(NamedTuple):
     """What steers λ; where λ follows a schedule, its coefficient alone means something."""
     step: Array
     """Number of steps done, int32."""
+    silent: Array
+    """(m,), int32: for how many steps each feature was open in no example."""
+
+
+class Asked(NamedTuple):
+    """What may differ between runs that are trained at once."""
+
+    target: Array | float | None
+    """The L0 to reach, if any."""
+    coefficient: Array | float
+    """λ where it is not steered; where it is, the first one."""
 
 
 def initial_state(settings: Settings, sample: np.ndarray) -> TrainState:
@@ -134,7 +163,8 @@ def initial_state(settings: Settings, sample: np.ndarray) -> TrainState:
     weights = initial_weights(key, settings.features, sample, settings.recipe)
     controller = settings.controller() or _no_controller()
     optimizer = settings.recipe.optimizer(settings.steps).init(weights)
-    return TrainState(weights, optimizer, controller.init(), jnp.zeros((), jnp.int32))
+    silent = jnp.zeros((settings.features,), jnp.int32)
+    return TrainState(weights, optimizer, controller.init(), jnp.zeros((), jnp.int32), silent)
 
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="state")
@@ -155,15 +185,29 @@ def train_step(
     Returns:
       The state after the step, and the loss's `Terms` before it.
     """
+    return advance(state, x, scale, asked(settings), settings)
+
+
+def asked(settings: Settings) -> Asked:
+    """What the settings ask for."""
+    return Asked(settings.target_l0, settings.recipe.coefficient)
+
+
+def advance(
+    state: TrainState, x: Array, scale: Array | float, asked: Asked, settings: Settings
+) -> tuple[TrainState, losses.Terms]:
+    """One step, of what is asked for in place of what the settings say of it."""
     recipe = settings.recipe
-    controller = settings.controller()
+    controller = None if asked.target is None else steering(settings, asked.target)
     if controller is None:
-        coefficient = jnp.asarray(recipe.coefficient_schedule(settings.steps)(state.step))
+        ramp = recipe.coefficient_schedule(settings.steps)(state.step) / recipe.coefficient
+        coefficient = jnp.asarray(asked.coefficient * ramp)
     else:
         coefficient = state.controller.coefficient
     objective = partial(
         losses.loss,
         recipe=recipe,
+        target_l0=asked.target,
         sparse=settings.visits_entries_only(),
     )
     gradient, terms = jax.grad(objective, has_aux=True)(state.weights, x * scale, coefficient)
@@ -172,10 +216,50 @@ def train_step(
         gradient, state.optimizer, state.weights
     )
     weights = constrained(optax.apply_updates(state.weights, updates), recipe)
-    steering = state.controller._replace(coefficient=coefficient.astype(jnp.float32))
+    steered = state.controller._replace(coefficient=coefficient.astype(jnp.float32))
     if controller is not None:
-        _, steering = controller.update(terms.l0, state.controller)
-    return TrainState(weights, optimizer, steering, state.step + 1), terms
+        _, steered = controller.update(terms.l0, state.controller)
+    silent = jnp.where(terms.opened, 0, state.silent + 1)
+    return TrainState(weights, optimizer, steered, state.step + 1, silent), terms
+
+
+def revives_after(step: int, settings: Settings) -> bool:
+    """Whether silent features start again after that many steps: in the first half of a run."""
+    every = settings.recipe.resampling_steps(settings.steps)
+    return bool(every) and step % every == 0 and step <= settings.steps // 2
+
+
+@partial(jax.jit, static_argnames="settings", donate_argnames="state")
+def revive(state: TrainState, x: Array, scale: Array | float, settings: Settings) -> TrainState:
+    """Features that were silent for the recipe's period start again, with fresh moments of Adam.
+
+    Args:
+      state: the state, whose buffers are used for the new one.
+      x: an unscaled batch, (batch, d), of which the examples are taken.
+      scale: what inputs are multiplied with.
+      settings: size, length and recipe.
+    """
+    recipe = settings.recipe
+    silent = state.silent >= recipe.resampling_steps(settings.steps)
+    x = jnp.asarray(x) * scale
+    pi = losses.pre_activations(state.weights, x)
+    features = jnp.where(pi > state.weights.threshold, pi, 0)
+    error = jnp.sum((x - losses.reconstruct(state.weights, features)) ** 2, axis=1)
+    key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+    weights = revived(state.weights, silent, x, error, key, recipe)
+
+    def forgotten(moments: Any) -> Any:
+        if not isinstance(moments, Weights):
+            return moments
+        rows = [jnp.where(silent.reshape(-1, *[1] * (v.ndim - 1)), 0, v) for v in moments[:4]]
+        return Weights(*rows, moments.decoder_bias)  # type: ignore[call-arg]
+
+    optimizer = jax.tree.map(
+        forgotten, state.optimizer, is_leaf=lambda node: isinstance(node, Weights)
+    )
+    return state._replace(
+        weights=weights, optimizer=optimizer, silent=jnp.where(silent, 0, state.silent)
+    )
 
 
 def run(
@@ -184,6 +268,7 @@ def run(
     *,
     checkpoint_folder: str | os.PathLike | None = None,
     checkpoint_every: int = 500,
+    fresh: bool = False,
     on_read: Callable[[int], None] | None = None,
     on_step: Callable[[int, dict[str, float] | None], None] | None = None,
 ) -> Result:
@@ -193,14 +278,18 @@ def run(
       rows: the examples, unscaled. All are read once before the start, to be checked and measured.
       settings: size, length and recipe.
       checkpoint_folder: where to keep checkpoints, and to look for one to resume from. The newest
-        intact one is taken, and a warning names each that is damaged.
+        intact one is taken, and a warning names each that is damaged. One of a run of fewer steps
+        is taken up, too, where all else agrees: the run is extended, and goes on with the schedules
+        of its new length.
       checkpoint_every: steps between two checkpoints.
+      fresh: whether to remove the checkpoints in the folder first, whatever run they are of.
       on_read: called while the rows are checked, with the number of rows since the last call.
       on_step: called after every step with the number of steps done, and with a row of the history
         where one was taken (else None).
 
     Returns:
-      A `Result`.
+      A `Result`. A warning says where it ended far from the L0 that was asked for, or with
+      thresholds that hardly moved.
 
     Raises:
       ValueError: rows that are not finite or all the same; a checkpoint of another run (the message
@@ -217,13 +306,21 @@ def run(
         if checkpoint_folder is not None:
             # Locked, and tried by writing, before the data are read, which can take long.
             store = stack.enter_context(Checkpoints(checkpoint_folder))
-        found = rows.statistics(on_read)
-        if not found.variance > 1e-12 * found.mean_square_norm:
-            what = "one row only" if rows.training_rows == 1 else "the same values in all rows"
-            raise ValueError(f"{rows.name} has {what}: there is no variance to reconstruct.")
+        found = checked_statistics(rows, on_read)
         if store is not None:
-            store.identity = _identity(settings, rows, found.fingerprint)
+            if fresh:
+                store.clear()
+            store.identity = identity_of(settings, rows, found.fingerprint)
         return _run(rows, settings, found, store, checkpoint_every, on_step)
+
+
+def checked_statistics(rows: Rows, on_read: Callable[[int], None] | None) -> Statistics:
+    """What a pass over the rows finds. Raises ValueError where there is no variance."""
+    found = rows.statistics(on_read)
+    if not found.variance > 1e-12 * found.mean_square_norm:
+        what = "one row only" if rows.training_rows == 1 else "the same values in all rows"
+        raise ValueError(f"{rows.name} has {what}: there is no variance to reconstruct.")
+    return found
 
 
 def _run(
@@ -240,7 +337,7 @@ def _run(
     state = initial_state(settings, probe)
     start_threshold = settings.recipe.initial_threshold
     variance = found.variance * scale**2
-    history = np.zeros((-(-settings.steps // settings.log_every), len(HISTORY)))
+    history = np.zeros((0, len(HISTORY)))
     if store is not None:
         (state, history), skipped = store.restore((state, history))
         for sentence in skipped:
@@ -248,11 +345,14 @@ def _run(
     resumed_from = int(state.step)
     before: tuple[int, Any] | None = None
     for step in range(resumed_from, settings.steps):
-        state, terms = train_step(state, rows.batch(step, size), scale, settings)
+        x = rows.batch(step, size)
+        state, terms = train_step(state, x, scale, settings)
         # Looked at one step late, when it is there anyway: asking now would stop the pipeline.
         if before is not None:
             _check_finite(*before)
         before = step + 1, terms.reconstruction
+        if revives_after(step + 1, settings):
+            state = revive(state, x, scale, settings)
         entry = None
         last = step + 1 == settings.steps
         if (step + 1) % settings.log_every == 0 or last:
@@ -260,8 +360,8 @@ def _run(
             seen = measure(state.weights, probe, start_threshold, settings.recipe)
             fixed = [step + 1, terms.l0, terms.reconstruction / variance]
             fixed += [state.controller.coefficient, *seen]
-            history[step // settings.log_every] = np.array([float(v) for v in fixed])
-            entry = dict(zip(HISTORY, history[step // settings.log_every].tolist(), strict=True))
+            history = np.concatenate([history, [[float(v) for v in fixed]]])
+            entry = dict(zip(HISTORY, history[-1].tolist(), strict=True))
         if last or (store is not None and (step + 1) % checkpoint_every == 0):
             # Weights of after the step, which its loss says nothing about.
             total = sum(jnp.sum(jnp.abs(value)) for value in state.weights)
@@ -271,7 +371,35 @@ def _run(
         if on_step:
             on_step(step + 1, entry)
     columns = dict(zip(HISTORY, history.T, strict=True))
+    for sentence in shortcomings(columns, settings, settings.target_l0):
+        warnings.warn(sentence, stacklevel=3)
     return Result(state.weights, scale, columns, resumed_from, found.fingerprint)
+
+
+def shortcomings(
+    history: dict[str, np.ndarray], settings: Settings, target: float | None
+) -> list[str]:
+    """Sentences on what a run did not reach, from the columns of its history."""
+    found = []
+    l0 = float(history["l0"][-5:].mean())
+    if target is not None and not abs(l0 / target - 1) <= _L0_TOLERANCE:
+        if settings.recipe.penalty == "quadratic_l0":
+            advice = "a larger coefficient brings it nearer"
+        else:
+            advice = "pass more steps, or a larger learning rate"
+        found.append(
+            f"L0 is {l0:.3g} at the end of the run, and {target:.3g} was asked for: {advice}."
+        )
+    moved, reach = float(history["threshold_distance"][-1]), settings.recipe.surrogate.bandwidth
+    if settings.steps >= _LONG_ENOUGH and moved < _STILL * reach:
+        hits = float(history["window_share"][-5:].mean()) * settings.recipe.batch_size
+        found.append(
+            f"the thresholds moved by {moved:.2g} on average, which is little beside the bandwidth "
+            f"of {reach:.2g}: {hits:.2g} entries per feature and batch lie in the surrogate's "
+            "window, and below about 1 nothing is learned. Pass a larger bandwidth, or larger "
+            "batches."
+        )
+    return found
 
 
 def _check_finite(step: int, value: Any) -> None:
@@ -308,14 +436,15 @@ def memory_free() -> int | None:
     return min(found) if found else None
 
 
-def check_memory(settings: Settings, dimension: int) -> None:
-    """Raises MemoryError where a run needs more memory than there is: the kernel would end it."""
+def check_memory(settings: Settings, dimension: int, runs: int = 1) -> None:
+    """Raises MemoryError where runs need more memory than there is: the kernel would end them."""
     if jax.default_backend() != "cpu":
         return
-    needed, free = memory_needed(settings, dimension), memory_free()
+    needed, free = runs * memory_needed(settings, dimension), memory_free()
     if free is not None and needed > free:
+        what = "a run" if runs == 1 else f"a sweep of {runs} runs"
         raise MemoryError(
-            f"a run with {settings.features:,} features of dimension {dimension:,} in batches of "
+            f"{what} with {settings.features:,} features of dimension {dimension:,} in batches of "
             f"{settings.recipe.batch_size:,} needs about {needed / 1e9:,.1f} GB of memory, and "
             f"{free / 1e9:,.1f} GB are free. Pass fewer features, or a smaller batch size."
         )
@@ -337,7 +466,7 @@ def _no_controller() -> L0Controller:
     return l0_target_controller(1.0, initial_coefficient=1.0)
 
 
-def _identity(settings: Settings, rows: Rows, fingerprint: str) -> dict[str, str]:
+def identity_of(settings: Settings, rows: Rows, fingerprint: str) -> dict[str, str]:
     """What has to agree between a checkpoint and the run that resumes from it."""
     recipe = {f"recipe.{k}": repr(v) for k, v in vars(settings.recipe).items()}
     own = {k: repr(v) for k, v in vars(settings).items() if k != "recipe"}

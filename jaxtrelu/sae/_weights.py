@@ -141,6 +141,50 @@ def constrained(weights: Weights, recipe: Recipe) -> Weights:
     return weights._replace(decoder=unit_rows(weights.decoder))
 
 
+def revived(
+    weights: Weights, silent: Array, x: Array, error: Array, key: Array, recipe: Recipe
+) -> Weights:
+    """Weights in which silent features start again, where the reconstruction is worst.
+
+    Neuron resampling: each silent feature is given an example, drawn with a probability
+    proportional to the square of its error. Its decoder row becomes the example's direction (less
+    the decoder's bias), its encoder row the same at a fifth of the mean norm of the living
+    encoder rows, its bias 0, and its threshold that of the start, or half of the example's
+    pre-activation where that is less: so it is open there.
+
+    Args:
+      weights: the parameters.
+      silent: (m,), bool: which features to start again.
+      x: scaled inputs, (batch, d).
+      error: (batch,), the loss of each.
+      key: a key of `jax.random`.
+      recipe: a recipe, for the threshold at the start.
+
+    Returns:
+      `Weights`; those of other features are as they were.
+
+    Source: Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling (which
+    has no thresholds).
+    """
+    odds = 2 * jnp.log(jnp.maximum(error, 1e-30))
+    drawn = jax.random.categorical(key, odds, shape=silent.shape)
+    direction = unit_rows((x - weights.decoder_bias)[drawn])
+    norm = jnp.linalg.norm(weights.encoder, axis=1)
+    living = jnp.sum(~silent)
+    mean = jnp.sum(jnp.where(silent, 0, norm)) / jnp.maximum(living, 1)
+    mean = jnp.where(living > 0, mean, 1.0)
+    column = silent[:, None]
+    encoder = 0.2 * mean * direction
+    pi = jnp.maximum(jnp.sum(encoder * x[drawn], axis=1), 0)
+    threshold = jnp.minimum(recipe.initial_threshold, pi / 2)
+    return weights._replace(
+        encoder=jnp.where(column, encoder, weights.encoder),
+        encoder_bias=jnp.where(silent, 0, weights.encoder_bias),
+        threshold=jnp.where(silent, threshold, weights.threshold),
+        decoder=jnp.where(column, direction, weights.decoder),
+    )
+
+
 def input_scale(mean_norm: float, mean_square_norm: float, dimension: int, recipe: Recipe) -> float:
     """The number that `recipe` multiplies inputs with.
 

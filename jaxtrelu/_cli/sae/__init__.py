@@ -1,4 +1,4 @@
-"""`jaxtrelu sae`: trains sparse autoencoders, judges them, and turns files into those of others."""
+"""`jaxtrelu sae`: trains sparse autoencoders, judges and shows them, converts files."""
 
 import argparse
 import contextlib
@@ -15,7 +15,7 @@ from jaxtrelu._cli import UserError
 
 HUGE_PAGES = True
 
-_COMMANDS = ("train", "eval", "convert")
+_COMMANDS = ("train", "sweep", "eval", "report", "convert")
 _DESCRIPTION = """\
 Sparse autoencoders with JumpReLU and learned thresholds. Without the name of a command,
 `jaxtrelu sae` trains."""
@@ -23,6 +23,7 @@ _EPILOG = """\
   jaxtrelu sae
   jaxtrelu sae train activations.npy --features 16384 --l0 64 --steps 50000 --output results/wide
   jaxtrelu sae eval results/wide/sae.safetensors activations.npy
+  jaxtrelu sae report results/wide/sae.safetensors activations.npy --output report.html
   jaxtrelu sae convert results/wide/sae.safetensors for_saelens --to saelens
 
 'jaxtrelu sae COMMAND --help' explains a command."""
@@ -32,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command and its own commands to the parser."""
     parser = subparsers.add_parser(
         "sae",
-        help="train a sparse autoencoder whose thresholds learn; evaluate and convert models",
+        help="train a sparse autoencoder whose thresholds learn; evaluate, show and convert models",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -74,16 +75,24 @@ _OPTIONS = {
     "`initial_threshold` of a recipe": "--threshold",
     "`learning_rate` of a recipe": "--learning-rate",
     "`batch_size` of a recipe": "--batch-size",
+    "`coefficient` of a recipe": "--coefficient",
+    "`resample_every` of a recipe": "--resample-every",
     "`target_l0`": "--l0",
     "`features`": "--features",
     "`steps`": "--steps",
     "`held_out`": "--held-out",
+    "`image_shape`": "--rows-are-images",
     "Pass a smaller learning rate": "Pass a smaller --learning-rate",
     "Pass a smaller batch size": "Pass a smaller --batch-size",
     "Pass fewer features, or a smaller batch size": (
         "Pass a smaller number of --features, or a smaller --batch-size"
     ),
     "pass another folder": "pass another --output",
+    "or another folder, or fresh=True, to start afresh": "or another --output, or --fresh",
+    "a larger coefficient brings": "a larger --coefficient brings",
+    "or a larger learning rate": "or a larger --learning-rate",
+    "Pass a larger bandwidth, or larger batches": "Pass a larger --bandwidth or --batch-size",
+    "pass more steps": "pass more --steps",
     "or another folder to start afresh": "or another --output to start afresh",
 }
 

@@ -19,7 +19,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a file or folder in any known format")
     parser.add_argument(
-        "data", metavar="DATA", help="a .npy file with one example per row, or 'patches'"
+        "data",
+        metavar="DATA",
+        help="a .npy or .safetensors file with one example per row, a folder of them, or 'patches'",
     )
     parser.add_argument(
         "--targets",
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     from jaxtrelu import sae
     from jaxtrelu._cli.console import progress
-    from jaxtrelu._cli.sae import report
+    from jaxtrelu._cli.sae import results
 
     model = sae.load(args.model)
     data = open_data(args.data)
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if target is not None:
         text = json.dumps(found.to_saebench(model), indent=1) + "\n"
         _files.write_file(target, text)
-    report.show_evaluation(found, f"{Path(args.model).name} on {which} of {data.name}")
+    results.show_evaluation(found, f"{Path(args.model).name} on {which} of {data.name}")
     if target is not None:
         print(target)
     return 0

@@ -1,256 +1,128 @@
-"""What `jaxtrelu sae` says of runs and models: tables, sae.json, the history, and two figures."""
+"""`jaxtrelu sae report`: one HTML file on a model, to look at in a browser."""
 
+import argparse
 import csv
-import io
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import Any
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
-from rich.table import Table
+from jaxtrelu import _files
+from jaxtrelu._cli import UserError
+from jaxtrelu._cli.parser import add_number
 
-from jaxtrelu._cli import console, style
+_DESCRIPTION = """\
+Writes one HTML file that needs no network and no server: the figures, the curves of the training
+(from history.csv beside the model), thresholds against how often features are open, and a list of
+all features to sort and to filter, each with its histogram, the rows in which it is largest and its
+nearest decoder rows."""
 
-if TYPE_CHECKING:
-    from jaxtrelu.sae import Autoencoder, Evaluation, Rows
-
-_DPI = {"png": 150, "svg": None}  # of the image in an SVG: the figure's own
-_BLUE, _ORANGE, _GREY = "#2f6db3", "#d9822b", "#8a8f98"
-_STYLE: Any = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "font.size": 9.5,
-    "svg.hashsalt": "jaxtrelu",
-}
+_EPILOG = """\
+  jaxtrelu sae report results/sae patches
+  jaxtrelu sae report model.safetensors digits.npy --rows-are-images 8x8
+  jaxtrelu sae report model.safetensors activations.npy --labels tokens.txt --output look.html"""
 
 
-class Report:
-    """What there is to say about a run.
-
-    Args:
-      rows: what it was trained on.
-      model: what came out.
-    """
-
-    def __init__(self, rows: "Rows", model: "Autoencoder"):
-        from jaxtrelu import sae
-
-        self.rows, self.model = rows, model
-        assert model.training is not None and model.recipe is not None
-        self.result, self.recipe = model.training, model.recipe
-        self.about: dict[str, Any] = model.about["training"]
-        # Kept aside, or where nothing was, a batch's worth of what was trained on.
-        self.judged = rows.held_out_rows if rows.held_out else rows.batch(0, self.recipe.batch_size)
-        self.evaluation = sae.evaluate(model, self.judged)
-        looked = max(100_000, self.about["steps"] * self.recipe.batch_size // 10)
-        self.dead = sae.dead_features(model, rows, rows=looked)
-
-    @property
-    def which(self) -> str:
-        """The rows that figures are of."""
-        kind = "kept aside" if self.rows.held_out else "of the training data"
-        return f"{len(self.judged):,} rows {kind}"
-
-    def summary(self) -> dict[str, Any]:
-        """What was run and what came out, as JSON has it."""
-        # An entry of the history is one batch: the mean of the last five says where it came to.
-        last = {name: float(column[-5:].mean()) for name, column in self.result.history.items()}
-        last["step"] = self.about["steps"]
-        recipe = {name: value for name, value in vars(self.recipe).items() if name != "surrogate"}
-        numbers = {k: v if np.isfinite(v) else None for k, v in self.evaluation.numbers().items()}
-        return {
-            "data": {
-                "name": self.rows.name,
-                "rows": len(self.rows),
-                "dimension": self.rows.dimension,
-                "fingerprint": self.result.fingerprint,
-            },
-            "features": self.model.features,
-            "steps": self.about["steps"],
-            "target_l0": self.about["target_l0"],
-            "seed": self.about["seed"],
-            "sparse": self.about["sparse"],
-            "input_scale": self.result.scale,
-            "recipe": {**recipe, "surrogate": repr(self.recipe.surrogate)},
-            "result": last,
-            "evaluation": {"held_out": bool(self.rows.held_out), **numbers},
-            "dead": {"features": len(self.dead.features), "rows": self.dead.rows},
-        }
-
-    def show(self, seconds: float) -> None:
-        """The table on stdout, and what to make of it."""
-        last = self.summary()["result"]
-        found, dead = self.evaluation, self.dead
-        done = self.about["steps"] - self.result.resumed_from
-        size = f"{len(self.rows):,} x {self.rows.dimension}"
-        wanted = self.about["target_l0"]
-        _table(
-            f"Sparse autoencoder on {self.rows.name}; figures on {self.which}",
-            (
-                ("examples", size, "rows and their dimension"),
-                ("features", f"{self.model.features:,}", "size of the dictionary"),
-                ("L0", f"{found.l0:.2f}", f"open features per example; wanted {wanted:g}"),
-                ("λ", f"{last['coefficient']:.3g}", "the coefficient that this took"),
-                ("explained variance", f"{found.explained_variance:.1%}", "1: nothing is lost"),
-                ("dead features", f"{len(dead.features):,}", f"open in none of {dead.rows:,} rows"),
-                ("in the window", f"{last['window_share']:.2%}", "entries that teach thresholds"),
-                ("median threshold", f"{last['threshold_50']:.3f}", "in scaled units"),
-                ("time", f"{seconds:.1f} s", f"for {done:,} steps"),
-            ),
-        )
-        if self.result.resumed_from:
-            print(f"resumed from step {self.result.resumed_from}")
-        print(
-            "One run with one seed: it shows that thresholds and λ find their place, not how this "
-            "compares with other methods."
-        )
-
-    def to_csv(self) -> str:
-        """The content of a .csv file: a line per entry of the history."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(self.result.history)
-        for entry in zip(*self.result.history.values(), strict=True):
-            writer.writerow([f"{value:.7g}" for value in entry])
-        return stream.getvalue()
-
-    def draw_training(self) -> dict[str, bytes]:
-        """L0, lost variance, λ and thresholds over the run: {file name: content}."""
-        with matplotlib.rc_context(_STYLE):
-            figure = Figure(figsize=(10, 6.4), layout="constrained")
-            axes = figure.subplots(2, 2, sharex=True)
-            history = self.result.history
-            steps, target = history["step"], self.about["target_l0"]
-            _draw_l0(axes[0, 0], steps, history["l0"], target)
-            axes[0, 1].plot(steps, 100 * history["reconstruction"], color=_BLUE)
-            axes[0, 1].set(
-                title="Variance lost in the reconstruction", ylabel="per cent", ylim=(0, None)
-            )
-            axes[1, 0].plot(steps, history["coefficient"], color=_ORANGE)
-            axes[1, 0].set(title="The coefficient λ", ylabel="λ", ylim=(0, None))
-            if target:
-                axes[1, 0].set_title("The coefficient λ that the controller chose")
-            _draw_thresholds(axes[1, 1], steps, history)
-            if self.recipe.penalty == "l0":
-                root = np.sqrt(history["coefficient"])
-                axes[1, 1].plot(steps, root, color=_ORANGE, linestyle="--", linewidth=1, label="√λ")
-                axes[1, 1].legend(frameon=False, loc="lower right")
-            for axis in axes[1]:
-                axis.set_xlabel("step")
-            return _contents("training", figure)
-
-    def draw_dictionary(self, side: int | None) -> dict[str, bytes]:
-        """The features and their thresholds, most often open first: {file name: content}."""
-        share = self.evaluation.density
-        alive = np.ones(len(share), bool)
-        alive[self.dead.features] = False
-        order = np.lexsort((-share, ~alive))
-        with matplotlib.rc_context(_STYLE):
-            if side is None:
-                figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-                right = figure.subplots()
-            else:
-                figure = Figure(figsize=(12.6, 7.4), layout="constrained")
-                left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
-                decoder = np.asarray(self.model.weights.decoder)[order]
-                _draw_grid(left, decoder, side, int(alive.sum()))
-            _draw_shares(right, np.asarray(self.model.threshold), share, alive)
-            return _contents("dictionary", figure)
-
-
-def show_evaluation(found: "Evaluation", title: str) -> None:
-    """The figures of an evaluation, as a table on stdout."""
-    cosine = [float(c.mean()) for c in (found.max_encoder_cosine, found.max_decoder_cosine)]
-    share = "share of the features"
-    _table(
-        title,
-        (
-            ("rows", f"{found.rows:,}", "that were looked at"),
-            ("explained variance", f"{found.explained_variance:.4f}", "1: nothing is lost"),
-            ("mean squared error", f"{found.mean_squared_error:.4g}", "per row"),
-            ("cosine similarity", f"{found.cosine_similarity:.4f}", "of row and reconstruction"),
-            ("norm in", f"{found.norm_in:.4g}", "mean of the rows'"),
-            ("norm out", f"{found.norm_out:.4g}", "mean of the reconstructions'"),
-            ("norm ratio", f"{found.norm_ratio:.4f}", "out to in"),
-            (
-                "reconstruction bias",
-                f"{found.relative_reconstruction_bias:.4f}",
-                "below 1: shrinks",
-            ),
-            ("L0", f"{found.l0:.3f}", "open features per row"),
-            ("L1", f"{found.l1:.4g}", "sum of a row's features"),
-            ("open in over 1 %", f"{found.over_1_percent:.2%}", f"{share}; of the rows"),
-            ("open in over 10 %", f"{found.over_10_percent:.2%}", f"{share}; of the rows"),
-            ("alive", f"{found.alive_share:.2%}", f"{share} open in one of the rows at least"),
-            ("nearest encoder", f"{cosine[0]:.4f}", "mean of the largest cosine to another row"),
-            ("nearest decoder", f"{cosine[1]:.4f}", "mean of the largest cosine to another row"),
-        ),
+def add_parser(subparsers: Any) -> None:
+    """Adds the command to the parser."""
+    parser = subparsers.add_parser(
+        "report",
+        help="one HTML file to look at a model's features in",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a file or folder in any known format")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="a .npy or .safetensors file with one example per row, a folder of them, or 'patches'",
+    )
+    parser.add_argument(
+        "--targets",
+        metavar="FILE",
+        help="a .npy file with the outputs that a transcoder should make of the rows",
+    )
+    parser.add_argument(
+        "--rows-are-images",
+        metavar="HxW[xC]",
+        help="draw rows as images of this height and width, with 1 or 3 channels",
+    )
+    parser.add_argument(
+        "--labels", metavar="FILE", help="a text file whose lines say what the rows are"
+    )
+    add_number(
+        parser, "--rows", int, 50_000, "rows to look at, about, from all over the data", low=1,
+        high=2**31 - 1,
+    )  # fmt: skip
+    parser.add_argument("--title", help="of the page (default: from the name of the data)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        default="report.html",
+        help="the file to write (default: report.html)",
     )
 
 
-def _table(title: str, lines: Sequence[tuple[str, str, str]]) -> None:
-    terminal = console.out()
-    table = Table(title=console.spelled(title, terminal.encoding), title_justify="left")
-    table.add_column("")
-    table.add_column("value", justify="right")
-    table.add_column("what it is", style="dim")
-    for cells in lines:
-        table.add_row(*(console.spelled(cell, terminal.encoding) for cell in cells))
-    terminal.print(table)
+def run(args: argparse.Namespace) -> int:
+    """Writes the page and prints its path."""
+    target = _files.check_file(args.output)
+
+    from jaxtrelu import sae
+    from jaxtrelu._cli.console import progress
+    from jaxtrelu._cli.sae.eval import open_data
+
+    shape = _image_shape(args.rows_are_images)
+    labels = None if args.labels is None else _lines(args.labels)
+    model = sae.load(args.model)
+    data = open_data(args.data)
+    if shape is None and args.data == "patches":
+        shape = 2 * (round(data.dimension**0.5),)
+    with progress(2 * min(args.rows, len(data)), "looking at the rows") as bar:
+        path = sae.report(
+            model,
+            data,
+            target,
+            targets=args.targets,
+            image_shape=shape,
+            labels=labels,
+            history=_history(Path(args.model)),
+            title=args.title,
+            rows=args.rows,
+            on_rows=bar.advance,
+        )
+    print(path)
+    return 0
 
 
-def _draw_l0(axis: Any, steps: np.ndarray, l0: np.ndarray, target: float | None) -> None:
-    axis.plot(steps, l0, color=_BLUE)
-    axis.set(title="L0: open features per example", ylim=(0, None))
-    if target:
-        axis.axhline(target, color=_ORANGE, linestyle="--", linewidth=1)
-        place = (steps[-1], target)
-        axis.annotate(
-            f"target {target:g}", place, xytext=(0, -11),
-            textcoords="offset points", ha="right", color=_ORANGE,
-        )  # fmt: skip
+def _image_shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+x\d+(x[13])?", text):
+        raise UserError(
+            "--rows-are-images should be a height and a width, such as 28x28, or with channels, "
+            f"such as 32x32x3, but is {text!r}."
+        )
+    return tuple(map(int, text.split("x")))
 
 
-def _draw_thresholds(axis: Any, steps: np.ndarray, history: dict[str, np.ndarray]) -> None:
-    for low, high, alpha in (("05", "95", 0.2), ("25", "75", 0.35)):
-        band = history[f"threshold_{low}"], history[f"threshold_{high}"]
-        axis.fill_between(steps, *band, color=_BLUE, alpha=alpha, linewidth=0)
-    axis.plot(steps, history["threshold_50"], color=_BLUE, label="threshold")
-    axis.set(title="Thresholds: median, middle half, 5 to 95 per cent", ylabel="scaled units")
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path!r}.") from None
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path!r} is no text in UTF-8: --labels takes one line for each row."
+        ) from None
 
 
-def _draw_grid(axis: Any, atoms: np.ndarray, side: int, alive: int) -> None:
-    shown = max(1, min(alive, 400))
-    columns = math.ceil(shown**0.5)
-    lines = math.ceil(shown / columns)
-    image = np.full((lines * (side + 1) + 1, columns * (side + 1) + 1), np.nan)
-    for number, atom in enumerate(atoms[:shown]):
-        line, column = divmod(number, columns)
-        top, left = line * (side + 1) + 1, column * (side + 1) + 1
-        tile = atom.reshape(side, side) / max(np.abs(atom).max(), 1e-12)
-        image[top : top + side, left : left + side] = tile
-    colours = matplotlib.colormaps["gray"].with_extremes(bad="white")
-    axis.imshow(image, cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
-    which = "all" if shown >= alive else f"the {shown} most often open of"
-    axis.set_title(f"The dictionary: {which} {alive} living features of {len(atoms)}")
-    axis.set_axis_off()
-
-
-def _draw_shares(axis: Any, threshold: np.ndarray, share: np.ndarray, alive: np.ndarray) -> None:
-    axis.scatter(threshold[alive], 100 * share[alive], s=12, color=_BLUE, alpha=0.7, linewidths=0)
-    axis.set(
-        title="Living features: threshold, and how often open",
-        xlabel="threshold (scaled units)",
-        ylabel="open for … per cent of the examples",
-        ylim=(0, None),
-    )
-
-
-def _contents(name: str, figure: Figure) -> dict[str, bytes]:
-    return {f"{name}.{kind}": style.to_bytes(figure, kind, dpi) for kind, dpi in _DPI.items()}
+def _history(model: Path) -> dict[str, list[float]] | None:
+    """The training's history, where `jaxtrelu sae train` left it beside the model."""
+    path = (model if model.is_dir() else model.parent) / "history.csv"
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            names, *rows = csv.reader(stream)
+            columns = zip(*(map(float, row) for row in rows), strict=True)
+            return dict(zip(names, map(list, columns), strict=True))
+    except (OSError, ValueError):  # none there, or somebody else's
+        return None

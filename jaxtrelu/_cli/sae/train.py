@@ -15,13 +15,14 @@ from jaxtrelu._cli.parser import add_number
 if TYPE_CHECKING:
     from jaxtrelu.sae import Autoencoder, Recipe, Rows
 
-_RECIPES = ("short_run", "gemma_scope", "anthropic_2025")
-_INT32 = 2**31 - 1  # features, examples and steps are counted in int32
+_RECIPES = ("short_run", "gemma_scope", "gemma_scope_2", "anthropic_2025")
+INT32 = 2**31 - 1  # features, examples and steps are counted in int32
 
 _DESCRIPTION = """\
 Trains a sparse autoencoder with JumpReLU and learned thresholds, steering the sparsity coefficient
 so that the mean number of open features reaches --l0. Killed at any moment, the same command goes
-on from its last checkpoint and reaches the same result, bit for bit."""
+on from its last checkpoint and reaches the same result, bit for bit; with more --steps it extends a
+finished run."""
 
 _EPILOG = """\
 Writes sae.safetensors (the model, with every setting), sae.json, history.csv and two figures (PNG
@@ -41,31 +42,12 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "data",
-        nargs="?",
-        default="patches",
-        metavar="DATA",
-        help="'patches' (12 x 12 pixels of the photographs in scikit-learn, whitened), or a .npy "
-        "file with one example per row, which may be larger than memory (default: patches)",
-    )
-
+    add_data(parser)
     add = functools.partial(add_number, parser)
-    of_recipe = functools.partial(add, default=None, shown="the recipe's")
-    add("--features", int, 256, "features of the dictionary", low=1, high=_INT32)
+    add("--features", int, 256, "features of the dictionary", low=1, high=INT32)
     add("--l0", float, 10.0, "mean number of open features to reach")
-    add("--steps", int, 2500, "optimiser steps", low=1, high=_INT32)
-    parser.add_argument(
-        "--recipe",
-        choices=_RECIPES,
-        default="short_run",
-        help="loss, optimiser and start: one for runs of a few thousand steps, or one of two "
-        "published ones (default: short_run)",
-    )
-    of_recipe("--batch-size", int, text="examples in a step", low=1, high=_INT32)
-    of_recipe("--learning-rate", float, text="of Adam")
-    of_recipe("--bandwidth", float, text="of the surrogate, in units of the scaled inputs")
-    of_recipe("--threshold", float, text="every threshold at the start, in the same units")
+    add("--steps", int, 2500, "optimiser steps", low=1, high=INT32)
+    add_recipe(parser)
     text = "of the weights and of the order of the examples"
     add("--seed", int, 0, text, low=0, high=2**63 - 1)
     parser.add_argument(
@@ -74,16 +56,63 @@ def add_parser(subparsers: Any) -> None:
         help="multiply the zeros, too; without it they are skipped, where --l0 is at most one "
         "feature in 32 and the recipe allows it",
     )
+    add_run(parser, "results/sae")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds what is trained on."""
+    parser.add_argument(
+        "data",
+        nargs="?",
+        default="patches",
+        metavar="DATA",
+        help="'patches' (12 x 12 pixels of the photographs in scikit-learn, whitened), or a .npy "
+        "or .safetensors file with one example per row, or a folder of them, which may be larger "
+        "than memory (default: patches)",
+    )
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Adds the recipe and what of it may be changed."""
+    add = functools.partial(add_number, parser, default=None, shown="the recipe's")
+    parser.add_argument(
+        "--recipe",
+        choices=_RECIPES,
+        default="short_run",
+        help="loss, optimiser and start: one for runs of a few thousand steps, or a published one; "
+        "gemma_scope_2 steers L0 by a quadratic penalty (default: short_run)",
+    )
+    add("--batch-size", int, text="examples in a step", low=1, high=INT32)
+    add("--learning-rate", float, text="of Adam")
+    add("--bandwidth", float, text="of the surrogate, in units of the scaled inputs")
+    add("--threshold", float, text="every threshold at the start, in the same units")
+    add("--coefficient", float, text="λ at the start, or throughout with gemma_scope_2")
+    add(
+        "--resample-every",
+        float,
+        text="steps (or a fraction of the run) after which features that never open start again, "
+        "in the first half of the run; 0: never",
+    )
+
+
+def add_run(parser: argparse.ArgumentParser, output: str) -> None:
+    """Adds where results go, and how a run is kept."""
+    add = functools.partial(add_number, parser)
     add(
         "--held-out", int, None, "rows, about, that are kept aside and reported on", low=0,
         shown="a tenth, and 8192 at most",
     )  # fmt: skip
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="remove the checkpoints in the output folder and begin at the start",
+    )
     add("--checkpoint-every", int, 500, "steps between two checkpoints", low=1)
     parser.add_argument(
         "--output",
-        default="results/sae",
+        default=output,
         metavar="DIR",
-        help="folder for results and checkpoints (default: results/sae)",
+        help=f"folder for results and checkpoints (default: {output})",
     )
 
 
@@ -93,16 +122,16 @@ def run(args: argparse.Namespace) -> int:
 
     # Before the long work, so that what is missing shows now.
     from jaxtrelu import sae
-    from jaxtrelu._cli.sae import report
+    from jaxtrelu._cli.sae import results
     from jaxtrelu._cli.sae.eval import open_data
 
-    recipe = _recipe(args)
+    recipe = recipe_of(args)
     _check_l0(args)
     rows = open_data(args.data, args.seed, args.held_out)
     started = time.perf_counter()
     model = _train(rows, args, recipe, folder / "checkpoints")
     seconds = time.perf_counter() - started
-    found = report.Report(rows, model)
+    found = results.Results(rows, model)
     contents: dict[str, bytes | str] = {
         "sae.json": json.dumps(found.summary(), indent=1) + "\n",
         "history.csv": found.to_csv(),
@@ -151,6 +180,7 @@ def _train(rows: "Rows", args: argparse.Namespace, recipe: "Recipe", folder: Pat
             log_every=log_every,
             checkpoint_folder=folder,
             checkpoint_every=args.checkpoint_every,
+            fresh=args.fresh,
             on_read=on_read,
             on_step=on_step,
         )
@@ -164,7 +194,8 @@ def _check_l0(args: argparse.Namespace) -> None:
         )
 
 
-def _recipe(args: argparse.Namespace) -> "Recipe":
+def recipe_of(args: argparse.Namespace) -> "Recipe":
+    """The recipe that was asked for."""
     from jaxtrelu import sae
 
     recipe: Recipe = getattr(sae, args.recipe)()
@@ -173,6 +204,10 @@ def _recipe(args: argparse.Namespace) -> "Recipe":
         changes["batch_size"] = args.batch_size
     if args.learning_rate is not None:
         changes["learning_rate"] = args.learning_rate
+    if args.coefficient is not None:
+        changes["coefficient"] = args.coefficient
+    if args.resample_every is not None:
+        changes["resample_every"] = args.resample_every
     if args.threshold is not None:
         changes["initial_threshold"] = args.threshold
     if args.bandwidth is not None:

@@ -1,0 +1,273 @@
+"""Several runs at once, on the same batches: L0, λ and seed differ, and one program does them all.
+
+A small autoencoder leaves most of a device idle; stacked along one more axis, several of them share
+the reading of the data, the compilation and the launches.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import itertools
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtrelu.sae._checkpoints import Checkpoints
+from jaxtrelu.sae._evaluation import Evaluation, evaluate
+from jaxtrelu.sae._model import Autoencoder
+from jaxtrelu.sae._recipes import Recipe, short_run
+from jaxtrelu.sae._result import Result
+from jaxtrelu.sae._train import rows_of
+from jaxtrelu.sae._training import (
+    HISTORY,
+    Asked,
+    Settings,
+    TrainState,
+    advance,
+    check_memory,
+    checked_statistics,
+    identity_of,
+    initial_state,
+    measure,
+    revive,
+    revives_after,
+    shortcomings,
+)
+from jaxtrelu.sae._weights import input_scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Models that were trained at once, in the order of L0, then λ, then seed.
+
+    Attributes:
+      models: as `train` returns them.
+      evaluations: of each, on the rows that were kept aside (where none were, on all).
+      targets: the L0 that each was asked for; None: none was.
+      coefficients: λ of each, where it is not steered; where it is, the first one.
+      seeds: of the weights of each.
+    """
+
+    models: tuple[Autoencoder, ...]
+    evaluations: tuple[Evaluation, ...]
+    targets: tuple[float | None, ...]
+    coefficients: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    def table(self) -> list[dict[str, Any]]:
+        """A line for each run: what was asked for, and its figures by the names of `Evaluation`."""
+        asked = zip(self.targets, self.coefficients, self.seeds, self.evaluations, strict=True)
+        return [
+            {"target_l0": target, "coefficient": coefficient, "seed": seed, **found.numbers()}
+            for target, coefficient, seed, found in asked
+        ]
+
+    def to_csv(self) -> str:
+        """The table as the content of a .csv file."""
+        stream = io.StringIO()
+        lines = self.table()
+        writer = csv.DictWriter(stream, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return stream.getvalue()
+
+
+def sweep(
+    x: Any,
+    *,
+    features: int,
+    l0: Sequence[float | None] = (None,),
+    coefficients: Sequence[float] | None = None,
+    seeds: Sequence[int] = (0,),
+    steps: int = 2500,
+    recipe: Recipe | None = None,
+    held_out: int | None = None,
+    log_every: int | None = None,
+    checkpoint_folder: str | os.PathLike | None = None,
+    checkpoint_every: int = 500,
+    fresh: bool = False,
+    on_read: Callable[[int], None] | None = None,
+    on_step: Callable[[int, dict[str, float] | None], None] | None = None,
+) -> Sweep:
+    """Trains several autoencoders at once: one for each combination of L0, λ and seed.
+
+    All see the same batches in the same order, whatever their seeds; they run under one `vmap`, and
+    with dense products.
+
+    Args:
+      x: as in `train`.
+      features: m, of each.
+      l0: the mean numbers of open features to reach; None: the recipe's λ is kept.
+      coefficients: values of λ, where it is not steered (where it is: the first one); None: the
+        recipe's.
+      seeds: of the weights.
+      steps: optimiser steps.
+      recipe: as in `train`.
+      held_out: as in `train`.
+      log_every: as in `train`.
+      checkpoint_folder: where to keep checkpoints of all of them, and to look for one to resume
+        from.
+      checkpoint_every: steps between two checkpoints.
+      fresh: whether to remove the checkpoints in the folder first.
+      on_read: as in `run`.
+      on_step: as in `run`; the entries are means over the runs.
+
+    Returns:
+      A `Sweep`.
+
+    Raises:
+      ValueError: as `train`; nothing to combine, or some L0 asked for and some not.
+      FloatingPointError: the loss of a run is not finite any more.
+      MemoryError: the runs would need more memory than is free.
+      OSError: checkpoints cannot be written.
+    """
+    rows = rows_of(x, 0, held_out)
+    if recipe is None:
+        recipe = short_run()
+        size = min(recipe.batch_size, rows.shuffled_together)
+        recipe = dataclasses.replace(recipe, batch_size=size)
+    lambdas = (recipe.coefficient,) if coefficients is None else tuple(map(float, coefficients))
+    runs = list(itertools.product(l0, lambdas, seeds))
+    if not runs:
+        raise ValueError("`l0`, `coefficients` and `seeds` should each have one value at least.")
+    steered = [target for target, _, _ in runs if target is not None]
+    if steered and len(steered) < len(runs):
+        raise ValueError("`l0` should be numbers, or None alone: one program does all the runs.")
+    # Of the settings of each, those that differ are passed beside the common ones.
+    each = [
+        Settings(
+            features=features,
+            steps=steps,
+            recipe=dataclasses.replace(recipe, coefficient=coefficient),
+            target_l0=target,
+            seed=seed,
+            log_every=max(1, min(50, steps // 20)) if log_every is None else log_every,
+            sparse=False,
+        )
+        for target, coefficient, seed in runs
+    ]
+    size = recipe.batch_size
+    check_memory(each[0], rows.dimension, len(each))
+    rows.check_batch(size)
+    with contextlib.ExitStack() as stack:
+        store = None
+        if checkpoint_folder is not None:
+            store = stack.enter_context(Checkpoints(checkpoint_folder))
+        states, history, scale, start, fingerprint = _run(
+            rows, each, store, checkpoint_every, fresh, on_read, on_step
+        )
+    models, found = [], []
+    for place, settings in enumerate(each):
+        weights = jax.tree.map(lambda v, place=place: v[place], states.weights)
+        columns = dict(zip(HISTORY, history[:, place].T, strict=True))
+        for sentence in shortcomings(columns, settings, settings.target_l0):
+            warnings.warn(f"run {place} of the sweep: {sentence}", stacklevel=2)
+        about = {
+            "data": rows.name,
+            "fingerprint": fingerprint,
+            "rows": len(rows),
+            "held_out": rows.held_out,
+            "steps": steps,
+            "target_l0": settings.target_l0,
+            "seed": settings.seed,
+            "sparse": False,
+        }
+        model = Autoencoder(
+            weights,
+            input_scale=scale,
+            output_scale=scale,
+            recipe=settings.recipe,
+            about={"training": about},
+            training=Result(weights, scale, columns, start, fingerprint),
+        )
+        models.append(model)
+        found.append(evaluate(model, rows.held_out_rows if rows.held_out else rows))
+    targets, coefficients_of, seeds_of = zip(*runs, strict=True)
+    return Sweep(tuple(models), tuple(found), targets, coefficients_of, seeds_of)
+
+
+def _run(
+    rows: Any,
+    each: list[Settings],
+    store: Checkpoints | None,
+    checkpoint_every: int,
+    fresh: bool,
+    on_read: Callable[[int], None] | None,
+    on_step: Callable[[int, dict[str, float] | None], None] | None,
+) -> tuple[TrainState, np.ndarray, float, int, str]:
+    """(states, history (entries, runs, columns), scale, step resumed from, fingerprint)."""
+    common = each[0]
+    found = checked_statistics(rows, on_read)
+    scale = input_scale(found.mean_norm, found.mean_square_norm, rows.dimension, common.recipe)
+    size = common.recipe.batch_size
+    probe = rows.batch(0, size) * np.float32(scale)
+    states = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(initial_state(s, probe) for s in each)
+    )
+    history = np.zeros((0, len(each), len(HISTORY)))
+    if store is not None:
+        if fresh:
+            store.clear()
+        own = {"runs": repr([(s.target_l0, s.recipe.coefficient, s.seed) for s in each])}
+        store.identity = {**identity_of(common, rows, found.fingerprint), **own}
+        (states, history), skipped = store.restore((states, history))
+        for sentence in skipped:
+            warnings.warn(sentence, stacklevel=3)
+    targets = [s.target_l0 for s in each]
+    asked = Asked(
+        None if targets[0] is None else jnp.array(targets, jnp.float32),
+        jnp.array([s.recipe.coefficient for s in each], jnp.float32),
+    )
+    start = int(states.step[0])
+    variance = found.variance * scale**2
+    for step in range(start, common.steps):
+        x = rows.batch(step, size)
+        states, terms = _advance(states, x, scale, asked, common)
+        if revives_after(step + 1, common):
+            states = _revive(states, x, scale, common)
+        entry = None
+        last = step + 1 == common.steps
+        if (step + 1) % common.log_every == 0 or last:
+            seen = _measure(states.weights, probe, common.recipe.initial_threshold, common.recipe)
+            lost = np.asarray(terms.reconstruction) / variance
+            fixed = [np.full(len(each), step + 1.0), terms.l0, lost, states.controller.coefficient]
+            line = np.stack([np.asarray(v, np.float64) for v in (*fixed, *seen)], axis=1)
+            bad = np.flatnonzero(~np.isfinite(lost))
+            if len(bad):
+                raise FloatingPointError(
+                    f"the loss of run {bad[0]} of the sweep is not finite any more at step "
+                    f"{step + 1}: the sweep was stopped there. Pass a smaller learning rate."
+                )
+            history = np.concatenate([history, line[None]])
+            entry = dict(zip(HISTORY, line.mean(axis=0).tolist(), strict=True))
+        if store is not None and (last or (step + 1) % checkpoint_every == 0):
+            store.save(step + 1, (states, history))
+        if on_step:
+            on_step(step + 1, entry)
+    return states, history, scale, start, found.fingerprint
+
+
+@partial(jax.jit, static_argnames="settings", donate_argnames="states")
+def _advance(
+    states: TrainState, x: Any, scale: float, asked: Asked, settings: Settings
+) -> tuple[TrainState, Any]:
+    one = partial(advance, settings=settings)
+    return jax.vmap(one, in_axes=(0, None, None, 0))(states, x, scale, asked)
+
+
+@partial(jax.jit, static_argnames="settings", donate_argnames="states")
+def _revive(states: TrainState, x: Any, scale: float, settings: Settings) -> TrainState:
+    return jax.vmap(partial(revive, settings=settings), in_axes=(0, None, None))(states, x, scale)
+
+
+@partial(jax.jit, static_argnums=3)
+def _measure(weights: Any, x: Any, initial_threshold: float, recipe: Recipe) -> Any:
+    one = partial(measure, recipe=recipe)
+    return jax.vmap(one, in_axes=(0, None, None))(weights, x, initial_threshold)

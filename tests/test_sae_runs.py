@@ -1,0 +1,279 @@
+"""What runs do beyond the plain one: other penalties, revival, extension, several at once."""
+
+import dataclasses
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtrelu import sae
+from jaxtrelu.__main__ import main
+from jaxtrelu.sae import _training as training
+
+RECIPE = dataclasses.replace(sae.short_run(), batch_size=128, learning_rate_warmup=10)
+WORLD = sae.PlantedWorld(features=32, dimension=16, mean_l0=3.0)
+X = np.asarray(WORLD.sample(jax.random.key(0), 4000)[0])
+
+
+def rows():
+    return sae.Rows(X, "planted", held_out=400)
+
+
+def settings(**changes):
+    return sae.Settings(
+        **{"features": 48, "steps": 60, "recipe": RECIPE, "target_l0": 5.0, "log_every": 10}
+        | changes
+    )
+
+
+def assert_same(a, b):
+    for name, first, second in zip(sae.Weights._fields, a, b, strict=True):
+        np.testing.assert_array_equal(first, second, err_msg=name)
+
+
+# the quadratic penalty
+
+
+def test_the_quadratic_penalty_and_its_gradient():
+    recipe = dataclasses.replace(RECIPE, penalty="quadratic_l0")
+    weights = sae.initial_weights(jax.random.key(0), 24, X[:64], recipe)
+    x = jnp.asarray(X[:64])
+    _, terms = sae.loss(weights, x, 2.0, recipe, target_l0=3.0)
+    l0 = float(terms.l0)
+    assert l0 > 0 and float(terms.penalty) == pytest.approx((l0 / 3 - 1) ** 2, rel=1e-5)
+
+    def gradient(recipe, coefficient, **options):
+        loss = lambda w: sae.loss(w, x, coefficient, recipe, **options)[0]  # noqa: E731
+        return jax.grad(loss)(weights).threshold
+
+    # d/dL0 of 2 (L0/3 − 1)² is the λ of the linear penalty with the same gradient.
+    linear = gradient(RECIPE, 2 * 2 * (l0 / 3 - 1) / 3)
+    found = gradient(recipe, 2.0, target_l0=3.0)
+    np.testing.assert_allclose(found, linear, rtol=1e-4, atol=1e-6)
+    assert np.abs(found).max() > 0
+    with pytest.raises(ValueError, match="is about a target: pass a `target_l0`"):
+        sae.loss(weights, x, 2.0, recipe)
+    with pytest.raises(ValueError, match="is about a target: pass a `target_l0`"):
+        settings(recipe=recipe, target_l0=None)
+
+
+def test_the_quadratic_penalty_brings_l0_to_its_target():
+    recipe = dataclasses.replace(RECIPE, penalty="quadratic_l0", coefficient=200.0)
+    assert settings(recipe=recipe).controller() is None
+    result = sae.run(rows(), settings(recipe=recipe, steps=400))
+    assert result.history["l0"][-5:].mean() == pytest.approx(5, rel=0.15)
+    np.testing.assert_allclose(result.history["coefficient"], 200, rtol=1e-6)
+    assert sae.gemma_scope_2() == dataclasses.replace(
+        sae.gemma_scope(), name="gemma_scope_2", penalty="quadratic_l0", coefficient=10.0
+    )
+
+
+# revival
+
+
+def test_silent_features_are_given_examples_with_large_errors():
+    weights = sae.initial_weights(jax.random.key(0), 6, X[:64], RECIPE)
+    weights = weights._replace(encoder=weights.encoder * 3, encoder_bias=jnp.ones(6))
+    silent = jnp.array([False, True, False, False, True, False])
+    error = jnp.zeros(64).at[7].set(2.0)  # all of the probability is on one example
+    found = sae.revived(weights, silent, jnp.asarray(X[:64]), error, jax.random.key(1), RECIPE)
+    direction = X[7] - np.asarray(weights.decoder_bias)
+    direction /= np.linalg.norm(direction)
+    for i in (1, 4):
+        np.testing.assert_allclose(found.decoder[i], direction, rtol=1e-5)
+        np.testing.assert_allclose(found.encoder[i], 0.2 * 3 * direction, rtol=1e-5)
+        pi = float(0.6 * direction @ X[7])
+        assert found.encoder_bias[i] == 0
+        assert found.threshold[i] == pytest.approx(min(RECIPE.initial_threshold, pi / 2), rel=1e-5)
+    for i in (0, 2, 3, 5):
+        assert all((a[i] == b[i]).all() for a, b in zip(found[:4], weights[:4], strict=True))
+
+
+def test_only_features_that_were_silent_for_the_period_start_again():
+    recipe = dataclasses.replace(RECIPE, resample_every=0.25, adam_b1=0.9)
+    run = settings(recipe=recipe, steps=40)
+    assert recipe.resampling_steps(40) == 10 and RECIPE.resampling_steps(40) == 0
+    assert [s for s in range(1, 41) if training.revives_after(s, run)] == [10, 20]
+    state = sae.initial_state(run, X[:128])
+    for _ in range(3):
+        state, terms = sae.train_step(state, X[:128], 1.0, run)
+    np.testing.assert_array_equal(np.asarray(state.silent)[np.asarray(terms.opened)], 0)
+    state = state._replace(silent=jnp.zeros(48, jnp.int32).at[jnp.array([5, 9])].set(10))
+    before = jax.tree.map(np.asarray, state)
+    after = training.revive(state, X[:128], 1.0, run)
+    changed = (np.asarray(after.weights.decoder) != before.weights.decoder).any(axis=1)
+    assert np.flatnonzero(changed).tolist() == [5, 9]
+    assert not np.asarray(after.silent)[[5, 9]].any()
+    moments = [
+        m
+        for m in jax.tree.leaves(after.optimizer, is_leaf=lambda n: isinstance(n, sae.Weights))
+        if isinstance(m, sae.Weights)
+    ]
+    assert len(moments) == 2
+    for moment in moments:
+        rest = np.delete(np.asarray(moment.decoder), [5, 9], axis=0)
+        assert not np.asarray(moment.decoder)[[5, 9]].any() and rest.any()
+
+
+def test_a_run_with_revival_leaves_fewer_dead_and_resumes_bit_for_bit(tmp_path):
+    # Started so high that most features never open.
+    start = {"initial_threshold": 5.0, "batch_size": 64}
+    plain, reviving = (
+        settings(steps=120, recipe=dataclasses.replace(RECIPE, **start, resample_every=every))
+        for every in (0, 20)
+    )
+    dead = {}
+    for name, run in (("plain", plain), ("reviving", reviving)):
+        result = sae.run(rows(), run)
+        model = sae.Autoencoder(result.weights, input_scale=result.scale)
+        dead[name] = len(sae.dead_features(model, X).features)
+    assert dead["reviving"] < dead["plain"] / 2
+
+    class StopError(Exception):
+        pass
+
+    def stop(step, entry):
+        if step == 44:
+            raise StopError
+
+    part = {"checkpoint_folder": tmp_path, "checkpoint_every": 15}
+    with pytest.raises(StopError):
+        sae.run(rows(), reviving, on_step=stop, **part)
+    resumed = sae.run(rows(), reviving, **part)
+    assert resumed.resumed_from == 30
+    assert_same(resumed.weights, result.weights)
+
+
+# extension and a fresh start
+
+
+def test_a_finished_run_is_extended(tmp_path):
+    """Where the schedules do not depend on the length, into the very run of that length."""
+    flat = dataclasses.replace(RECIPE, learning_rate_decay=0.0)
+    short, long = (settings(recipe=flat, steps=s, log_every=e) for s, e in ((30, 10), (60, 20)))
+    first = sae.run(rows(), short, checkpoint_folder=tmp_path)
+    extended = sae.run(rows(), long, checkpoint_folder=tmp_path)
+    assert (first.resumed_from, extended.resumed_from) == (0, 30)
+    assert extended.history["step"].tolist() == [10, 20, 30, 40, 60]
+    assert_same(extended.weights, sae.run(rows(), long).weights)
+    with pytest.raises(ValueError, match="steps is 60 there and 30 here"):
+        sae.run(rows(), short, checkpoint_folder=tmp_path)
+    with pytest.raises(ValueError, match=r"target_l0 is 5.0 there and 4.0 here\. .*fresh=True"):
+        sae.run(rows(), settings(recipe=flat, steps=90, target_l0=4.0), checkpoint_folder=tmp_path)
+    again = sae.run(rows(), short, checkpoint_folder=tmp_path, fresh=True)
+    assert again.resumed_from == 0
+    assert_same(again.weights, first.weights)
+
+
+# warnings
+
+
+def test_what_a_run_did_not_reach_is_said():
+    with pytest.warns(UserWarning, match=r"L0 is \S+ at the end of the run, and 1\.5 was asked"):
+        sae.run(rows(), settings(steps=3, target_l0=1.5))
+    frozen = dataclasses.replace(RECIPE, surrogate=dataclasses.replace(RECIPE.surrogate))
+    history = {name: np.full(9, 1e-3) for name in training.HISTORY} | {"l0": np.full(9, 5.0)}
+    (said,) = training.shortcomings(history, settings(recipe=frozen, steps=500), 5.0)
+    assert "the thresholds moved by 0.001 on average" in said
+    assert "0.13 entries per feature and batch" in said  # a share of .001, of 128 examples
+    assert not training.shortcomings(history, settings(steps=50), 5.0)  # too early to say
+    quadratic = dataclasses.replace(RECIPE, penalty="quadratic_l0")
+    (said,) = training.shortcomings(history, settings(recipe=quadratic), 4.0)
+    assert "a larger coefficient brings it nearer" in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sae.run(rows(), settings(steps=400))
+
+
+# several at once
+
+
+def test_a_sweep_is_its_runs():
+    found = sae.sweep(rows(), features=48, l0=(4.0, 8.0), seeds=(0, 3), steps=60, recipe=RECIPE)
+    assert isinstance(found, sae.Sweep)
+    assert found.targets == (4.0, 4.0, 8.0, 8.0) and found.seeds == (0, 3, 0, 3)
+    for place, model in enumerate(found.models):
+        alone = settings(target_l0=found.targets[place], seed=found.seeds[place], log_every=3)
+        result = sae.run(rows(), dataclasses.replace(alone, sparse=False))
+        for name, a, b in zip(sae.Weights._fields, model.weights, result.weights, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-3, err_msg=name)
+        np.testing.assert_allclose(
+            model.training.history["l0"], result.history["l0"], rtol=0.02, atol=0.1
+        )
+    lines = found.table()
+    assert lines[2]["target_l0"] == 8.0 and lines[2]["seed"] == 0
+    assert lines[2]["l0"] == found.evaluations[2].l0
+    assert found.to_csv().splitlines()[0].startswith("target_l0,coefficient,seed,rows,explained")
+    assert len(found.to_csv().splitlines()) == 5
+
+
+def test_a_sweep_over_the_coefficient_and_its_resumption(tmp_path):
+    options = {"features": 32, "coefficients": (0.5, 8.0), "steps": 40, "recipe": RECIPE}
+    whole = sae.sweep(rows(), **options)
+    assert whole.targets == (None, None) and whole.coefficients == (0.5, 8.0)
+    assert whole.evaluations[0].l0 > whole.evaluations[1].l0
+    assert whole.models[1].recipe.coefficient == 8.0
+
+    class StopError(Exception):
+        pass
+
+    def stop(step, entry):
+        if step == 25:
+            raise StopError
+
+    part = {"checkpoint_folder": tmp_path, "checkpoint_every": 10}
+    with pytest.raises(StopError):
+        sae.sweep(rows(), on_step=stop, **options, **part)
+    resumed = sae.sweep(rows(), **options, **part)
+    assert resumed.models[0].training.resumed_from == 20
+    for a, b in zip(whole.models, resumed.models, strict=True):
+        assert_same(a.weights, b.weights)
+    with pytest.raises(ValueError, match="belong to another run: runs is"):
+        sae.sweep(rows(), **{**options, "coefficients": (0.5, 4.0)}, **part)
+
+
+def test_a_sweep_refuses():
+    with pytest.raises(ValueError, match="should each have one value at least"):
+        sae.sweep(rows(), features=32, seeds=())
+    with pytest.raises(ValueError, match="`l0` should be numbers, or None alone"):
+        sae.sweep(rows(), features=32, l0=(4.0, None))
+    wild = dataclasses.replace(RECIPE, learning_rate=1e38, learning_rate_warmup=0)
+    with pytest.raises(FloatingPointError, match="of run 0 of the sweep is not finite"):
+        sae.sweep(rows(), features=32, l0=(4.0,), steps=20, recipe=wild)
+
+
+# the commands
+
+
+def test_commands(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", X)
+    base = [str(tmp_path / "x.npy"), "--features", "32", "--batch-size", "64"]
+    out = ["--output", str(tmp_path / "out")]
+    train = ["sae", "train", *base, "--l0", "4", *out]
+    assert main([*train, "--steps", "20", "--resample-every", "0.25"]) == 0
+    assert main([*train, "--steps", "30", "--resample-every", "0.25"]) == 0
+    assert "resumed from step 20" in capsys.readouterr().out
+    assert main([*train, "--steps", "20", "--resample-every", "0.25"]) == 2
+    assert "or another --output, or --fresh." in capsys.readouterr().err
+    quadratic = ["--recipe", "gemma_scope_2", "--coefficient", "30"]
+    assert main([*train, "--steps", "20", *quadratic, "--fresh"]) == 0
+    assert "note: L0 is" in capsys.readouterr().err  # 4 is out of reach in 20 steps
+    recipe = sae.load(tmp_path / "out").recipe
+    assert (recipe.penalty, recipe.coefficient) == ("quadratic_l0", 30)
+
+    many = ["sae", "sweep", *base, "--l0", "3", "6", "--seeds", "0", "1", "--steps", "20", *out]
+    assert main([*many, "--fresh"]) == 0
+    printed = capsys.readouterr().out
+    lines = json.loads((tmp_path / "out" / "sweep.json").read_text())["runs"]
+    assert [line["target_l0"] for line in lines] == [3, 3, 6, 6]
+    assert f"{lines[3]['explained_variance']:.4f}" in printed
+    for name in ("sweep.csv", "sweep.png", "sweep.svg"):
+        assert (tmp_path / "out" / name).stat().st_size > 100
+    model = sae.load(tmp_path / "out" / "l0-6-seed-1")
+    assert model.about["training"]["seed"] == 1
+    assert sae.evaluate(model, sae.held_out(model, X)).l0 == pytest.approx(lines[3]["l0"])
+    assert main([*many, "--l0", "99"]) == 2
+    assert "--l0 should be between 0 and the number of --features" in capsys.readouterr().err
