@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxtrelu._primitive.rules import thresholded
-from jaxtrelu._primitive.spec import Spec, accumulator_dtype, computation_dtype
+from jaxtrelu._primitive.spec import Spec, accumulator_dtype, computation_dtype, entries_for
 from jaxtrelu.sparse._loops import repeat
+from jaxtrelu.sparse._partition import Layout, Share, columns_for
 
 # Share of entries for which lists are made; beyond it dense products are taken. On a CPU those are
 # faster from 1/10 on for rows of 768 numbers, from 1/48 on for rows of 144 (docs/sparse.md).
@@ -36,12 +37,32 @@ class Plan:
     """Entries per feature that a weight gradient sums in its first pass."""
     candidates: int = 0
     """Entries that the lists of a screen hold."""
+    layout: Layout | None = None
+    """How the call is laid out over devices; None: it is computed as it is."""
+
+    def of(self, share: Share) -> "Plan":
+        """The plan of what one device computes: its lists are its share of the columns."""
+        size, candidates = (-(-n // share.number) for n in (self.size, self.candidates))
+        return dataclasses.replace(self, size=size, candidates=candidates, layout=None)
 
     @property
     def window_is_silent(self) -> bool:
         """Whether closed entries inside the window matter to the threshold's gradient alone."""
         surrogate = self.spec.surrogate
         return surrogate is not None and self.spec.row.jump is not None and not surrogate.to_input
+
+
+def planned(
+    spec: Spec, capacity: int | None, share: float, shape: tuple[int, int], layout: Layout | None
+) -> Plan:
+    """The plan of a call for (B, m): its lists hold `capacity`, or a share of the entries."""
+    examples, features = shape
+    if layout is None:
+        size = entries_for(capacity, examples, features, share)
+    else:
+        size = examples * columns_for(layout, entries_for(capacity, 1, features, share))
+    candidates = max(size, entries_for(None, examples, features, CROSSOVER))
+    return Plan(spec, size, candidates=candidates, layout=layout)
 
 
 # Runs once per shape outside of `jit` as well, where loops and conditionals would be compiled at

@@ -24,6 +24,7 @@ from jaxtrelu._primitive.packing import (
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu.sparse._block import Plan, biased
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
+from jaxtrelu.sparse._partition import Layout, Share, from_columns, to_columns, to_rows
 
 # Entries listed per round: enough to keep both cores busy, few enough for a cache.
 _ROUND = 4096
@@ -186,3 +187,44 @@ def has_bit(words: jax.Array, row: jax.Array, member: jax.Array) -> jax.Array:
     """Whether the bit of an entry (row, member) is set."""
     word = take(words.reshape(-1), row * words.shape[1] + member // WORD_BITS)
     return (word >> (member % WORD_BITS).astype(jnp.uint32)) & 1 == 1
+
+
+# between the passes, on several devices
+
+
+class Kept(NamedTuple):
+    """Entries in arrays whose shapes are those of their layout, whatever the sharding."""
+
+    words: jax.Array
+    group: jax.Array
+    member: jax.Array
+    z: jax.Array
+
+
+#: The dimensions of `Kept`.
+KEPT = Kept("bw", "bc", "bc", "bc")  # type: ignore[arg-type]
+
+
+def kept(entries: Entries, layout: Layout) -> Kept:
+    """What is kept of the entries of a device."""
+    lists = (to_rows(array, layout) for array in (*entries.by_row, entries.z))
+    return Kept(to_columns(entries.groups.words, layout), *lists)
+
+
+def restored(
+    plan: Plan, share: Share, visited: Kept, window: Kept | None
+) -> tuple[Entries, Entries | None, jax.Array]:
+    """The inverse of `kept` for both lists, and whether they are too short for the entries."""
+    lists = [visited] if window is None else [visited, window]
+    groups = [groups_of(from_columns(one.words, share.layout)) for one in lists]
+    overflow = sum(some.total for some in groups) > plan.size
+    found = [
+        Entries(
+            some,
+            EntryList(one.group.reshape(-1), one.member.reshape(-1)),
+            one.z.reshape(-1),
+            jnp.where(overflow, 0, some.total),
+        )
+        for one, some in zip(lists, groups, strict=True)
+    ]
+    return found[0], None if window is None else found[1], overflow

@@ -142,7 +142,9 @@ def sparse_mlp_vjp(
     Source: as `sparse_mlp`.
     """
     spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
-    plan, block = checked_call(spec, capacity, x, w_in, w_out, threshold, b_in, b_out)
+    plan, block = checked_call(
+        spec, capacity, x, w_in, w_out, threshold, b_in, b_out, distributed=False
+    )
     operands = operands_of(block)
     features, width = operands.w_out.shape
     if not has_elements(operands):
@@ -174,7 +176,7 @@ def sparse_mlp_vjp(
             complete,
         )
 
-    return ((y, in_shape(activity, block.lead)) if with_activity else y), pullback
+    return ((y, in_shape(plan, activity, block.lead)) if with_activity else y), pullback
 
 
 @partial(jax.jit, static_argnums=(0, 3), inline=True)
