@@ -428,8 +428,14 @@ _ACTIVITY = Activity("bc", "bc", "bc", "b/m", "b/m", "m/b", "/bm")  # type: igno
 _GRADIENTS = Operands("bd/m", "md/b", "m/b", "m/b", "mo/b")  # type: ignore[arg-type]
 
 
-def _without_bias(operands: Operands, dimensions: Operands) -> Operands:
-    return dimensions if operands.b_in is not None else dimensions._replace(b_in=None)
+def like(operands: Operands) -> Operands:
+    """The dimensions of the operands, for `distributed`."""
+    return _OPERANDS if operands.b_in is not None else _OPERANDS._replace(b_in=None)
+
+
+def gradients_like(operands: Operands) -> Operands:
+    """Those of their gradients."""
+    return _GRADIENTS if operands.b_in is not None else _GRADIENTS._replace(b_in=None)
 
 
 @compiled_once
@@ -454,7 +460,7 @@ def _distributed_forward(plan: Plan, operands: Operands, screen: Screen | None):
         layout,
         local,
         (operands, screen),
-        (_without_bias(operands, _OPERANDS), dimensions_of(screen)),
+        (like(operands), dimensions_of(screen)),
         ("bo/m", _ACTIVITY, KEPT, window),
     )
     lists = {name: getattr(record, name).reshape(-1) for name in _LISTS}
@@ -481,8 +487,8 @@ def _distributed_gradients(plan: Plan, residuals, given) -> Operands:
         layout,
         local,
         (operands, visited, window, (g, to_rows(values, layout), l0)),
-        (_without_bias(operands, _OPERANDS), KEPT, window and KEPT, ("bo", "bc", "b")),
-        _without_bias(operands, _GRADIENTS),
+        (like(operands), KEPT, window and KEPT, ("bo", "bc", "b")),
+        gradients_like(operands),
     )
 
 
