@@ -30,6 +30,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import jet
 from jax.interpreters import ad, batching
+from jax.sharding import AxisType
 
 from jaxtrelu import _compat
 from jaxtrelu._compat import Primitive
@@ -69,13 +70,21 @@ def vary_together(*operands: jax.Array) -> list[jax.Array]:
 
 
 def packing_of(x: jax.Array) -> Packing:
-    """The packing of x's gate, given how many parts each axis has on an explicit mesh."""
+    """The packing of x's gate, given how many parts each axis has, or may have."""
     sharding = jax.typeof(x).sharding
     if all(axis is None for axis in sharding.spec):
-        return choose_packing(x.shape)
+        return choose_packing(x.shape, devices=partitioning_devices())
     names = [axis if isinstance(axis, tuple) else (axis,) for axis in sharding.spec]
     shards = [math.prod(sharding.mesh.shape[n] for n in axis if n is not None) for axis in names]
     return choose_packing(x.shape, tuple(shards))
+
+
+def partitioning_devices() -> int:
+    """Over how many devices a partitioner may share what is traced now."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and set(mesh.axis_types) == {AxisType.Manual}:
+        return 1
+    return jax.device_count()
 
 
 def gate(

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtrelu._primitive.rules import thresholded
 from jaxtrelu._primitive.spec import Spec, accumulator_dtype, computation_dtype, entries_for
 from jaxtrelu.sparse._loops import repeat
-from jaxtrelu.sparse._partition import Layout, Share, columns_for
+from jaxtrelu._primitive.partition import Layout, Share, columns_for
 
 # Share of entries for which lists are made; beyond it dense products are taken. On a CPU those are
 # faster from 1/10 on for rows of 768 numbers, from 1/48 on for rows of 144 (docs/sparse.md).

@@ -37,7 +37,7 @@ from jaxtrelu.sparse._block import (
 from jaxtrelu.sparse._entries import groups_of, support_of
 from jaxtrelu.sparse._loops import take
 from jaxtrelu.sparse._mlp import Operands, gradients_like, has_elements, like, operands_of
-from jaxtrelu.sparse._partition import (
+from jaxtrelu._primitive.partition import (
     Share,
     distributed,
     from_columns,

@@ -24,7 +24,7 @@ from jaxtrelu._primitive.packing import (
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu.sparse._block import Plan, biased
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
-from jaxtrelu.sparse._partition import Layout, Share, from_columns, to_columns, to_rows
+from jaxtrelu._primitive.partition import Layout, Share, from_columns, to_columns, to_rows
 
 # Entries listed per round: enough to keep both cores busy, few enough for a cache.
 _ROUND = 4096

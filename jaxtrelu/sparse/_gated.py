@@ -52,7 +52,7 @@ from jaxtrelu.sparse._entries import (
     support_of,
 )
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
-from jaxtrelu.sparse._partition import Share, distributed, layout_of
+from jaxtrelu._primitive.partition import Share, distributed, layout_of
 from jaxtrelu.sparse._screen import (
     Precision,
     Screen,

@@ -64,7 +64,7 @@ from jaxtrelu.sparse._entries import (
     support_of,
 )
 from jaxtrelu.sparse._loops import take
-from jaxtrelu.sparse._partition import Share, distributed, layout_of, to_rows
+from jaxtrelu._primitive.partition import Share, distributed, from_list, layout_of, to_list
 from jaxtrelu.sparse._screen import (
     Precision,
     Screen,
@@ -424,7 +424,7 @@ def without_elements(plan: Plan, operands: Operands) -> tuple[jax.Array, Activit
 # on several devices
 
 _OPERANDS = Operands("bd", "md", "m", "m", "mo")  # type: ignore[arg-type]
-_ACTIVITY = Activity("bc", "bc", "bc", "b/m", "b/m", "m/b", "/bm")  # type: ignore[arg-type]
+_ACTIVITY = Activity("", "", "", "b/m", "b/m", "m/b", "/bm")  # type: ignore[arg-type]
 _GRADIENTS = Operands("bd/m", "md/b", "m/b", "m/b", "mo/b")  # type: ignore[arg-type]
 
 
@@ -451,19 +451,20 @@ def _distributed_forward(plan: Plan, operands: Operands, screen: Screen | None):
             rows=jnp.where(used, found.rows + share.first_example, layout.examples),
             overflow=found.overflow.astype(jnp.int32),
         )
-        lists = {name: to_rows(getattr(record, name), share.layout) for name in _LISTS}
+        lists = {name: to_list(getattr(record, name), share.layout) for name in _LISTS}
         entries = (residuals.visited, residuals.window)
         return y, record._replace(**lists), *(e and kept(e, share.layout) for e in entries)
 
     window = KEPT if plan.window_is_silent else None
+    activity = _ACTIVITY._replace(**dict.fromkeys(_LISTS, layout.list))
     y, record, *entries = distributed(
         layout,
         local,
         (operands, screen),
         (like(operands), dimensions_of(screen)),
-        ("bo/m", _ACTIVITY, KEPT, window),
+        ("bo/m", activity, KEPT, window),
     )
-    lists = {name: getattr(record, name).reshape(-1) for name in _LISTS}
+    lists = {name: from_list(getattr(record, name)) for name in _LISTS}
     record = record._replace(**lists, overflow=record.overflow > 0)
     return (y, record), (operands, *entries)
 
@@ -480,14 +481,14 @@ def _distributed_gradients(plan: Plan, residuals, given) -> Operands:
     def local(share: Share, operands: Operands, visited, window, given):
         own, (g, values, l0) = plan.of(share), given
         residuals = Residuals(operands, *restored(own, share, visited, window))
-        return _gradients(own, residuals, (g, values.reshape(-1), l0))
+        return _gradients(own, residuals, (g, from_list(values), l0))
 
     g, values, l0 = given
     return distributed(
         layout,
         local,
-        (operands, visited, window, (g, to_rows(values, layout), l0)),
-        (like(operands), KEPT, window and KEPT, ("bo", "bc", "b")),
+        (operands, visited, window, (g, to_list(values, layout), l0)),
+        (like(operands), KEPT, window and KEPT, ("bo", layout.list, "b")),
         gradients_like(operands),
     )
 

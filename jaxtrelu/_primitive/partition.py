@@ -1,10 +1,10 @@
-"""The sparse products on several devices: each finds and uses its own open entries.
+"""Products on several devices, each of which computes its own part as if it were all there is.
 
 A list of entries says nothing to a partitioner, so that automatic sharding would replicate it and
 sum over the network in loops. Here a whole product, and a whole gradient, is one operation with a
-rule: examples and features may be sharded, everything else is whole on each device. A device
-computes the product of its own part as if it were all there is; what is a sum over examples or
-features is then summed over the devices once, as in the dense program.
+rule: examples and features may be sharded, everything else is whole on each device. A device finds
+and uses its own open entries; what is a sum over examples or features is then summed over the
+devices once, as in the dense program.
 
 One local function runs in three ways. Under automatic sharding inside a
 `jax.experimental.custom_partitioning`, which leaves nothing behind where a program turns out to be
@@ -12,9 +12,9 @@ for one device. On an explicit mesh inside a `jax.shard_map`. Else as it is: ins
 under `vmap`, on a TPU (where a custom partitioning does not compile: jax#38196), and where JAX sees
 one device only, in which case nothing of this module is in the program.
 
-Dimensions have letters: b examples, m features, w words of an example, c columns of a list, any
-other one that is whole everywhere. Of a result, "bo/m" says that it has dimensions b and o and is
-a sum over m.
+Dimensions have letters: b examples, m features, w words of an example, c columns of a list, n a
+list that is sharded over both (on explicit meshes), any other one that is whole everywhere. Of a
+result, "bo/m" says that it has dimensions b and o and is a sum over m.
 
 Words and lists need a shape that does not depend on the sharding, which nobody knows while a
 program is traced. So features come in p = gcd(m, number of devices) parts; every part has its own
@@ -53,8 +53,8 @@ class Axes(NamedTuple):
 
     def of(self, dimension: str) -> tuple[str, ...]:
         """Those over which a dimension is sharded."""
-        if dimension == "b":
-            return self.examples
+        if dimension in "bn":
+            return self.examples + (self.features if dimension == "n" else ())
         return self.features if dimension in "mwc" else ()
 
     def spec(self, array: str) -> PartitionSpec:
@@ -80,10 +80,18 @@ class Layout:
         """Words of an example: those of the parts."""
         return self.parts * words_for(self.features // self.parts)
 
+    @property
+    def list(self) -> str:
+        """The dimensions of a list that is part of the result."""
+        return "bc" if self.axes is None else "n"
+
     def share(self, examples: int, features: int) -> "Layout":
         """The layout of one of so many equal shares."""
-        return Layout(
-            self.examples // examples, self.features // features, self.parts // features
+        return dataclasses.replace(
+            self,
+            examples=self.examples // examples,
+            features=self.features // features,
+            parts=self.parts // features,
         )
 
 
@@ -97,9 +105,12 @@ class Share(NamedTuple):
     first_feature: jax.Array | int
 
 
-def layout_of(x: jax.Array, weights: jax.Array) -> Layout | None:
-    """The layout of a call with these examples and (first) weights; None: it is left as it is."""
-    examples, features = x.shape[0], weights.shape[0]
+def layout_of(x: jax.Array, weights: jax.Array, axis: int = 0) -> Layout | None:
+    """The layout of a call with these examples and weights; None: it is left as it is.
+
+    `axis` is that of the features in the weights.
+    """
+    examples, features = x.shape[0], weights.shape[axis]
     if not all(isinstance(size, int) and size for size in (examples, features)):
         return None
     mesh = next((m for m in map(_mesh_of, (x, weights)) if not m.empty), _mesh_of(x))
@@ -107,7 +118,7 @@ def layout_of(x: jax.Array, weights: jax.Array) -> Layout | None:
     if AxisType.Manual in kinds:
         return None
     if AxisType.Explicit in kinds:
-        axes = Axes(_axes_of(x), _axes_of(weights))
+        axes = Axes(_axes_of(x, 0), _axes_of(weights, axis))
         axes = _usable(axes, mesh, examples, features)
         parts = _devices(mesh, axes.features)
         return Layout(examples, features, parts, axes, mesh)
@@ -120,9 +131,9 @@ def _mesh_of(array: jax.Array):
     return jax.typeof(array).sharding.mesh
 
 
-def _axes_of(array: jax.Array) -> tuple[str, ...]:
-    """The axes of an explicit mesh over which the first dimension is sharded."""
-    return _names(jax.typeof(array).sharding.spec[0])
+def _axes_of(array: jax.Array, dimension: int) -> tuple[str, ...]:
+    """The axes of an explicit mesh over which a dimension is sharded."""
+    return _names(jax.typeof(array).sharding.spec[dimension])
 
 
 def _names(axes) -> tuple[str, ...]:
@@ -329,3 +340,13 @@ def from_columns(words: jax.Array, layout: Layout) -> jax.Array:
 def to_rows(entries: jax.Array, layout: Layout) -> jax.Array:
     """A list as a matrix, with a row for each example to which no meaning is attached."""
     return entries.reshape(layout.examples, -1)
+
+
+def to_list(entries: jax.Array, layout: Layout) -> jax.Array:
+    """A list of a device or a whole one, in the dimensions of `layout.list`."""
+    return entries if layout.axes is not None else to_rows(entries, layout)
+
+
+def from_list(array: jax.Array) -> jax.Array:
+    """The inverse of `to_list`."""
+    return array if array.ndim == 1 else array.reshape(-1)
