@@ -16,6 +16,7 @@ from jax.interpreters import batching
 from jax.typing import ArrayLike
 from jaxtyping import Float, Real
 
+from jaxtrelu import _compat
 from jaxtrelu._compat import Primitive
 from jaxtrelu._primitive import formulas, lowering
 from jaxtrelu._primitive.packing import Packing, parts_of
@@ -255,7 +256,7 @@ def _primitive(name: str, xla: Callable, implementation_of, static) -> Primitive
 
     def abstract(*avals, **params):
         return [
-            avals[0].update(shape=o.shape, dtype=o.dtype, weak_type=False, sharding=o.sharding)
+            _compat.like_type(avals[0], o)
             for o in jax.eval_shape(functools.partial(xla, **params), *avals)
         ]
 

@@ -167,7 +167,8 @@ def _scaled(tangent: jax.Array, small: jax.Array, x: jax.Array) -> jax.Array:
     """
     tangent = spread(tangent, x)
     kept = tuple(d for d in range(small.ndim) if small.shape[d] == x.shape[d])
-    explicit = any(axis is not None for axis in jax.typeof(x).sharding.spec)
+    types = (jax.typeof(x), jax.typeof(small))
+    explicit = any(axis is not None for of in types for axis in of.sharding.spec)
     if explicit or len(kept) == x.ndim:
         return tangent * spread(small, x)
     small = lax.reshape(small.astype(tangent.dtype), tuple(x.shape[d] for d in kept))
@@ -309,7 +310,7 @@ def _thresholded_abstract(x, threshold, *, spec, packing, outputs):
     if outputs == ("value",):
         return [like_x]
     words = jax.eval_shape(lambda x: packing.pack(x == x), like_x)
-    like_words = like_x.update(shape=words.shape, dtype=words.dtype, sharding=words.sharding)
+    like_words = _compat.like_type(like_x, words)
     return [like_x if output == "value" else like_words for output in outputs]
 
 

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu import bits
+from jaxtrelu._primitive.rules import vary_together
 from jaxtrelu._primitive.spec import (
     ImplementationName,
     VariantName,
@@ -162,7 +163,8 @@ def sparse_mlp_vjp(
     def pullback(g, values=None, l0=None):
         g = jnp.asarray(g).astype(total.dtype).reshape(-1, width)
         values = jnp.zeros_like(activity.values) if values is None else jnp.asarray(values)
-        l0 = jnp.zeros(activity.l0.size) if l0 is None else jnp.ravel(l0)
+        l0 = jnp.zeros_like(activity.l0) if l0 is None else jnp.ravel(jnp.asarray(l0))
+        g, values, l0 = vary_together(g, values, l0)
         given = (g, values.astype(activity.values.dtype), l0.astype(activity.l0.dtype))
         sums, found, complete = _feature_gradients(plan, residuals, given, size)
         return FeatureGradients(
