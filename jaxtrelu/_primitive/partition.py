@@ -241,6 +241,31 @@ def _on_mesh(layout: Layout, body: Callable, operands, taken, given):
     return mapped(*operands)
 
 
+def along_rows(function: Callable, arrays: Iterable[jax.Array], whole: int, results):
+    """``function(*arrays)``, of which rows are independent; on an explicit mesh by device.
+
+    Args:
+      function: what is computed of arrays with the same leading axes.
+      arrays: its operands.
+      whole: how many trailing axes belong together: all others are rows.
+      results: a pytree with the number of such axes of each result.
+    """
+    arrays = tuple(arrays)
+    shardings = (jax.typeof(array).sharding for array in arrays)
+    explicit = next((s for s in shardings if any(s.spec)), None)
+    if explicit is None or AxisType.Manual in explicit.mesh.axis_types:
+        return function(*arrays)
+    mesh, lead = explicit.mesh, explicit.spec[:-whole]
+
+    def spec(own: int) -> PartitionSpec:
+        return PartitionSpec(*lead, *(None,) * own)
+
+    sharding = NamedSharding(mesh, spec(whole))
+    arrays = tuple(jax.sharding.reshard(array, sharding) for array in arrays)
+    out = jax.tree.map(spec, results)
+    return jax.shard_map(function, mesh=mesh, in_specs=sharding.spec, out_specs=out)(*arrays)
+
+
 # automatic sharding
 
 
