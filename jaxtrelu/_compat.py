@@ -43,9 +43,7 @@ def like_type(aval, shaped):
     if all(axis is None for axis in aval.sharding.spec):
         # In a partially manual `shard_map` what it found names no mesh (JAX 0.10 to 0.12).
         sharding = aval.sharding.update(spec=PartitionSpec(*[None] * len(shaped.shape)))
-    return aval.update(
-        shape=shaped.shape, dtype=shaped.dtype, weak_type=False, sharding=sharding
-    )
+    return aval.update(shape=shaped.shape, dtype=shaped.dtype, weak_type=False, sharding=sharding)
 
 
 def load_gpu(ref, layout, *, optimized: bool = True) -> jax.Array:

@@ -33,7 +33,6 @@ from jaxtrelu._primitive.spec import (
 from jaxtrelu._surrogates import Surrogate
 
 
-
 def thresholded_linear(
     x: Float[ArrayLike, "*batch d"],
     w: Float[ArrayLike, "d n"],

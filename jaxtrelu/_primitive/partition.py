@@ -81,6 +81,13 @@ class Layout:
         return self.parts * words_for(self.features // self.parts)
 
     @property
+    def devices(self) -> int:
+        """Over how many devices the call is sharded, or can be."""
+        if self.axes is None:
+            return jax.device_count()
+        return _devices(self.mesh, self.axes.examples + self.axes.features)
+
+    @property
     def list(self) -> str:
         """The dimensions of a list that is part of the result."""
         return "bc" if self.axes is None else "n"
@@ -314,8 +321,10 @@ def _rule(layout: Layout, taken, given) -> Callable:
     """What may be sharded, as Shardy is told: b, and p, of which m, w and c are multiples."""
 
     def rule(mesh, operands, results):
-        del mesh
         sizes = {"p": layout.parts}
+        # A mesh of some of the devices only (6 of 8), whose axes the parts cannot follow.
+        odd = any(layout.parts % n and layout.features % n == 0 for n in mesh.shape.values())
+        shared = ("b",) if odd else ("b", "p")
 
         def factor(dimension: str, size: int):
             if dimension not in "mwc" or layout.parts == 1:
@@ -337,7 +346,7 @@ def _rule(layout: Layout, taken, given) -> Callable:
         return SdyShardingRule(
             into,
             out,
-            need_replication_factors=tuple(factor for factor in used if factor not in ("b", "p")),
+            need_replication_factors=tuple(factor for factor in used if factor not in shared),
             **{factor: sizes[factor] for factor in used if factor not in alone},
         )
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxtrelu._primitive.partition import Layout, Share, columns_for
 from jaxtrelu._primitive.rules import thresholded
 from jaxtrelu._primitive.spec import Spec, accumulator_dtype, computation_dtype, entries_for
 from jaxtrelu.sparse._loops import repeat
-from jaxtrelu._primitive.partition import Layout, Share, columns_for
 
 # Share of entries for which lists are made; beyond it dense products are taken. On a CPU those are
 # faster from 1/10 on for rows of 768 numbers, from 1/48 on for rows of 144 (docs/sparse.md).
@@ -22,6 +22,8 @@ CROSSOVER = 1 / 32
 # So many rows are multiplied one at a time, as vectors: as a matrix XLA's CPU back end takes up to
 # four times as long for them, and from four rows on less (docs/sparse.md).
 _VECTORS = (1, 2)
+# Elements of a latent that a device can count, in 32 bits.
+_COUNTED = 2**32
 # Entries per feature summed in the first pass over a weight gradient.
 DIRECT = 4
 
@@ -42,6 +44,7 @@ class Plan:
 
     def of(self, share: Share) -> "Plan":
         """The plan of what one device computes: its lists are its share of the columns."""
+        _check_size(share.layout.examples, share.layout.features, 1)
         size, candidates = (-(-n // share.number) for n in (self.size, self.candidates))
         return dataclasses.replace(self, size=size, candidates=candidates, layout=None)
 
@@ -52,11 +55,26 @@ class Plan:
         return surrogate is not None and self.spec.row.jump is not None and not surrogate.to_input
 
 
+def _check_size(examples, features, devices: int) -> None:
+    """Raises where the elements of a latent cannot be counted on one of so many devices."""
+    if not all(isinstance(size, int) for size in (examples, features)):
+        return
+    if (number := examples * features) >= devices * _COUNTED:
+        needed = number // _COUNTED + 1
+        raise ValueError(
+            f"the latent of {examples:,} examples and {features:,} features has {number:,} "
+            f"elements, and a device can count {_COUNTED:,}. Shard x over its examples or the "
+            f"weights over their features, over {needed} devices at least, or pass fewer examples "
+            "at a time."
+        )
+
+
 def planned(
     spec: Spec, capacity: int | None, share: float, shape: tuple[int, int], layout: Layout | None
 ) -> Plan:
     """The plan of a call for (B, m): its lists hold `capacity`, or a share of the entries."""
     examples, features = shape
+    _check_size(examples, features, 1 if layout is None else layout.devices)
     if layout is None:
         size = entries_for(capacity, examples, features, share)
     else:

@@ -17,6 +17,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu._primitive.packing import WORD_BITS, population, rank_in_word
+from jaxtrelu._primitive.partition import (
+    Share,
+    distributed,
+    from_columns,
+    layout_of,
+    to_columns,
+    to_rows,
+)
 from jaxtrelu._primitive.spec import (
     ImplementationName,
     VariantName,
@@ -37,14 +45,6 @@ from jaxtrelu.sparse._block import (
 from jaxtrelu.sparse._entries import groups_of, support_of
 from jaxtrelu.sparse._loops import take
 from jaxtrelu.sparse._mlp import Operands, gradients_like, has_elements, like, operands_of
-from jaxtrelu._primitive.partition import (
-    Share,
-    distributed,
-    from_columns,
-    layout_of,
-    to_columns,
-    to_rows,
-)
 
 # Share of open entries that the default capacity allows for.
 _SHARE = 1 / 8
@@ -228,9 +228,7 @@ def _distributed_forward(plan: Plan, operands: Operands):
         y, kept = forward(plan.of(share), operands)
         return y, to_columns(kept.words, share.layout), to_rows(kept.z, share.layout)
 
-    y, *kept = distributed(
-        plan.layout, local, (operands,), (like(operands),), ("bo/m", "bw", "bc")
-    )
+    y, *kept = distributed(plan.layout, local, (operands,), (like(operands),), ("bo/m", "bw", "bc"))
     return y, (operands, *kept)
 
 

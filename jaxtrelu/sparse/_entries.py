@@ -21,10 +21,10 @@ from jaxtrelu._primitive.packing import (
     rank_in_word,
     select_in_word,
 )
+from jaxtrelu._primitive.partition import Layout, Share, from_columns, to_columns, to_rows
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu.sparse._block import Plan, biased
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
-from jaxtrelu._primitive.partition import Layout, Share, from_columns, to_columns, to_rows
 
 # Entries listed per round: enough to keep both cores busy, few enough for a cache.
 _ROUND = 4096
@@ -44,7 +44,8 @@ class Groups(NamedTuple):
     @property
     def total(self) -> jax.Array:
         """The number of set bits."""
-        return jnp.sum(self.counts, dtype=jnp.int32)
+        large = isinstance(self.words.size, int) and self.words.size * WORD_BITS >= 2**31
+        return jnp.sum(self.counts, dtype=jnp.uint32 if large else jnp.int32)
 
 
 class EntryList(NamedTuple):
@@ -154,7 +155,10 @@ def support_of(plan: Plan, product, bias, threshold: jax.Array, *, apart: bool =
         inside = pack_last(formulas.window(z, threshold, plan.spec))
 
     def z_at(row, feature):
-        z = take(product.reshape(-1), row * product.shape[1] + feature)
+        if isinstance(product.size, int) and product.size >= 2**31:
+            z = product.at[row, feature].get(mode="promise_in_bounds")
+        else:
+            z = take(product.reshape(-1), row * product.shape[1] + feature)
         return z if bias is None else biased(z, take(bias, feature))
 
     return support_from(plan, opened, inside, z_at, apart=apart)
@@ -178,7 +182,7 @@ def support_from(
 
 def entries_of(plan: Plan, groups: Groups, overflow: jax.Array, z_at: Callable) -> Entries:
     """Lists entries with their pre-activations; none, if there are too many."""
-    total = jnp.where(overflow, 0, groups.total)
+    total = jnp.where(overflow, 0, groups.total).astype(jnp.int32)
     by_row = list_entries(groups, total, plan.size)
     return Entries(groups, by_row, z_at(*by_row), total)
 
@@ -223,7 +227,7 @@ def restored(
             some,
             EntryList(one.group.reshape(-1), one.member.reshape(-1)),
             one.z.reshape(-1),
-            jnp.where(overflow, 0, some.total),
+            jnp.where(overflow, 0, some.total).astype(jnp.int32),
         )
         for one, some in zip(lists, groups, strict=True)
     ]

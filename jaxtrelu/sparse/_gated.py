@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu import bits
+from jaxtrelu._primitive.partition import Share, distributed, layout_of
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu._primitive.spec import (
     Block,
@@ -52,7 +53,6 @@ from jaxtrelu.sparse._entries import (
     support_of,
 )
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
-from jaxtrelu._primitive.partition import Share, distributed, layout_of
 from jaxtrelu.sparse._screen import (
     Precision,
     Screen,
@@ -331,7 +331,13 @@ def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> Ga
 
 _OPERANDS = GatedOperands("bd", "md", "md", "mo", "m", "m", "m")  # type: ignore[arg-type]
 _GRADIENTS = GatedOperands(
-    "bd/m", "md/b", "md/b", "mo/b", "m/b", "m/b", "m/b"  # type: ignore[arg-type]
+    "bd/m",
+    "md/b",
+    "md/b",
+    "mo/b",
+    "m/b",
+    "m/b",
+    "m/b",  # type: ignore[arg-type]
 )
 
 

@@ -26,6 +26,7 @@ from jaxtyping import Float
 
 from jaxtrelu import bits
 from jaxtrelu._primitive import formulas
+from jaxtrelu._primitive.partition import Share, distributed, from_list, layout_of, to_list
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu._primitive.spec import (
     Block,
@@ -64,7 +65,6 @@ from jaxtrelu.sparse._entries import (
     support_of,
 )
 from jaxtrelu.sparse._loops import take
-from jaxtrelu._primitive.partition import Share, distributed, from_list, layout_of, to_list
 from jaxtrelu.sparse._screen import (
     Precision,
     Screen,
