@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.interpreters import partial_eval
+from jax.sharding import PartitionSpec
 
 # `jax.extend`, where these two have their names, imports Pallas (JAX 0.10 to 0.12): more than half
 # of the time that `import jaxtrelu` would add. Both can be had from what is loaded already.
@@ -34,6 +35,15 @@ def register_dead_code_rule(primitive, rule: Callable) -> None:
 def varying_axes(x) -> frozenset:
     """The mesh axes over which x varies inside a `shard_map`."""
     return jax.typeof(x).manual_axis_type.varying
+
+
+def like_type(aval, shaped):
+    """The type `aval`, with the shape, dtype and sharding that `jax.eval_shape` found."""
+    sharding = shaped.sharding
+    if all(axis is None for axis in aval.sharding.spec):
+        # In a partially manual `shard_map` what it found names no mesh (JAX 0.10 to 0.12).
+        sharding = aval.sharding.update(spec=PartitionSpec(*[None] * len(shaped.shape)))
+    return aval.update(shape=shaped.shape, dtype=shaped.dtype, weak_type=False, sharding=sharding)
 
 
 def load_gpu(ref, layout, *, optimized: bool = True) -> jax.Array:

@@ -16,10 +16,12 @@ from jax.interpreters import batching
 from jax.typing import ArrayLike
 from jaxtyping import Float, Real
 
+from jaxtrelu import _compat
 from jaxtrelu._compat import Primitive
 from jaxtrelu._primitive import formulas, lowering
-from jaxtrelu._primitive.packing import Packing
-from jaxtrelu._primitive.rules import thresholded, vary_together
+from jaxtrelu._primitive.packing import Packing, parts_of
+from jaxtrelu._primitive.partition import Layout, distributed, layout_of
+from jaxtrelu._primitive.rules import partitioning_devices, thresholded, vary_together
 from jaxtrelu._primitive.spec import (
     ImplementationName,
     Spec,
@@ -29,8 +31,6 @@ from jaxtrelu._primitive.spec import (
     linear_operands,
 )
 from jaxtrelu._surrogates import Surrogate
-
-BY_ROW = Packing(axes=1)
 
 
 def thresholded_linear(
@@ -89,7 +89,7 @@ def thresholded_linear(
     shape = (*x.shape[:-1], w.shape[1])
     # Inside a shard_map all operands vary together: the transpose of that sums the gradients.
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    operands = vary_together(rows, w, b[None], _by_row(threshold, shape))
+    operands = vary_together(rows, w, b[None], _threshold_by_row(threshold, shape))
     if spec.surrogate is None:
         return _linear(spec, *operands).reshape(shape)
     if spec.implementation not in (None, "xla"):
@@ -100,7 +100,7 @@ def thresholded_linear(
     return _estimated(spec, *operands).reshape(shape)
 
 
-def _by_row(threshold: jax.Array, shape: tuple) -> jax.Array:
+def _threshold_by_row(threshold: jax.Array, shape: tuple) -> jax.Array:
     """The threshold as (1 or rows, 1 or columns)."""
     if threshold.ndim == 0:
         return threshold[None, None]
@@ -124,16 +124,47 @@ def _estimated(spec: Spec, x, w, b, threshold):
 # the gradient
 
 
+def _by_row(columns: int) -> Packing:
+    """Each row is packed by itself, in as many parts as devices may share the columns."""
+    shared = isinstance(columns, int) and columns > 0
+    return Packing(parts=parts_of(columns, partitioning_devices()) if shared else 1)
+
+
+def _packing_of(words: jax.Array) -> Packing:
+    """How words were packed by row."""
+    return Packing(parts=words.shape[1] if words.ndim == 3 else 1)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear(spec: Spec, x, w, b, threshold):
-    (y,) = linear_p.bind(x, w, b, threshold, spec=spec, packing=BY_ROW, outputs=("value",))
+    (y,) = _computed(spec, ("value",), x, w, b, threshold)
     return y
 
 
+def _computed(spec: Spec, outputs: tuple[str, ...], *operands) -> list[jax.Array]:
+    def local(share, x, w, b, threshold):
+        packing = _by_row(w.shape[1])
+        return linear_p.bind(x, w, b, threshold, spec=spec, packing=packing, outputs=outputs)
+
+    if (layout := _explicit(*operands)) is None:
+        return local(None, *operands)
+    taken = ("bd", "dm", "im", _threshold_like(operands[3].shape))
+    return distributed(layout, local, operands, taken, ["bm", "bw"][: len(outputs)])
+
+
+def _explicit(x, w, *rest) -> Layout | None:
+    """The layout on an explicit mesh, where contractions over what is sharded want to be told."""
+    layout = layout_of(x, w, 1)
+    return layout if layout is not None and layout.axes is not None else None
+
+
+def _threshold_like(shape: tuple) -> str:
+    """The dimensions of a threshold of this shape by row."""
+    return ("b" if shape[0] > 1 else "i") + ("m" if shape[1] > 1 else "j")
+
+
 def _forward(spec: Spec, x, w, b, threshold):
-    y, words = linear_p.bind(
-        x, w, b, threshold, spec=spec, packing=BY_ROW, outputs=("value", "gate")
-    )
+    y, words = _computed(spec, ("value", "gate"), x, w, b, threshold)
     # Only the dtype of the bias and the shape of the threshold are needed: 0-sized stand-ins.
     return y, (
         x,
@@ -150,10 +181,20 @@ def _backward(spec: Spec, kept, ct):
     The threshold's is the sum of its slopes, where open and where closed, times ct.
     """
     x, w, b, threshold, words = kept
-    dx, dw, total = linear_gradient_p.bind(
-        x, w, ct, words, packing=BY_ROW, implementation=spec.implementation
-    )
-    dt = _threshold_gradient(spec, threshold, ct, words, total)
+
+    def local(share, x, w, ct, words):
+        dx, dw, total = linear_gradient_p.bind(
+            x, w, ct, words, packing=_packing_of(words), implementation=spec.implementation
+        )
+        return dx, dw, total, _threshold_gradient(spec, threshold, ct, words, total)
+
+    if (layout := _explicit(x, w)) is None:
+        dx, dw, total, dt = local(None, x, w, ct, words)
+    else:
+        found = _threshold_like(threshold.shape[1:])
+        over = "".join(dimension for dimension in "bm" if dimension not in found)
+        taken, given = ("bd", "dm", "bm", "bw"), ("bd/m", "dm/b", "im/b", f"{found}/{over}")
+        dx, dw, total, dt = distributed(layout, local, (x, w, ct, words), taken, given)
     if (slope := spec.traits.input_slope) != 1:
         dx, dw, total = slope * dx, slope * dw, slope * total
     return dx, dw, total.astype(b.dtype), dt
@@ -163,13 +204,15 @@ def _threshold_gradient(spec: Spec, threshold, ct, words, total):
     shape = threshold.shape[1:]
     opened, closed = spec.traits.threshold_slope
     if not (opened or closed):
-        return jnp.zeros(shape, threshold.dtype)
+        # Of the shape that it has on this device.
+        own = (one if one == 1 else size for one, size in zip(shape, ct.shape, strict=True))
+        return jnp.zeros(tuple(own), threshold.dtype)
     if shape[0] == 1:  # from the columns' sums, without another pass over the cotangent
         dt = opened * total
         if closed:
             dt = dt + closed * (jnp.sum(ct, 0, keepdims=True, dtype=total.dtype) - total)
     else:
-        mask = BY_ROW.unpack(words, ct.shape)
+        mask = _packing_of(words).unpack(words, ct.shape)
         ct = ct.astype(total.dtype)
         dt = jnp.where(mask, opened * ct if opened else 0.0, closed * ct if closed else 0.0)
     if shape[1] == 1:
@@ -212,7 +255,7 @@ def _primitive(name: str, xla: Callable, implementation_of, static) -> Primitive
 
     def abstract(*avals, **params):
         return [
-            avals[0].update(shape=o.shape, dtype=o.dtype, weak_type=False, sharding=o.sharding)
+            _compat.like_type(avals[0], o)
             for o in jax.eval_shape(functools.partial(xla, **params), *avals)
         ]
 

@@ -24,6 +24,8 @@ from jaxtrelu._primitive.packing import (
     unpack_last,
     words_for,
 )
+from jaxtrelu._primitive.partition import along_rows
+from jaxtrelu._primitive.rules import vary_together, varying_like
 
 __all__ = ["compact", "count", "expand", "pack", "rank", "select", "transpose", "unpack"]
 
@@ -120,6 +122,10 @@ def transpose(
             f"`words` should have shape (..., rows, w), but have {words.shape}. Pass words[None]."
         )
     _check_width(words, width)
+    return along_rows(lambda words: _transposed(words, width), [words], 2, 2)
+
+
+def _transposed(words: jax.Array, width: int) -> jax.Array:
     *lead, rows, across = words.shape
     down = words_for(rows)
     block = jnp.pad(words, [(0, 0)] * len(lead) + [(0, down * WORD_BITS - rows), (0, 0)])
@@ -155,7 +161,11 @@ def rank(
     >>> rank(jnp.array([5], jnp.uint32), jnp.array([0, 1, 2, 3])).tolist()
     [0, 1, 1, 2]
     """
-    words, index = _one_lead(_checked(words), jnp.asarray(index, jnp.int32))
+    operands = _one_lead(_checked(words), jnp.asarray(index, jnp.int32))
+    return along_rows(_rank, operands, 1, 1)
+
+
+def _rank(words: jax.Array, index: jax.Array) -> jax.Array:
     if words.shape[-1] == 0:
         return jnp.zeros_like(index)
     ones = population(words)
@@ -185,7 +195,11 @@ def select(
     >>> select(jnp.array([5], jnp.uint32), jnp.array([0, 1, 2])).tolist()
     [0, 2, 32]
     """
-    words, k = _one_lead(_checked(words), jnp.asarray(k, jnp.int32))
+    operands = _one_lead(_checked(words), jnp.asarray(k, jnp.int32))
+    return along_rows(_select, operands, 1, 1)
+
+
+def _select(words: jax.Array, k: jax.Array) -> jax.Array:
     width = words.shape[-1]
     if width == 0:
         return jnp.zeros_like(k)
@@ -225,12 +239,20 @@ def compact(
     words = _checked(words)
     if size < 0:
         raise ValueError(f"`size` should be at least 0, but is {size!r}.")
+    if values is None:
+        found = along_rows(lambda words: _compact(words, size, None), [words], 1, (1, None, 0))
+    else:
+        given = [words, jnp.asarray(values)]
+        found = along_rows(lambda *given: _compact(given[0], size, given[1]), given, 1, (1, 1, 0))
+    return found
+
+
+def _compact(words: jax.Array, size: int, values: jax.Array | None):
     counts = count(words)
     slots = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (*words.shape[:-1], size))
-    indices = select(words, slots)
+    indices = _select(words, varying_like(slots, words))
     if values is None:
         return indices, None, counts
-    values = jnp.asarray(values)
     there = jnp.take_along_axis(values, indices, axis=-1, mode="clip")
     return indices, jnp.where(slots < counts[..., None], there, jnp.zeros_like(there)), counts
 
@@ -264,11 +286,16 @@ def expand(
         raise ValueError("`indices` should have at least one axis, but is a scalar.")
     if width < 0:
         raise ValueError(f"`width` should be at least 0, but is {width!r}.")
+    both = vary_together(indices, values)
+    return along_rows(lambda *both: _expand(*both, width), both, 1, 1)
+
+
+def _expand(indices: jax.Array, values: jax.Array, width: int) -> jax.Array:
     *lead, size = indices.shape
     rows = math.prod(lead)  # not -1, which has no answer for an array without elements
     put = jax.vmap(lambda row, i, v: row.at[i].set(v, mode="drop"))
     dense = put(
-        jnp.zeros((rows, width), values.dtype),
+        varying_like(jnp.zeros((rows, width), values.dtype), values, indices),
         indices.reshape(rows, size),
         values.reshape(rows, size),
     )

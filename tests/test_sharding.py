@@ -1,5 +1,6 @@
 """shard_map, explicit meshes, automatic partitioning and pmap, on eight virtual devices."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ from cases import SHAPE, Case, close, over_cases
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxtrelu import Rectangle, thresholded_relu
+from jaxtrelu import Rectangle, Triangle, bits, thresholded_relu
 
 OPTIONS = {
     "shift": {},
@@ -184,7 +185,21 @@ def _collectives(function, *operands) -> list[str]:
 
 @pytest.mark.parametrize(
     ("shape", "spec"),
-    [((64, 256), P("a", None)), ((64, 256), P(None, "a")), ((64, 100), P("a", None))],
+    [
+        ((64, 256), P("a", None)),
+        ((64, 256), P(None, "a")),
+        ((64, 100), P("a", None)),
+        # Parts that are no multiple of 32: leading axes of any size,
+        ((8, 28, 28, 1), P("a")),
+        ((8, 100), P("a")),
+        ((16, 37), P("a")),
+        ((24, 3, 3), P("a")),
+        ((32, 5), P("a")),
+        ((1000,), P("a")),
+        # and last ones of about 100 and more.
+        ((64, 800), P(None, "a")),
+        ((16, 1000), P(None, "a")),
+    ],
     ids=str,
 )
 def test_automatic_partitioning_adds_no_collective(shape, spec):
@@ -193,6 +208,60 @@ def test_automatic_partitioning_adds_no_collective(shape, spec):
     gradient = jax.grad(lambda x, c: (thresholded_relu(x, 0.5) * c).sum())
     assert _collectives(gradient, x, x) == []
     np.testing.assert_array_equal(gradient(x, x), np.where(x > 0.5, x, 0))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("names", ["a", "b"])
+def test_partially_manual_shard_map(names, options):
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    x = jax.random.normal(KEY, (8, 37))
+    threshold = _threshold("channel", x)
+    mapped = jax.shard_map(
+        lambda x, t: thresholded_relu(x, t, **options),
+        mesh=mesh,
+        in_specs=(P(names), P()),
+        out_specs=P(names),
+        axis_names={names},
+    )
+    actual = jax.jit(jax.grad(lambda x, t: (mapped(x, t) ** 2).sum(), (0, 1)))(x, threshold)
+    _expect_same_gradients(actual, options, x, threshold)
+
+
+@pytest.mark.parametrize("surrogate", [Rectangle(0.5), Triangle(0.5)], ids=str)
+def test_sharded_threshold_beside_a_replicated_x(surrogate):
+    options = {"variant": "hard", "surrogate": dataclasses.replace(surrogate, to_input=True)}
+    mesh = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Explicit,))
+    x = jax.random.normal(KEY, (4, 64))
+    threshold = _threshold("channel", x)
+    with jax.set_mesh(mesh):
+        placed = (
+            jax.device_put(a, NamedSharding(mesh, s)) for a, s in ((x, P()), (threshold, P("a")))
+        )
+        actual = jax.jit(jax.grad(_loss(options), (0, 1)))(*placed)
+    _expect_same_gradients(actual, options, x, threshold)
+
+
+def test_bits_on_an_explicit_mesh():
+    mesh = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Explicit,))
+    rng = np.random.default_rng(0)
+    mask = rng.random((16, 3, 70)) < 0.3
+    values = np.where(mask, rng.random(mask.shape, np.float32), 0)
+
+    def every(mask, values):
+        words = bits.pack(mask)
+        indices, found, counts = bits.compact(words, 70, values)
+        again = bits.expand(indices, found, 70)
+        ranks = bits.rank(words, bits.select(words, indices * 0))
+        return words, indices, counts, again, ranks, bits.transpose(words, 70)
+
+    expected = every(mask, values)
+    np.testing.assert_array_equal(expected[3], values)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, P("a"))
+        actual = jax.jit(every)(*(jax.device_put(a, sharding) for a in (mask, values)))
+    for a, e in zip(actual, expected, strict=True):
+        assert jax.typeof(a).sharding.spec[0] == "a"
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(e))
 
 
 def test_pmap():

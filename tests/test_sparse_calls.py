@@ -153,8 +153,9 @@ def test_a_transposed_weight_is_named_also_with_a_threshold_for_each_feature(pro
 
 
 def test_capacities_of_numpy_are_numbers():
-    y = sparse_mlp(X, W_IN, W_OUT, capacity=np.int64(20), with_activity=True)[1]
-    assert y.features.shape == (3 * 20,)
+    # A multiple of the number of devices, so that they can share the lists.
+    y = sparse_mlp(X, W_IN, W_OUT, capacity=np.int64(24), with_activity=True)[1]
+    assert y.features.shape == (3 * 24,)
 
 
 def test_bits_under_strict_promotion(strict_promotion):

@@ -51,6 +51,10 @@ class View:
         """The gate as the primitive keeps it, as words (rows, words per row)."""
         if self.packing.axes == 0:
             return pack_last(self.rows(words))
+        if not self._words_run_on:
+            return pack_last(self.rows(self.packing.unpack(words, self.shape)))
+        if self.packing.parts > 1:
+            words = words.reshape(*words.shape[:-2], words.shape[-2] * words.shape[-1])
         return words.reshape(math.prod(words.shape[:-1]), words.shape[-1])
 
     def value(self, rows: jax.Array) -> jax.Array:
@@ -65,9 +69,19 @@ class View:
     def words(self, words: jax.Array) -> jax.Array:
         """The inverse of `packed`."""
         leading, packed = self._parts
+        size, parts = math.prod(packed), self.packing.parts
         if self.packing.axes == 0:
-            return unpack_last(words, math.prod(packed)).reshape(self.shape)
-        return words.reshape(*leading, words_for(math.prod(packed)))
+            return unpack_last(words, size).reshape(self.shape)
+        if not self._words_run_on:
+            return self.packing.pack(self.value(unpack_last(words, size)))
+        split = () if parts == 1 else (parts,)
+        return words.reshape(*leading, *split, words_for(size // parts))
+
+    @property
+    def _words_run_on(self) -> bool:
+        """Whether the words of the parts, one after the other, are those of the whole."""
+        size = math.prod(self._parts[1])
+        return self.packing.parts == 1 or size // self.packing.parts % WORD_BITS == 0
 
     @property
     def no_words(self) -> jax.Array:
@@ -111,8 +125,16 @@ def gate_in_view(gate, t, words, *, packing: Packing, invert: bool, implementati
     return view.value(gate(view.rows(t), view.packed(words), invert=invert))
 
 
+def linear_forward(back_end, x, w, *operands, spec, packing: Packing, outputs) -> list:
+    """The fused linear layer: its value, and its words as they are packed here."""
+    view = View((x.shape[0], w.shape[1]), packing)
+    results = back_end.forward(x, w, *operands, spec, outputs)
+    return [r if o == "value" else view.words(r) for o, r in zip(outputs, results, strict=True)]
+
+
 def linear_gradients(back_end, x, w, ct, words, *, packing, implementation) -> list:
     """The gradients of the fused linear layer: dx, dw, and the columns' sums of the cotangent."""
+    words = View(ct.shape, packing).packed(words)
     dw, total = back_end.weight_gradient(x, ct, words)
     return [back_end.input_gradient(ct, words, w), dw, total]
 

@@ -15,6 +15,11 @@ from jax import lax
 
 WORD_BITS = 32
 
+# Padding that is accepted so that devices can share an array: 64 bytes or, of all words, such a
+# share beside leading axes that stay apart, and such a share for parts of the packed axis.
+_FEW_WORDS = 16
+_APART, _PARTS = 1 / 16, 0.3
+
 
 def words_for(size):
     """The number of words that hold `size` bits. Symbolic sizes work."""
@@ -72,17 +77,24 @@ class Packing:
     """Which axes of an array are packed. Counted from the end, so that batching leaves it alone.
 
     `axes` trailing axes, ending `behind` axes before the last one, are merged into one and packed;
-    with no axes at all the mask is kept as it is, one byte per element.
+    with no axes at all the mask is kept as it is, one byte per element. The merged axis is packed
+    in `parts` equal parts, each padded to whole words, with an axis of their own before the words:
+    so however many devices share the axis, if their number divides `parts`, each has its own words.
     """
 
     axes: int = 1
     behind: int = 0
+    parts: int = 1
 
     def pack(self, mask: jax.Array) -> jax.Array:
         """A boolean array to words; the packed axis comes last."""
         if self.axes == 0:
             return mask
-        return pack_last(self._merge(mask))
+        merged = self._merge(mask)
+        if self.parts > 1:
+            *lead, size = merged.shape
+            merged = lax.reshape(merged, (*lead, self.parts, size // self.parts))
+        return pack_last(merged)
 
     def unpack(self, words: jax.Array, shape: tuple) -> jax.Array:
         """Words to a boolean array of that shape: the inverse of `pack`."""
@@ -90,7 +102,12 @@ class Packing:
             return words
         lead = len(shape) - self.axes - self.behind
         packed, behind = shape[lead : lead + self.axes], shape[lead + self.axes :]
-        mask = unpack_last(words, math.prod(packed))
+        size = math.prod(packed)
+        if self.parts > 1:
+            mask = unpack_last(words, size // self.parts)
+            mask = lax.reshape(mask, (*mask.shape[:-2], size))
+        else:
+            mask = unpack_last(words, size)
         if self.axes > 1 or self.behind:
             mask = lax.reshape(mask, (*shape[:lead], *behind, *packed))
         if self.behind:
@@ -107,17 +124,24 @@ class Packing:
         return lax.reshape(mask, (*mask.shape[: lead + self.behind], math.prod(sizes)))
 
 
-def choose_packing(shape: tuple, shards: tuple[int, ...] | None = None) -> Packing:
+def choose_packing(
+    shape: tuple, shards: tuple[int, ...] | None = None, devices: int = 1
+) -> Packing:
     """The packing that keeps 1/8 byte per element and needs no collective.
 
-    Without sharding: the fewest trailing axes whose merged size is a multiple of the word, all of
-    them if there is none, so that padding costs at most one word. With `shards`, the number of
-    parts of each axis of an explicitly sharded array, a single axis whose part is a multiple of the
-    word; else the longest whole axis, padded; else none, and the mask stays a mask.
+    On one device: the fewest trailing axes whose merged size is a multiple of the word, all of them
+    if there is none, so that padding costs at most one word. With several `devices`, over which the
+    partitioner may share any axis: the fewest trailing axes whose padding costs little, in as many
+    parts as cost little. With `shards`, the number of parts of each axis of an explicitly sharded
+    array, a single axis whose part is a multiple of the word; else the longest whole axis, padded;
+    else none, and the mask stays a mask.
     """
     if not shape:
         return Packing(axes=0)
     if shards is None or all(parts == 1 for parts in shards):
+        known = all(isinstance(size, int) and size for size in shape)
+        if devices > 1 and known:
+            return _shared_packing(shape, devices)
         return Packing(axes=_merged_axes(shape))
     order = range(len(shape) - 1, -1, -1)
     aligned = [i for i in order if shape[i] and shape[i] % (WORD_BITS * shards[i]) == 0]
@@ -129,6 +153,31 @@ def choose_packing(shape: tuple, shards: tuple[int, ...] | None = None) -> Packi
         if shape[longest] >= WORD_BITS // 4:  # shorter, a padded word is larger than a mask
             return Packing(behind=len(shape) - 1 - longest)
     return Packing(axes=0)
+
+
+def parts_of(size: int, devices: int) -> int:
+    """The most parts of an axis among which any number of the devices can share it equally."""
+    return math.gcd(size, devices)
+
+
+def _shared_packing(shape: tuple[int, ...], devices: int) -> Packing:
+    """The packing of an array that several devices may share, leading axes first."""
+
+    def words(axes: int, parts: int) -> int:
+        lead, packed = shape[: len(shape) - axes], shape[len(shape) - axes :]
+        return math.prod(lead) * parts * words_for(math.prod(packed) // parts)
+
+    least = words_for(math.prod(shape))
+
+    def most(share: float) -> float:
+        return least + max(_FEW_WORDS, share * least)
+
+    axes = next(n for n in range(1, len(shape) + 1) if words(n, 1) <= most(_APART))
+    parts = parts_of(shape[len(shape) - axes], devices)
+    while parts > 1 and words(axes, parts) > most(_PARTS):
+        # The next divisor.
+        parts = next(n for n in range(parts - 1, 0, -1) if parts % n == 0)
+    return Packing(axes=axes, parts=parts)
 
 
 def _merged_axes(shape: tuple) -> int:

@@ -30,6 +30,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import jet
 from jax.interpreters import ad, batching
+from jax.sharding import AxisType
 
 from jaxtrelu import _compat
 from jaxtrelu._compat import Primitive
@@ -69,13 +70,21 @@ def vary_together(*operands: jax.Array) -> list[jax.Array]:
 
 
 def packing_of(x: jax.Array) -> Packing:
-    """The packing of x's gate, given how many parts each axis has on an explicit mesh."""
+    """The packing of x's gate, given how many parts each axis has, or may have."""
     sharding = jax.typeof(x).sharding
     if all(axis is None for axis in sharding.spec):
-        return choose_packing(x.shape)
+        return choose_packing(x.shape, devices=partitioning_devices())
     names = [axis if isinstance(axis, tuple) else (axis,) for axis in sharding.spec]
     shards = [math.prod(sharding.mesh.shape[n] for n in axis if n is not None) for axis in names]
     return choose_packing(x.shape, tuple(shards))
+
+
+def partitioning_devices() -> int:
+    """Over how many devices a partitioner may share what is traced now."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and set(mesh.axis_types) == {AxisType.Manual}:
+        return 1
+    return jax.device_count()
 
 
 def gate(
@@ -158,7 +167,8 @@ def _scaled(tangent: jax.Array, small: jax.Array, x: jax.Array) -> jax.Array:
     """
     tangent = spread(tangent, x)
     kept = tuple(d for d in range(small.ndim) if small.shape[d] == x.shape[d])
-    explicit = any(axis is not None for axis in jax.typeof(x).sharding.spec)
+    types = (jax.typeof(x), jax.typeof(small))
+    explicit = any(axis is not None for of in types for axis in of.sharding.spec)
     if explicit or len(kept) == x.ndim:
         return tangent * spread(small, x)
     small = lax.reshape(small.astype(tangent.dtype), tuple(x.shape[d] for d in kept))
@@ -300,7 +310,7 @@ def _thresholded_abstract(x, threshold, *, spec, packing, outputs):
     if outputs == ("value",):
         return [like_x]
     words = jax.eval_shape(lambda x: packing.pack(x == x), like_x)
-    like_words = like_x.update(shape=words.shape, dtype=words.dtype, sharding=words.sharding)
+    like_words = _compat.like_type(like_x, words)
     return [like_x if output == "value" else like_words for output in outputs]
 
 

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxtrelu._primitive.partition import Layout, Share, columns_for
 from jaxtrelu._primitive.rules import thresholded
-from jaxtrelu._primitive.spec import Spec, accumulator_dtype, computation_dtype
+from jaxtrelu._primitive.spec import Spec, accumulator_dtype, computation_dtype, entries_for
 from jaxtrelu.sparse._loops import repeat
 
 #: What may be passed as ``products=``.
@@ -25,6 +26,8 @@ CROSSOVER = 1 / 32
 # So many rows are multiplied one at a time, as vectors: as a matrix XLA's CPU back end takes up to
 # four times as long for them, and from four rows on less (docs/sparse.md).
 _VECTORS = (1, 2)
+# Elements of a latent that a device can count, in 32 bits.
+_COUNTED = 2**32
 # Entries per feature summed in the first pass over a weight gradient.
 DIRECT = 4
 
@@ -42,6 +45,14 @@ class Plan:
     """Entries that the lists of a screen hold."""
     products: Products | None = None
     """How products are taken, or None: as the platform does it best."""
+    layout: Layout | None = None
+    """How the call is laid out over devices; None: it is computed as it is."""
+
+    def of(self, share: Share) -> "Plan":
+        """The plan of what one device computes: its lists are its share of the columns."""
+        _check_size(share.layout.examples, share.layout.features, 1)
+        size, candidates = (-(-n // share.number) for n in (self.size, self.candidates))
+        return dataclasses.replace(self, size=size, candidates=candidates, layout=None)
 
     @property
     def window_is_silent(self) -> bool:
@@ -50,6 +61,39 @@ class Plan:
         return (
             surrogate is not None and self.spec.traits.jump is not None and not surrogate.to_input
         )
+
+
+def _check_size(examples, features, devices: int) -> None:
+    """Raises where the elements of a latent cannot be counted on one of so many devices."""
+    if not all(isinstance(size, int) for size in (examples, features)):
+        return
+    if (number := examples * features) >= devices * _COUNTED:
+        needed = number // _COUNTED + 1
+        raise ValueError(
+            f"the latent of {examples:,} examples and {features:,} features has {number:,} "
+            f"elements, and a device can count {_COUNTED:,}. Shard x over its examples or the "
+            f"weights over their features, over {needed} devices at least, or pass fewer examples "
+            "at a time."
+        )
+
+
+def planned(
+    spec: Spec,
+    capacity: int | None,
+    share: float,
+    shape: tuple[int, int],
+    layout: Layout | None,
+    products: Products | None,
+) -> Plan:
+    """The plan of a call for (B, m): its lists hold `capacity`, or a share of the entries."""
+    examples, features = shape
+    _check_size(examples, features, 1 if layout is None else layout.devices)
+    if layout is None:
+        size = entries_for(capacity, examples, features, share)
+    else:
+        size = examples * columns_for(layout, entries_for(capacity, 1, features, share))
+    candidates = max(size, entries_for(None, examples, features, CROSSOVER))
+    return Plan(spec, size, candidates=candidates, products=products, layout=layout)
 
 
 # Runs once per shape outside of `jit` as well, where loops and conditionals would be compiled at

@@ -17,19 +17,34 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu._primitive.packing import WORD_BITS, population, rank_in_word
+from jaxtrelu._primitive.partition import (
+    Share,
+    distributed,
+    from_columns,
+    layout_of,
+    to_columns,
+    to_rows,
+)
 from jaxtrelu._primitive.spec import (
     ImplementationName,
     VariantName,
     block_operands,
     check_skips,
     checked_spec,
-    entries_for,
 )
 from jaxtrelu._surrogates import Surrogate
-from jaxtrelu.sparse._block import Plan, biased, compiled_once, decoded, encoded, finished
+from jaxtrelu.sparse._block import (
+    Plan,
+    biased,
+    compiled_once,
+    decoded,
+    encoded,
+    finished,
+    planned,
+)
 from jaxtrelu.sparse._entries import groups_of, support_of
 from jaxtrelu.sparse._loops import take
-from jaxtrelu.sparse._mlp import Operands, has_elements, operands_of
+from jaxtrelu.sparse._mlp import Operands, gradients_like, has_elements, like, operands_of
 
 # Share of open entries that the default capacity allows for.
 _SHARE = 1 / 8
@@ -95,9 +110,10 @@ def compact_mlp(
     spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
     check_skips(spec, "compact_mlp")
     block = block_operands(x, {"w_in": w_in}, w_out, threshold, {"b_in": b_in}, b_out)
-    size = entries_for(capacity, block.x.shape[0], block.w_out.shape[0], _SHARE)
+    layout = layout_of(block.x, block.w_out)
+    shape = block.x.shape[0], block.w_out.shape[0]
     # Its products are dense already, and the lists are what it is for.
-    plan = Plan(spec, size, products="loops")
+    plan = planned(spec, capacity, _SHARE, shape, layout, "loops")
     operands = operands_of(block)
     y = (keeping_entries if has_elements(operands) else _dense)(plan, operands)
     return finished(y, block.b_out, block.lead, block.x.dtype)
@@ -121,7 +137,9 @@ class CompactResiduals(NamedTuple):
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def keeping_entries(plan: Plan, operands: Operands) -> jax.Array:
     """Returns y (B, d_out), in the accumulator's type, without b_out."""
-    return _dense(plan, operands)
+    if plan.layout is None:
+        return _dense(plan, operands)
+    return _distributed_dense(plan, operands)
 
 
 @compiled_once
@@ -138,7 +156,8 @@ def forward(plan: Plan, operands: Operands) -> tuple[jax.Array, CompactResiduals
 
 
 def _backward(plan: Plan, residuals: CompactResiduals, g: jax.Array):
-    return (_gradients(plan, residuals, g),)
+    compute = _gradients if plan.layout is None else _distributed_gradients
+    return (compute(plan, residuals, g),)
 
 
 @compiled_once
@@ -185,4 +204,53 @@ def _expand(words: jax.Array, kept: jax.Array, width: int) -> jax.Array:
     return jnp.where(is_set == 1, value, -jnp.inf)
 
 
-keeping_entries.defvjp(forward, _backward)
+# on several devices
+
+
+@compiled_once
+def _distributed_dense(plan: Plan, operands: Operands) -> jax.Array:
+    assert plan.layout is not None
+
+    def local(share: Share, operands: Operands):
+        return _dense(plan.of(share), operands)
+
+    return distributed(plan.layout, local, (operands,), (like(operands),), "bo/m")
+
+
+def _forward(plan: Plan, operands: Operands):
+    compute = forward if plan.layout is None else _distributed_forward
+    return compute(plan, operands)
+
+
+@compiled_once
+def _distributed_forward(plan: Plan, operands: Operands):
+    assert plan.layout is not None
+
+    def local(share: Share, operands: Operands):
+        y, kept = forward(plan.of(share), operands)
+        return y, to_columns(kept.words, share.layout), to_rows(kept.z, share.layout)
+
+    y, *kept = distributed(plan.layout, local, (operands,), (like(operands),), ("bo/m", "bw", "bc"))
+    return y, (operands, *kept)
+
+
+@compiled_once
+def _distributed_gradients(plan: Plan, residuals, g: jax.Array) -> Operands:
+    operands, words, z = residuals
+    assert plan.layout is not None
+
+    def local(share: Share, operands: Operands, words, z, g):
+        own, words = plan.of(share), from_columns(words, share.layout)
+        overflow = groups_of(words).total > own.size
+        return _gradients(own, CompactResiduals(operands, words, z.reshape(-1), overflow), g)
+
+    return distributed(
+        plan.layout,
+        local,
+        (operands, words, z, g),
+        (like(operands), "bw", "bc", "bo"),
+        gradients_like(operands),
+    )
+
+
+keeping_entries.defvjp(_forward, _backward)

@@ -21,6 +21,7 @@ from jaxtrelu._primitive.packing import (
     rank_in_word,
     select_in_word,
 )
+from jaxtrelu._primitive.partition import Layout, Share, from_columns, to_columns, to_rows
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu.sparse._block import Plan, biased, takes_dense
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
@@ -43,7 +44,8 @@ class Groups(NamedTuple):
     @property
     def total(self) -> jax.Array:
         """The number of set bits."""
-        return jnp.sum(self.counts, dtype=jnp.int32)
+        large = isinstance(self.words.size, int) and self.words.size * WORD_BITS >= 2**31
+        return jnp.sum(self.counts, dtype=jnp.uint32 if large else jnp.int32)
 
 
 class EntryList(NamedTuple):
@@ -154,7 +156,10 @@ def support_of(plan: Plan, product, bias, threshold: jax.Array, *, apart: bool =
         inside = pack_last(formulas.window(z, threshold, plan.spec))
 
     def z_at(row, feature):
-        z = take(product.reshape(-1), row * product.shape[1] + feature)
+        if isinstance(product.size, int) and product.size >= 2**31:
+            z = product.at[row, feature].get(mode="promise_in_bounds")
+        else:
+            z = take(product.reshape(-1), row * product.shape[1] + feature)
         return z if bias is None else biased(z, take(bias, feature))
 
     return support_from(plan, opened, inside, z_at, apart=apart)
@@ -178,7 +183,7 @@ def support_from(
 
 def entries_of(plan: Plan, groups: Groups, overflow: jax.Array, z_at: Callable) -> Entries:
     """Lists entries with their pre-activations; none, if there are too many."""
-    total = jnp.where(overflow, 0, groups.total)
+    total = jnp.where(overflow, 0, groups.total).astype(jnp.int32)
     by_row = list_entries(groups, total, plan.size)
     return Entries(groups, by_row, z_at(*by_row), total)
 
@@ -187,3 +192,44 @@ def has_bit(words: jax.Array, row: jax.Array, member: jax.Array) -> jax.Array:
     """Whether the bit of an entry (row, member) is set."""
     word = take(words.reshape(-1), row * words.shape[1] + member // WORD_BITS)
     return (word >> (member % WORD_BITS).astype(jnp.uint32)) & 1 == 1
+
+
+# between the passes, on several devices
+
+
+class Kept(NamedTuple):
+    """Entries in arrays whose shapes are those of their layout, whatever the sharding."""
+
+    words: jax.Array
+    group: jax.Array
+    member: jax.Array
+    z: jax.Array
+
+
+#: The dimensions of `Kept`.
+KEPT = Kept("bw", "bc", "bc", "bc")  # type: ignore[arg-type]
+
+
+def kept(entries: Entries, layout: Layout) -> Kept:
+    """What is kept of the entries of a device."""
+    lists = (to_rows(array, layout) for array in (*entries.by_row, entries.z))
+    return Kept(to_columns(entries.groups.words, layout), *lists)
+
+
+def restored(
+    plan: Plan, share: Share, visited: Kept, window: Kept | None
+) -> tuple[Entries, Entries | None, jax.Array]:
+    """The inverse of `kept` for both lists, and whether they are too short for the entries."""
+    lists = [visited] if window is None else [visited, window]
+    groups = [groups_of(from_columns(one.words, share.layout)) for one in lists]
+    overflow = sum(some.total for some in groups) > plan.size
+    found = [
+        Entries(
+            some,
+            EntryList(one.group.reshape(-1), one.member.reshape(-1)),
+            one.z.reshape(-1),
+            jnp.where(overflow, 0, some.total).astype(jnp.int32),
+        )
+        for one, some in zip(lists, groups, strict=True)
+    ]
+    return found[0], None if window is None else found[1], overflow

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu import bits
+from jaxtrelu._primitive.partition import Share, distributed, layout_of
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu._primitive.spec import (
     Block,
@@ -26,7 +27,6 @@ from jaxtrelu._primitive.spec import (
     block_operands,
     check_skips,
     checked_spec,
-    entries_for,
 )
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sparse._block import (
@@ -40,13 +40,29 @@ from jaxtrelu.sparse._block import (
     encoded,
     finished,
     passed,
+    planned,
     product_of_nonzeros,
     projected,
     takes_dense,
 )
-from jaxtrelu.sparse._entries import Entries, groups_of, list_entries, position, support_of
+from jaxtrelu.sparse._entries import (
+    KEPT,
+    Entries,
+    groups_of,
+    kept,
+    list_entries,
+    position,
+    restored,
+    support_of,
+)
 from jaxtrelu.sparse._loops import ceil_div, repeat, take
-from jaxtrelu.sparse._screen import Precision, Screen, checked_screen, screened_support
+from jaxtrelu.sparse._screen import (
+    Precision,
+    Screen,
+    checked_screen,
+    dimensions_of,
+    screened_support,
+)
 from jaxtrelu.sparse._sums import entry_dots, gather_sum, scalar_sum
 
 # Up to this many examples the weights of all units that any of them opens are read together.
@@ -150,9 +166,8 @@ def gated_call(spec: Spec, capacity, products, block: Block) -> tuple[Plan, "Gat
     operands = GatedOperands(block.x, w_gate, w_up, block.w_out, block.threshold, b_gate, b_up)
     leaves = jax.tree.leaves(operands)
     operands = jax.tree.map(lambda leaf: varying_like(leaf, *leaves), operands)
-    size = entries_for(capacity, examples, units, share)
-    candidates = max(size, entries_for(None, examples, units, CROSSOVER))
-    return Plan(spec, size, candidates=candidates, products=products), operands
+    layout = layout_of(block.x, block.w_out)
+    return planned(spec, capacity, share, (examples, units), layout, products), operands
 
 
 class GatedOperands(NamedTuple):
@@ -190,8 +205,10 @@ def _dense_rest(plan: Plan, operands: GatedOperands, product: jax.Array) -> jax.
 def gated(plan: Plan, operands: GatedOperands, screen: Screen | None = None) -> jax.Array:
     """Returns y (B, d_out), in the accumulator's type, without b_out."""
     if operands.x.shape[0] > FEW:
-        return forward(plan, operands, screen)[0]
-    return few_examples(plan, operands)[0]
+        return _passed(plan, operands, screen)[0]
+    if plan.layout is None:
+        return few_examples(plan, operands)[0]
+    return _distributed_few(plan, operands)
 
 
 @compiled_once
@@ -258,8 +275,9 @@ def forward(
     return y, GatedResiduals(operands, visited, support.overflow)
 
 
-def _backward(plan: Plan, residuals: GatedResiduals, g: jax.Array):
-    return _gradients(plan, residuals, g), None
+def _backward(plan: Plan, residuals, g: jax.Array):
+    compute = _gradients if plan.layout is None else _distributed_gradients
+    return compute(plan, residuals, g), None
 
 
 def _itself(y: jax.Array) -> jax.Array:
@@ -315,4 +333,73 @@ def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> Ga
     )
 
 
-gated.defvjp(forward, _backward)
+# on several devices
+
+_OPERANDS = GatedOperands("bd", "md", "md", "mo", "m", "m", "m")  # type: ignore[arg-type]
+_GRADIENTS = GatedOperands(
+    "bd/m",
+    "md/b",
+    "md/b",
+    "mo/b",
+    "m/b",
+    "m/b",
+    "m/b",  # type: ignore[arg-type]
+)
+
+
+def _like(operands: GatedOperands, dimensions: GatedOperands) -> GatedOperands:
+    """The dimensions, without those of biases that are not there."""
+    return jax.tree.map(
+        lambda operand, array: None if operand is None else array,
+        operands,
+        dimensions,
+        is_leaf=lambda operand: operand is None,
+    )
+
+
+def _passed(plan: Plan, operands: GatedOperands, screen: Screen | None = None):
+    """The forward pass: y, and what the gradient needs."""
+    if plan.layout is None:
+        return forward(plan, operands, screen)
+    return _distributed_forward(plan, operands, screen)
+
+
+@compiled_once
+def _distributed_few(plan: Plan, operands: GatedOperands) -> jax.Array:
+    assert plan.layout is not None
+
+    def local(share: Share, operands: GatedOperands):
+        return few_examples(plan.of(share), operands)[0]
+
+    return distributed(plan.layout, local, (operands,), (_like(operands, _OPERANDS),), "bo/m")
+
+
+@compiled_once
+def _distributed_forward(plan: Plan, operands: GatedOperands, screen: Screen | None):
+    assert plan.layout is not None
+
+    def local(share: Share, operands: GatedOperands, screen: Screen | None):
+        y, residuals = forward(plan.of(share), operands, screen)
+        return y, kept(residuals.visited, share.layout)
+
+    taken = (_like(operands, _OPERANDS), dimensions_of(screen))
+    y, visited = distributed(plan.layout, local, (operands, screen), taken, ("bo/m", KEPT))
+    return y, (operands, visited)
+
+
+@compiled_once
+def _distributed_gradients(plan: Plan, residuals, g: jax.Array) -> GatedOperands:
+    assert plan.layout is not None
+
+    def local(share: Share, operands: GatedOperands, visited, g):
+        own = plan.of(share)
+        visited, _, overflow = restored(own, share, visited, None)
+        return _gradients(own, GatedResiduals(operands, visited, overflow), g)
+
+    operands = residuals[0]
+    taken = (_like(operands, _OPERANDS), KEPT, "bo")
+    given = _like(operands, _GRADIENTS)
+    return distributed(plan.layout, local, (*residuals, g), taken, given)
+
+
+gated.defvjp(_passed, _backward)

@@ -26,6 +26,7 @@ from jaxtyping import Float
 
 from jaxtrelu import bits
 from jaxtrelu._primitive import formulas
+from jaxtrelu._primitive.partition import Share, distributed, from_list, layout_of, to_list
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu._primitive.spec import (
     Block,
@@ -35,7 +36,6 @@ from jaxtrelu._primitive.spec import (
     block_operands,
     check_skips,
     checked_spec,
-    entries_for,
 )
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sparse._activity import Activity
@@ -53,20 +53,30 @@ from jaxtrelu.sparse._block import (
     encoded,
     finished,
     gates,
+    planned,
 )
 from jaxtrelu.sparse._entries import (
+    KEPT,
     Entries,
     Groups,
     entries_of,
     groups_of,
     has_bit,
+    kept,
     list_entries,
     position,
+    restored,
     support_of,
 )
 from jaxtrelu.sparse._gathers import by_gathers
 from jaxtrelu.sparse._loops import take
-from jaxtrelu.sparse._screen import Precision, Screen, checked_screen, screened_support
+from jaxtrelu.sparse._screen import (
+    Precision,
+    Screen,
+    checked_screen,
+    dimensions_of,
+    screened_support,
+)
 from jaxtrelu.sparse._sums import entry_dots, gather_sum, scalar_sum
 
 
@@ -156,7 +166,8 @@ def sparse_mlp(
     spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
     products = checked_products(products, get_args(Products), "sparse_mlp")
     arrays = (x, w_in, w_out, threshold, b_in, b_out)
-    plan, block = checked_call(spec, capacity, products, *arrays)
+    distributed = products != "gathers"
+    plan, block = checked_call(spec, capacity, products, *arrays, distributed=distributed)
     operands = operands_of(block)
     screen = checked_screen(screen, operands.w_in)
     if not has_elements(operands):
@@ -171,19 +182,18 @@ def sparse_mlp(
     else:
         y, activity = fused(plan, operands, screen)
     y = finished(y, block.b_out, block.lead, block.x.dtype)
-    return (y, in_shape(activity, block.lead)) if with_activity else y
+    return (y, in_shape(plan, activity, block.lead)) if with_activity else y
 
 
 def checked_call(
-    spec: Spec, capacity, products, x, w_in, w_out, threshold, b_in, b_out
+    spec: Spec, capacity, products, x, w_in, w_out, threshold, b_in, b_out, *, distributed=True
 ) -> tuple[Plan, Block]:
     """The static part of a call and its operands, both checked."""
     check_skips(spec, "sparse_mlp")
     block = block_operands(x, {"w_in": w_in}, w_out, threshold, {"b_in": b_in}, b_out)
-    (examples, _), (features, _) = block.x.shape, block.w_out.shape
-    size = entries_for(capacity, examples, features, CROSSOVER)
-    candidates = max(size, entries_for(None, examples, features, CROSSOVER))
-    return Plan(spec, size, candidates=candidates, products=products), block
+    shape = block.x.shape[0], block.w_out.shape[0]
+    layout = layout_of(block.x, block.w_out) if distributed else None
+    return planned(spec, capacity, CROSSOVER, shape, layout, products), block
 
 
 def operands_of(block: Block) -> Operands:
@@ -199,8 +209,16 @@ def has_elements(operands: Operands) -> bool:
     return all(o.size for o in (operands.x, operands.w_in, operands.w_out))
 
 
-def in_shape(activity: Activity, lead: tuple) -> Activity:
+def in_shape(plan: Plan, activity: Activity, lead: tuple) -> Activity:
     """The record with the leading axes of x."""
+    if (layout := plan.layout) is not None:
+        # What overflows on one device is missing: then nobody may take the lists for complete.
+        features, rows, values, *_, overflow = activity
+        activity = activity._replace(
+            features=jnp.where(overflow, layout.features, features),
+            rows=jnp.where(overflow, layout.examples, rows),
+            values=jnp.where(overflow, 0, values),
+        )
     return activity._replace(counts=activity.counts.reshape(lead), l0=activity.l0.reshape(lead))
 
 
@@ -221,7 +239,14 @@ def fused(
     plan: Plan, operands: Operands, screen: Screen | None = None
 ) -> tuple[jax.Array, Activity]:
     """Returns y (B, d_out) in the accumulator's type, without b_out, and the record of activity."""
-    return forward(plan, operands, screen)[0]
+    return _passed(plan, operands, screen)[0]
+
+
+def _passed(plan: Plan, operands: Operands, screen: Screen | None = None):
+    """The forward pass: what `fused` returns, and what the gradient needs."""
+    if plan.layout is None:
+        return forward(plan, operands, screen)
+    return _distributed_forward(plan, operands, screen)
 
 
 @compiled_once
@@ -280,9 +305,10 @@ def forward(plan: Plan, operands: Operands, screen: Screen | None = None):
     return (y, activity), Residuals(operands, visited, support.window, overflow)
 
 
-def _backward(plan: Plan, residuals: Residuals, cotangents):
+def _backward(plan: Plan, residuals, cotangents):
     g, activity = cotangents
-    return _gradients(plan, residuals, (g, activity.values, activity.l0)), None
+    compute = _gradients if plan.layout is None else _distributed_gradients
+    return compute(plan, residuals, (g, activity.values, activity.l0)), None
 
 
 @compiled_once
@@ -398,4 +424,76 @@ def without_elements(plan: Plan, operands: Operands) -> tuple[jax.Array, Activit
     return y, record
 
 
-fused.defvjp(forward, _backward)
+# on several devices
+
+_OPERANDS = Operands("bd", "md", "m", "m", "mo")  # type: ignore[arg-type]
+_ACTIVITY = Activity("", "", "", "b/m", "b/m", "m/b", "/bm")  # type: ignore[arg-type]
+_GRADIENTS = Operands("bd/m", "md/b", "m/b", "m/b", "mo/b")  # type: ignore[arg-type]
+
+
+def like(operands: Operands) -> Operands:
+    """The dimensions of the operands, for `distributed`."""
+    return _OPERANDS if operands.b_in is not None else _OPERANDS._replace(b_in=None)
+
+
+def gradients_like(operands: Operands) -> Operands:
+    """Those of their gradients."""
+    return _GRADIENTS if operands.b_in is not None else _GRADIENTS._replace(b_in=None)
+
+
+@compiled_once
+def _distributed_forward(plan: Plan, operands: Operands, screen: Screen | None):
+    layout = plan.layout
+    assert layout is not None
+
+    def local(share: Share, operands: Operands, screen: Screen | None):
+        (y, found), residuals = forward(plan.of(share), operands, screen)
+        used = found.rows < share.layout.examples
+        record = found._replace(
+            features=jnp.where(used, found.features + share.first_feature, layout.features),
+            rows=jnp.where(used, found.rows + share.first_example, layout.examples),
+            overflow=found.overflow.astype(jnp.int32),
+        )
+        lists = {name: to_list(getattr(record, name), share.layout) for name in _LISTS}
+        entries = (residuals.visited, residuals.window)
+        return y, record._replace(**lists), *(e and kept(e, share.layout) for e in entries)
+
+    window = KEPT if plan.window_is_silent else None
+    activity = _ACTIVITY._replace(**dict.fromkeys(_LISTS, layout.list))
+    y, record, *entries = distributed(
+        layout,
+        local,
+        (operands, screen),
+        (like(operands), dimensions_of(screen)),
+        ("bo/m", activity, KEPT, window),
+    )
+    lists = {name: from_list(getattr(record, name)) for name in _LISTS}
+    record = record._replace(**lists, overflow=record.overflow > 0)
+    return (y, record), (operands, *entries)
+
+
+_LISTS = ("features", "rows", "values")
+
+
+@compiled_once
+def _distributed_gradients(plan: Plan, residuals, given) -> Operands:
+    operands, visited, window = residuals
+    layout = plan.layout
+    assert layout is not None
+
+    def local(share: Share, operands: Operands, visited, window, given):
+        own, (g, values, l0) = plan.of(share), given
+        residuals = Residuals(operands, *restored(own, share, visited, window))
+        return _gradients(own, residuals, (g, from_list(values), l0))
+
+    g, values, l0 = given
+    return distributed(
+        layout,
+        local,
+        (operands, visited, window, (g, to_list(values, layout), l0)),
+        (like(operands), KEPT, window and KEPT, ("bo", layout.list, "b")),
+        gradients_like(operands),
+    )
+
+
+fused.defvjp(_passed, _backward)

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu import bits
+from jaxtrelu._primitive.rules import vary_together
 from jaxtrelu._primitive.spec import (
     ImplementationName,
     VariantName,
@@ -146,7 +147,7 @@ def sparse_mlp_vjp(
     spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
     products = checked_products(products, ("dense", "loops"), "sparse_mlp_vjp")
     arrays = (x, w_in, w_out, threshold, b_in, b_out)
-    plan, block = checked_call(spec, capacity, products, *arrays)
+    plan, block = checked_call(spec, capacity, products, *arrays, distributed=False)
     operands = operands_of(block)
     features, width = operands.w_out.shape
     if not has_elements(operands):
@@ -164,7 +165,8 @@ def sparse_mlp_vjp(
     def pullback(g, values=None, l0=None):
         g = jnp.asarray(g).astype(total.dtype).reshape(-1, width)
         values = jnp.zeros_like(activity.values) if values is None else jnp.asarray(values)
-        l0 = jnp.zeros(activity.l0.size) if l0 is None else jnp.ravel(l0)
+        l0 = jnp.zeros_like(activity.l0) if l0 is None else jnp.ravel(jnp.asarray(l0))
+        g, values, l0 = vary_together(g, values, l0)
         given = (g, values.astype(activity.values.dtype), l0.astype(activity.l0.dtype))
         sums, found, complete = _feature_gradients(plan, residuals, given, size)
         return FeatureGradients(
@@ -178,7 +180,7 @@ def sparse_mlp_vjp(
             complete,
         )
 
-    return ((y, in_shape(activity, block.lead)) if with_activity else y), pullback
+    return ((y, in_shape(plan, activity, block.lead)) if with_activity else y), pullback
 
 
 @partial(jax.jit, static_argnums=(0, 3), inline=True)

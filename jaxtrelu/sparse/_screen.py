@@ -152,6 +152,15 @@ def checked_screen(screen, w_in: jax.Array) -> Screen | None:
     return jax.tree.map(lambda leaf: varying_like(lax.stop_gradient(leaf), w_in), screen)
 
 
+def dimensions_of(screen: Screen | None) -> Screen | None:
+    """The dimensions of its arrays, for `distributed`."""
+    if screen is None:
+        return None
+    if screen.scale is None:
+        return Screen("dm", None, "m", "m")  # type: ignore[arg-type]
+    return Screen("md", "m", "m", "m")  # type: ignore[arg-type]
+
+
 # the certificate
 
 

@@ -54,8 +54,8 @@ def _gate(*operands, **params):
     return views.gate_in_view(_elementwise().gate, *operands, **params)
 
 
-def _linear_forward(*operands, spec, packing, outputs):
-    return _linear().forward(*operands, spec, outputs)
+def _linear_forward(*operands, **params):
+    return views.linear_forward(_linear(), *operands, **params)
 
 
 def _linear_gradients(*operands, **params):
