@@ -287,7 +287,7 @@ def expand(
     if width < 0:
         raise ValueError(f"`width` should be at least 0, but is {width!r}.")
     both = vary_together(indices, values)
-    return along_rows(lambda *both: _expand(*both, width), both, 1, 1)
+    return along_rows(lambda indices, values: _expand(indices, values, width), both, 1, 1)
 
 
 def _expand(indices: jax.Array, values: jax.Array, width: int) -> jax.Array:

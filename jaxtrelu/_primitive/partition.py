@@ -321,13 +321,12 @@ def _rule(layout: Layout, taken, given) -> Callable:
     """What may be sharded, as Shardy is told: b, and p, of which m, w and c are multiples."""
 
     def rule(mesh, operands, results):
-        sizes = {"p": layout.parts}
-        # A mesh of some of the devices only (6 of 8), whose axes the parts cannot follow.
-        odd = any(layout.parts % n and layout.features % n == 0 for n in mesh.shape.values())
-        shared = ("b",) if odd else ("b", "p")
+        sizes: dict[str, Any] = {"p": layout.parts}
+        # Else a mesh of some of the devices (6 of 8), whose axes the parts cannot follow.
+        follow = not any(layout.parts % n and layout.features % n == 0 for n in mesh.shape.values())
 
         def factor(dimension: str, size: int):
-            if dimension not in "mwc" or layout.parts == 1:
+            if dimension not in "mwc" or layout.parts == 1 or not follow:
                 return dimension
             sizes[dimension] = size // layout.parts  # stays together
             return CompoundFactor("p", dimension) if sizes[dimension] > 1 else "p"
@@ -346,7 +345,7 @@ def _rule(layout: Layout, taken, given) -> Callable:
         return SdyShardingRule(
             into,
             out,
-            need_replication_factors=tuple(factor for factor in used if factor not in shared),
+            need_replication_factors=tuple(factor for factor in used if factor not in ("b", "p")),
             **{factor: sizes[factor] for factor in used if factor not in alone},
         )
 

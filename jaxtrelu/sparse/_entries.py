@@ -6,6 +6,7 @@ transposed words) and by the member inside it; group g's entries stand from ``st
 sorted. Ranks lead from one to the other.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -222,7 +223,7 @@ def restored(
     """The inverse of `kept` for both lists, and whether they are too short for the entries."""
     lists = [visited] if window is None else [visited, window]
     groups = [groups_of(from_columns(one.words, share.layout)) for one in lists]
-    overflow = sum(some.total for some in groups) > plan.size
+    overflow = functools.reduce(jnp.add, [some.total for some in groups]) > plan.size
     found = [
         Entries(
             some,

@@ -336,15 +336,8 @@ def _sparse_gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> Ga
 # on several devices
 
 _OPERANDS = GatedOperands("bd", "md", "md", "mo", "m", "m", "m")  # type: ignore[arg-type]
-_GRADIENTS = GatedOperands(
-    "bd/m",
-    "md/b",
-    "md/b",
-    "mo/b",
-    "m/b",
-    "m/b",
-    "m/b",  # type: ignore[arg-type]
-)
+_SUMS = ("bd/m", "md/b", "md/b", "mo/b", "m/b", "m/b", "m/b")
+_GRADIENTS = GatedOperands(*_SUMS)  # type: ignore[arg-type]
 
 
 def _like(operands: GatedOperands, dimensions: GatedOperands) -> GatedOperands:

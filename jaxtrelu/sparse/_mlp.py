@@ -459,7 +459,7 @@ def _distributed_forward(plan: Plan, operands: Operands, screen: Screen | None):
         return y, record._replace(**lists), *(e and kept(e, share.layout) for e in entries)
 
     window = KEPT if plan.window_is_silent else None
-    activity = _ACTIVITY._replace(**dict.fromkeys(_LISTS, layout.list))
+    activity = _ACTIVITY._replace(**dict.fromkeys(_LISTS, layout.list))  # type: ignore[arg-type]
     y, record, *entries = distributed(
         layout,
         local,
