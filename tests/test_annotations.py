@@ -62,6 +62,10 @@ CALLS = {
     "sae.pre_activation_penalty": ((ones(B, M), ones(M), ones(M, D)), {}, {1: ones(1)}),
     "sae.loss": ((WEIGHTS, ones(B, D), 0.1, RECIPE), {}, {1: ones(1, B, D)}),
     "sae.diagnostics": ((ones(B, M), ones(M), 0.0, SURROGATE), {}, {1: ones(1)}),
+    "sae.revived": (
+        (WEIGHTS, jnp.ones(M, bool), ones(B, D), ones(B), jax.random.key(0), RECIPE),
+        {}, {1: ones(M), 3: ones(B + 1)},
+    ),
     "sae.unit_rows": ((ones(M, D),), {}, {0: ones(2, M, D)}),
     "sae.project_out": ((ones(M, D), ones(M, D)), {}, {1: ones(1, D)}),
     "sae.planted_scores": (
@@ -131,7 +135,12 @@ def test_an_array_without_axes_is_noticed():
 
 
 #: Called elsewhere, for the axes are of the caller's choice or the call trains.
-ELSEWHERE = {"theory.gaussian_cutoff", "theory.quantile_threshold", "sae.train_step"}
+ELSEWHERE = {
+    "theory.gaussian_cutoff",
+    "theory.quantile_threshold",
+    "sae.train_step",
+    "sae.synthetic_scores",
+}
 
 
 def test_every_function_of_arrays_names_their_axes_and_is_called():

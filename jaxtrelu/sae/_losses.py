@@ -145,7 +145,7 @@ def loss(
     coefficient: Float[Array, ""] | float,
     recipe: Recipe,
     *,
-    target_l0: Array | float | None = None,
+    target_l0: Float[Array, ""] | float | None = None,
     sparse: bool = False,
     capacity: int | None = None,
 ) -> tuple[Float[Array, ""], Terms]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxtrelu.sae._recipes import Recipe
 
@@ -142,7 +142,12 @@ def constrained(weights: Weights, recipe: Recipe) -> Weights:
 
 
 def revived(
-    weights: Weights, silent: Array, x: Array, error: Array, key: Array, recipe: Recipe
+    weights: Weights,
+    silent: Bool[Array, " m"],
+    x: Float[Array, "batch d"],
+    error: Float[Array, " batch"],
+    key: Array,
+    recipe: Recipe,
 ) -> Weights:
     """Weights in which silent features start again, where the reconstruction is worst.
 
