@@ -30,7 +30,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import jet
 from jax.interpreters import ad, batching
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxtrelu import _compat
 from jaxtrelu._compat import Primitive
@@ -50,11 +50,21 @@ RESIDUAL_NAME = "jaxtrelu_gate"
 
 def thresholded(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
     """Binds the primitive for canonical operands: `threshold` is 0-d or has x's rank."""
-    x, threshold = vary_together(x, threshold)
+    x, threshold = vary_together(x, _beside(x, threshold))
     (value,) = thresholded_p.bind(
         x, threshold, spec=spec, packing=packing_of(x), outputs=("value",)
     )
     return value
+
+
+def _beside(x: jax.Array, threshold: jax.Array) -> jax.Array:
+    """The threshold, sharded (on an explicit mesh) as x is at most, so that the result is as x."""
+    of_x, own = jax.typeof(x).sharding, jax.typeof(threshold).sharding
+    if not threshold.ndim or all(a in (None, b) for a, b in zip(own.spec, of_x.spec, strict=True)):
+        return threshold
+    sizes = zip(threshold.shape, x.shape, of_x.spec, strict=True)
+    spec = PartitionSpec(*(axis if one == size else None for one, size, axis in sizes))
+    return jax.sharding.reshard(threshold, NamedSharding(own.mesh, spec))
 
 
 def varying_like(array: jax.Array, *others: jax.Array) -> jax.Array:
@@ -82,7 +92,7 @@ def packing_of(x: jax.Array) -> Packing:
 def partitioning_devices() -> int:
     """Over how many devices a partitioner may share what is traced now."""
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and set(mesh.axis_types) == {AxisType.Manual}:
+    if not mesh.empty and AxisType.Auto not in mesh.axis_types:
         return 1
     return jax.device_count()
 
