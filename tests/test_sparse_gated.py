@@ -36,7 +36,7 @@ def call(case, capacity, x, w_gate, w_up, w_out, threshold, b_gate, b_up, b_out)
 def inner_call(case, capacity, x, w_gate, w_up, w_out, threshold, b_gate, b_up, b_out):
     weights, biases = {"w_gate": w_gate, "w_up": w_up}, {"b_gate": b_gate, "b_up": b_up}
     block = block_operands(x, weights, w_out, threshold, biases, b_out)
-    return _gated.gated_call(checked_spec(**CASES[case]), capacity, block)
+    return _gated.gated_call(checked_spec(**CASES[case]), capacity, None, block)
 
 
 @partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)

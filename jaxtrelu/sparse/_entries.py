@@ -220,10 +220,11 @@ def kept(entries: Entries, layout: Layout) -> Kept:
 def restored(
     plan: Plan, share: Share, visited: Kept, window: Kept | None
 ) -> tuple[Entries, Entries | None, jax.Array]:
-    """The inverse of `kept` for both lists, and whether they are too short for the entries."""
+    """The inverse of `kept` for both lists, and whether dense products are taken."""
     lists = [visited] if window is None else [visited, window]
     groups = [groups_of(from_columns(one.words, share.layout)) for one in lists]
     overflow = functools.reduce(jnp.add, [some.total for some in groups]) > plan.size
+    overflow |= takes_dense(plan)
     found = [
         Entries(
             some,
