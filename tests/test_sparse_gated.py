@@ -224,7 +224,7 @@ def of_vllm():
             yield pytest.param(tokens, width, dtype, id=name, marks=marks)
 
 
-@pytest.mark.parametrize(("tokens", "width", "dtype"), of_vllm())
+@pytest.mark.parametrize(("tokens", "width", "dtype"), list(of_vllm()))
 def test_the_shapes_of_vllm_exactly(dtype, width, tokens):
     drawn = np.random.default_rng(width).standard_normal((2, 83, width), np.float32).astype(dtype)
     gate, up = (np.resize(a, (tokens, width)) for a in drawn)  # the rows again and again
