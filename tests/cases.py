@@ -9,7 +9,7 @@ function returns, and checks it in NumPy:
     @over_cases
     def test_grad(case):
         dx = yield jax.grad(lambda x: case.function(x, case.threshold).sum()), case.x
-        close(dx, case.expected()[1], case)
+        assert_close(dx, case.expected()[1], case)
 
 The functions of all cases of a dtype are compiled as one program: one compilation in place of
 twenty, or of hundreds where each is run step by step. `make test` takes the cases `PAIRS`, in which
@@ -198,5 +198,5 @@ def over_cases(law=None, *, run=one_program):
     return test
 
 
-def close(actual, expected, case: Case) -> None:
+def assert_close(actual, expected, case: Case) -> None:
     np.testing.assert_allclose(np.asarray(actual, np.float64), expected, **case.tolerance)

@@ -64,7 +64,7 @@ def cotangent(rows=ROWS, out=OUT):
     return (jnp.round(8 * waves) / 8).reshape(rows, out)
 
 
-def close(ours, theirs, names=None):
+def assert_close(ours, theirs, names=None):
     names = names or range(len(ours))
     for name, one, other in zip(names, ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, **CLOSE, err_msg=str(name))

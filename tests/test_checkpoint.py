@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import close, over_cases
+from cases import assert_close, over_cases
 
 import jaxtrelu
 from jaxtrelu import RESIDUAL_NAME, thresholded_relu
@@ -29,7 +29,7 @@ def test_gradient_through_checkpoint(case):
     gradients = yield program, case.x, case.threshold
     value, slope, _ = case.expected()
     for gradient in gradients.values():
-        close(gradient, 2 * value * slope, case)
+        assert_close(gradient, 2 * value * slope, case)
 
 
 def _two_layers(policy):

@@ -217,6 +217,8 @@ def test_huge_pages_need_glibc(monkeypatch):
 
 def test_only_its_own_process_is_restarted(monkeypatch):
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("restarted somebody else's process"))
+    # Or nothing would be restarted anyway where huge pages are set or unknown.
+    monkeypatch.setattr(process, "huge_page_environment", lambda _: {"GLIBC_TUNABLES": "x"})
     monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
     process.restart_with_huge_pages()
 

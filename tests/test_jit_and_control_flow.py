@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
-from cases import PAIRS, SHAPE, close, over_cases
+from cases import PAIRS, SHAPE, assert_close, over_cases
 from jax import lax
 
 import jaxtrelu
@@ -22,13 +22,13 @@ def test_eager_equals_jit_equals_definition(case):
     assert eager.dtype == compiled.dtype == case.x.dtype
     assert not eager.weak_type
     np.testing.assert_array_equal(eager, compiled)
-    close(eager, case.expected()[0], case)
+    assert_close(eager, case.expected()[0], case)
 
 
 @over_cases(run=runs.without_jit)
 def test_disable_jit(case):
     value = yield case.function, case.x, case.threshold
-    close(value, case.expected()[0], case)
+    assert_close(value, case.expected()[0], case)
 
 
 @over_cases
@@ -59,7 +59,7 @@ def test_control_flow(case):
 
     in_loop, without = yield program, case.x
     for one, other in zip(in_loop, without, strict=True):
-        close(one, np.asarray(other, np.float64), case)
+        assert_close(one, np.asarray(other, np.float64), case)
 
 
 @over_cases
@@ -74,15 +74,15 @@ def test_while_and_cond(case):
 
     once, twice = yield lambda x, *flags: [twice_or_not(x, f) for f in flags], case.x, True, False
     value = case.expected()[0]
-    close(once, value, case)
+    assert_close(once, value, case)
     again = np.asarray(jnp.asarray(value, case.dtype), np.float64)
-    close(twice, case.expected(again)[0], case)
+    assert_close(twice, case.expected(again)[0], case)
 
 
 @over_cases(run=runs.ahead_of_time_and_donated)
 def test_ahead_of_time_and_donation(case):
     value = yield case.function, case.x, case.threshold
-    close(value, case.expected()[0], case)
+    assert_close(value, case.expected()[0], case)
 
 
 @over_cases(run=runs.checked)
@@ -101,7 +101,7 @@ def _gradient_of_the_square(case):
 
     gradient = yield jax.grad(loss), case.x, case.threshold
     value, slope, _ = case.expected()
-    close(gradient, 2 * value * slope, case)
+    assert_close(gradient, 2 * value * slope, case)
 
 
 @pytest.mark.parametrize("case", PAIRS[::5], ids=str)
@@ -129,7 +129,7 @@ def test_export_with_symbolic_shapes(case):
     types = [case.dtype, case.dtype, jnp.asarray(case.threshold).dtype, case.dtype]
     for one, other, dtype in zip(got, wanted, types, strict=True):
         assert one.dtype == dtype
-        close(one, other, case)
+        assert_close(one, other, case)
 
 
 BY_HAND = {

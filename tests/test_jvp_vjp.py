@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Case, close, over_cases
+from cases import Case, assert_close, over_cases
 from jax.experimental.jet import jet
 
 import jaxtrelu
@@ -26,11 +26,11 @@ def test_grad_and_vjp(case):
     value, from_x, from_threshold, only_x = yield program, case.x, case.threshold, cotangent
     expected, dx, dt = case.expected()
     weights = np.asarray(cotangent, np.float64)
-    close(value, expected, case)
+    assert_close(value, expected, case)
     assert from_x.dtype == case.x.dtype
-    close(from_x, dx * weights, case)
-    close(from_threshold, case.threshold_cotangent(dt * weights), case)
-    close(only_x, dx * weights, case)
+    assert_close(from_x, dx * weights, case)
+    assert_close(from_threshold, case.threshold_cotangent(dt * weights), case)
+    assert_close(only_x, dx * weights, case)
 
 
 @over_cases
@@ -47,12 +47,12 @@ def test_jvp_and_linearize(case):
     expected, slope_x, slope_t = case.expected()
     pushed = slope_x * np.asarray(dx, np.float64) + slope_t * np.asarray(dt, np.float64)
     assert tangent.dtype == case.x.dtype
-    close(value, expected, case)
-    close(tangent, pushed, case)
-    close(linear_value, expected, case)
-    close(linear, pushed, case)
-    close(from_x, slope_x, case)
-    close(from_t, case.threshold_cotangent(slope_t), case)
+    assert_close(value, expected, case)
+    assert_close(tangent, pushed, case)
+    assert_close(linear_value, expected, case)
+    assert_close(linear, pushed, case)
+    assert_close(from_x, slope_x, case)
+    assert_close(from_t, case.threshold_cotangent(slope_t), case)
 
 
 @over_cases
@@ -83,7 +83,7 @@ def test_jacobians(case):
     x, threshold = case.first(9)
     slope = case.expected(x, threshold)[1]
     for jacobian in (yield program, x, threshold):
-        close(jacobian, np.diag(slope), case)
+        assert_close(jacobian, np.diag(slope), case)
 
 
 @over_cases
@@ -105,8 +105,8 @@ def test_second_derivatives(case):
     for block in jax.tree.leaves(zeros):
         np.testing.assert_array_equal(np.asarray(block, np.float64), 0)
     slope = case.expected(x, threshold)[1]
-    close(square, np.diag(2 * slope**2), case)
-    close(over, np.diag(2 * slope**2), case)
+    assert_close(square, np.diag(2 * slope**2), case)
+    assert_close(over, np.diag(2 * slope**2), case)
 
 
 @over_cases
@@ -119,10 +119,10 @@ def test_jet(case):
     series = [case.draw(), case.draw()]
     value, terms, gradient = yield program, case.x, case.threshold, series
     expected, slope, _ = case.expected()
-    close(value, expected, case)
+    assert_close(value, expected, case)
     for term, given in zip(terms, series, strict=True):
-        close(term, slope * np.asarray(given, np.float64), case)
-    close(gradient, slope, case)
+        assert_close(term, slope * np.asarray(given, np.float64), case)
+    assert_close(gradient, slope, case)
 
 
 def test_jet_of_a_surrogate_says_why_not():

@@ -98,7 +98,7 @@ def _all_of(law, cases, run=runs.one_program):
     together({f"{c.variant}-{c.dtype}-{c.kind}": law(c) for c in cases}, run)
 
 
-def _same(actual, expected, dtype):
+def _assert_same(actual, expected, dtype):
     assert actual.dtype == jnp.dtype(dtype)
     np.testing.assert_array_equal(oracle.wide(actual), oracle.rounded(expected, dtype))
 
@@ -150,7 +150,7 @@ def test_values(cases):
         values = yield program, *case.operands()
         for name, value in values.items():
             try:
-                _same(value, case.value, case.dtype)
+                _assert_same(value, case.value, case.dtype)
             except AssertionError as error:
                 raise AssertionError(f"under {name}: {error}") from error
 
@@ -174,7 +174,7 @@ RUNS = [
 def test_values_by_any_run(run, cases):
     def law(case):
         value = yield case.function, *case.operands()
-        _same(value.reshape(SHAPE), case.value, case.dtype)
+        _assert_same(value.reshape(SHAPE), case.value, case.dtype)
 
     _all_of(law, cases, run)
 
@@ -220,7 +220,7 @@ def test_slopes(run, cases):
         slopes, hessian = yield program, *case.operands()
         for name, slope in slopes.items():
             try:
-                _same(slope, case.gate, case.dtype)
+                _assert_same(slope, case.gate, case.dtype)
             except AssertionError as error:
                 raise AssertionError(f"under {name}: {error}") from error
         assert not oracle.wide(hessian).any()
@@ -237,7 +237,7 @@ def test_threshold_cotangents(cases):
         x, threshold = case.operands()
         dt = yield program, x, threshold
         _, expected = oracle.cotangents(x, threshold, np.ones(SHAPE), **case.options)
-        _same(dt, expected, case.dtype)
+        _assert_same(dt, expected, case.dtype)
 
     _all_of(law, cases)
 

@@ -51,7 +51,7 @@ def model(m=7, d=5, out=None, *, skip=False, seed=0, **settings):
     return sae.Autoencoder(weights, random((d, out), seed + 5) if skip else None, **settings)
 
 
-def same_function(first, second, exactly=False):
+def assert_same_function(first, second, exactly=False):
     x = random((40, first.dimension), 9, 1.5)
     a, b = (np.asarray(m.encode(x)) for m in (first, second))
     clear = np.abs(np.asarray(first.pre_activations(x)) - np.asarray(first.threshold)) > 1e-5
@@ -135,7 +135,7 @@ def test_an_input_scale_that_saelens_left_out_is_said(tmp_path, rule):
     write_saelens_with(tmp_path, {"normalize_activations": rule})
     with pytest.warns(UserWarning, match="should be scaled before"):
         found = sae.load(tmp_path)
-    same_function(sae.load(GOLDEN / "saelens"), found, exactly=True)
+    assert_same_function(sae.load(GOLDEN / "saelens"), found, exactly=True)
 
 
 @pytest.mark.skipif(
@@ -260,7 +260,7 @@ def test_round_trips_keep_the_function(tmp_path_factory, format, size, out, skip
     files = sae.save(first, path, format=format)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # features and dimensions of one number
-        same_function(first, sae.load(files[0] if format == "circuit_tracer" else path))
+        assert_same_function(first, sae.load(files[0] if format == "circuit_tracer" else path))
     assert not [p for p in path.rglob("*") if p.name.endswith(".part")]
 
 
@@ -268,14 +268,14 @@ def test_round_trips_keep_the_function(tmp_path_factory, format, size, out, skip
 def test_golden_files_survive_the_own_format_and_their_own(tmp_path, name):
     first = sae.load(golden(name))
     sae.save(first, tmp_path / "own")
-    same_function(first, sae.load(tmp_path / "own"), exactly=True)
+    assert_same_function(first, sae.load(tmp_path / "own"), exactly=True)
     format = next((f for f in sorted(FORMATS, key=len, reverse=True) if name.startswith(f)), None)
     if name == "llama_scope_r1":  # a threshold of each feature, which the older form has not
         with pytest.raises(ValueError, match="one threshold for all features"):
             sae.save(first, tmp_path / "back", format=format)
         return
     back = sae.save(first, tmp_path / "back", format=format)
-    same_function(first, sae.load(back[0] if len(back) == 1 else tmp_path / "back"))
+    assert_same_function(first, sae.load(back[0] if len(back) == 1 else tmp_path / "back"))
 
 
 def test_normalisation_that_no_weights_express_is_refused(tmp_path):
@@ -284,7 +284,7 @@ def test_normalisation_that_no_weights_express_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"normalises each|normalisation row by row|one th"):
             sae.save(first, tmp_path / "file", format=format)
     sae.save(first, tmp_path / "lens", format="saelens")
-    same_function(first, sae.load(tmp_path / "lens"), exactly=True)
+    assert_same_function(first, sae.load(tmp_path / "lens"), exactly=True)
     with pytest.raises(ValueError, match="`format` should be one of jaxtrelu, gemma_scope"):
         sae.save(first, tmp_path / "x", format="onnx")
     scaled = model(normalisation="layer_norm", input_scale=2.0)
@@ -296,7 +296,7 @@ def test_the_file_of_the_first_release_is_read(tmp_path):
     first = model(**scales(2.5))
     arrays = {name: np.asarray(value) for name, value in first.weights._asdict().items()}
     np.savez(tmp_path / "sae.npz", input_scale=np.float32(2.5), recipe="short_run", **arrays)
-    same_function(first, sae.load(tmp_path / "sae.npz"), exactly=True)
+    assert_same_function(first, sae.load(tmp_path / "sae.npz"), exactly=True)
 
 
 def test_a_matrix_that_a_release_turned_round_is_told_by_its_shape(tmp_path):
@@ -305,12 +305,12 @@ def test_a_matrix_that_a_release_turned_round_is_told_by_its_shape(tmp_path):
     arrays = npz.read(tmp_path / "p.npz")
     turned = {**arrays, "W_enc": arrays["W_enc"].T, "W_dec": arrays["W_dec"].T}
     np.savez(tmp_path / "turned.npz", **turned)
-    same_function(first, sae.load(tmp_path / "turned.npz"), exactly=True)
+    assert_same_function(first, sae.load(tmp_path / "turned.npz"), exactly=True)
     square = model(5, 5)
     sae.save(square, tmp_path / "square.npz", format="gemma_scope")
     with pytest.warns(UserWarning, match=r"as many features as dimensions \(5\)"):
         found = sae.load(tmp_path / "square.npz")
-    same_function(square, found, exactly=True)
+    assert_same_function(square, found, exactly=True)
 
 
 def test_a_surrogate_of_ones_own_is_refused_in_words(tmp_path):
@@ -576,7 +576,9 @@ def test_convert(tmp_path, capsys):
     assert main([*words, "--to", "saelens"]) == 0
     written = capsys.readouterr().out.split()
     assert [Path(p).name for p in written] == ["cfg.json", "sae_weights.safetensors"]
-    same_function(sae.load(tmp_path / "m.safetensors"), sae.load(tmp_path / "out"), exactly=True)
+    assert_same_function(
+        sae.load(tmp_path / "m.safetensors"), sae.load(tmp_path / "out"), exactly=True
+    )
 
 
 def test_convert_says_what_is_wrong_in_one_line(tmp_path, capsys):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
-from cases import SHAPE, Case, close, over_cases
+from cases import SHAPE, Case, assert_close, over_cases
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -124,8 +124,8 @@ def test_explicit_mesh(shape, spec, pairs):
 def _expect_the_definition(gradients, case: Case):
     """Gradients of the sum in x and in the threshold."""
     _, dx, dt = case.expected()
-    close(gradients[0], dx, case)
-    close(gradients[1], case.threshold_cotangent(dt), case)
+    assert_close(gradients[0], dx, case)
+    assert_close(gradients[1], case.threshold_cotangent(dt), case)
 
 
 @over_cases
@@ -144,9 +144,9 @@ def test_every_case_in_a_shard_map(case):
         return value, pullback(jnp.ones_like(x)), tangent
 
     value, gradients, tangent = yield program, case.x, jnp.asarray(case.threshold)
-    close(value, case.expected()[0], case)
+    assert_close(value, case.expected()[0], case)
     _expect_the_definition(gradients, case)
-    close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
+    assert_close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
 
 
 @over_cases(run=runs.on_an_explicit_mesh)
@@ -159,9 +159,9 @@ def test_every_case_on_an_explicit_mesh(case):
 
     value, gradients, tangent = yield program, case.x, jnp.asarray(case.threshold)
     assert jax.typeof(value).sharding.spec == P("rows", None)
-    close(value, case.expected()[0], case)
+    assert_close(value, case.expected()[0], case)
     _expect_the_definition(gradients, case)
-    close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
+    assert_close(tangent, case.expected()[1] * np.asarray(case.x, np.float64), case)
 
 
 @over_cases(run=runs.row_by_device)
@@ -173,7 +173,7 @@ def test_every_case_under_pmap(case):
     value, dx, dt = yield both, case.x, jnp.asarray(case.threshold)
     # One threshold's cotangent from each device, over its own row.
     dt = dt if case.kind == "full" else dt.sum(axis=0)
-    close(value, case.expected()[0], case)
+    assert_close(value, case.expected()[0], case)
     _expect_the_definition((dx, dt), case)
 
 

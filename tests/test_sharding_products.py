@@ -131,7 +131,7 @@ def expected(name):
     return with_gradients(PRODUCTS[name][1])(*operands())
 
 
-def close(ours, theirs):
+def assert_close(ours, theirs):
     for a, e in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(e), rtol=1e-3, atol=1e-3)
 
@@ -149,7 +149,7 @@ def test_automatic_sharding(name, sharding):
     for wrap in (jax.jit, with_gradients):
         ours, dense = (wrap(function).lower(*args).compile() for function in PRODUCTS[name])
         no_more(collectives(ours), collectives(dense))
-    close(ours(*args), expected(name))
+    assert_close(ours(*args), expected(name))
 
 
 @pytest.mark.parametrize(("name", "sharding"), EVERY)
@@ -166,7 +166,7 @@ def test_explicit_meshes(name, sharding):
         ours = program.lower(*args).compile()
         y, gradients = program(*args)
     no_more(collectives(ours), collectives(dense))
-    close((y, gradients), expected(name))
+    assert_close((y, gradients), expected(name))
     for gradient, arg in zip(gradients, args, strict=True):
         assert jax.typeof(gradient).sharding.spec == jax.typeof(arg).sharding.spec
 
@@ -196,8 +196,8 @@ def test_training_step_of_an_autoencoder(sharding):
 
     (ours, after), (dense, expected) = compiled(True), compiled(False)
     no_more(collectives(ours), collectives(dense))
-    close(after[0].weights, expected[0].weights)
-    close(after[1], expected[1])
+    assert_close(after[0].weights, expected[0].weights)
+    assert_close(after[1], expected[1])
 
 
 # what differs from device to device
@@ -232,7 +232,7 @@ def test_the_record(full):
 
     gradients = jax.grad(dense, (0, 1, 2, 3))(x, w, t, b)
     (value, activity), ours = jax.jit(_record)(*placed(arrays, mesh, ("b", "m")))
-    close((value, *ours), (dense(x, w, t, b) + jnp.sum(a > 0), *gradients))
+    assert_close((value, *ours), (dense(x, w, t, b) + jnp.sum(a > 0), *gradients))
     assert bool(activity.overflow) == full
     np.testing.assert_array_equal(activity.counts, (a > 0).sum(1))
     np.testing.assert_array_equal(activity.l0, (a > 0).sum(1))
@@ -262,7 +262,9 @@ def test_devices_that_do_not_divide(shape, rows, features):
     arrays[0] = np.resize(arrays[0], (rows, WIDTH))
     for sharding in (("m", None), (None, "m")):
         args = placed(arrays, mesh, sharding)
-        close(with_gradients(PRODUCTS["sparse_mlp"][0])(*args), with_gradients(_dense_mlp)(*arrays))
+        assert_close(
+            with_gradients(PRODUCTS["sparse_mlp"][0])(*args), with_gradients(_dense_mlp)(*arrays)
+        )
 
 
 def test_decoding():
@@ -274,7 +276,7 @@ def test_decoding():
     args = placed(arrays, mesh, (None, "m"))
     program = jax.jit(ours).lower(*args).compile()
     no_more(collectives(program), collectives(jax.jit(dense).lower(*args).compile()))
-    close(program(*args), dense(*arrays))
+    assert_close(program(*args), dense(*arrays))
 
 
 def test_a_prepared_screen_is_sharded_as_its_weights():
@@ -285,7 +287,7 @@ def test_a_prepared_screen_is_sharded_as_its_weights():
     product = jax.jit(functools.partial(jaxtrelu.sparse_mlp, b_in=b, b_out=b_out))
     program = product.lower(x, w, w_out, t, screen=screen).compile()
     assert collectives(program) == {"all-reduce": (1, ROWS * OUT * 4)}
-    close(program(x, w, w_out, t, screen=screen), _dense_mlp(*arrays))
+    assert_close(program(x, w, w_out, t, screen=screen), _dense_mlp(*arrays))
 
 
 # shard_map
@@ -305,7 +307,7 @@ def test_shard_map_over_examples(name, names):
         out_specs=P("b"),
         **({} if names is None else {"axis_names": names}),
     )
-    close(with_gradients(mapped)(*operands()), expected(name))
+    assert_close(with_gradients(mapped)(*operands()), expected(name))
 
 
 @pytest.mark.parametrize("names", [None, {"b"}], ids=["fully manual", "partially manual"])
@@ -325,7 +327,7 @@ def test_the_pullback_in_a_shard_map(names):
         **({} if names is None else {"axis_names": names}),
     )
     dense = jax.grad(lambda x: jnp.sum((_dense(x @ w.T, t) @ w_out) ** 2) / 2)
-    close(jax.jit(mapped)(x, w, w_out, t), dense(x))
+    assert_close(jax.jit(mapped)(x, w, w_out, t), dense(x))
 
 
 # sizes

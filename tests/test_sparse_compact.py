@@ -10,7 +10,7 @@ from sparse_cases import (  # fmt: skip
     CASES,
     QUICK,
     SIDES,
-    close,
+    assert_close,
     cotangent,
     dense_mlp,
     operands,
@@ -54,7 +54,7 @@ def test_values_and_gradients_on_either_path(case, side):
     overflow, y, slopes = gradients(case, *args)
     expected, expected_slopes = dense(case, *args)
     assert bool(overflow) == (side == "dense")
-    close([y, *slopes], [expected, *expected_slopes], ("y", *NAMES))
+    assert_close([y, *slopes], [expected, *expected_slopes], ("y", *NAMES))
 
 
 @pytest.mark.parametrize("case", ["ceiling", "jump to input"])
@@ -64,7 +64,7 @@ def test_a_closed_entry_contributes_nothing_beside_nan_and_infinity(case, side):
     overflow, y, slopes = gradients(case, *bad)
     _, expected, expected_slopes = gradients(case, *sound)
     assert bool(overflow) == (side == "dense")
-    close([y, *slopes], [expected, *expected_slopes], ("y", *NAMES))
+    assert_close([y, *slopes], [expected, *expected_slopes], ("y", *NAMES))
 
 
 def test_several_entries_beside_nan_that_some_examples_open():
@@ -77,7 +77,7 @@ def test_several_entries_beside_nan_that_some_examples_open():
     assert 0 < opened.sum() < len(opened)
     y, expected = gradients("ceiling", *bad)[1], gradients("ceiling", *args)[1]
     assert jnp.isnan(y).all(1).tolist() == opened.tolist()
-    close([y[~opened]], [expected[~opened]])
+    assert_close([y[~opened]], [expected[~opened]])
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8), (3, 0, 8), (3, 4, 0)])
@@ -86,7 +86,7 @@ def test_shapes_without_elements(shape):
     y, pullback = jax.vjp(partial(call, "ceiling"), *args)
     slopes = pullback(cotangent(len(y)))
     expected, expected_slopes = dense("ceiling", *args)
-    close([y, *slopes], [expected, *expected_slopes], ("y", *NAMES))
+    assert_close([y, *slopes], [expected, *expected_slopes], ("y", *NAMES))
 
 
 def temporary_bytes(layer, depth, rows, d, m):

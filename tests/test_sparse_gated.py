@@ -12,7 +12,7 @@ from sparse_cases import (  # fmt: skip
     CASES,
     QUICK,
     SIDES,
-    close,
+    assert_close,
     cotangent,
     dense_gated,
     gated_operands,
@@ -70,8 +70,8 @@ def test_values_and_gradients_on_either_path(case, side):
     overflow, y, slopes = gradients(case, CAPACITY, *args)
     expected, expected_slopes = dense(case, *args)
     assert bool(overflow) == (side == "dense")
-    close([y], [expected])
-    close(slopes, expected_slopes, NAMES)
+    assert_close([y], [expected])
+    assert_close(slopes, expected_slopes, NAMES)
 
 
 @pytest.mark.parametrize("threshold", [-99.0, 99.0])
@@ -79,7 +79,7 @@ def test_all_open_and_none(threshold):
     args = gated_operands(threshold)
     overflow, y, slopes = gradients("hard", CAPACITY, *args)
     assert bool(overflow) == (threshold < 0)
-    close([y, *slopes], [dense("hard", *args)[0], *dense("hard", *args)[1]])
+    assert_close([y, *slopes], [dense("hard", *args)[0], *dense("hard", *args)[1]])
 
 
 @pytest.mark.parametrize("case", ["ceiling", "jump to input"])
@@ -89,7 +89,7 @@ def test_a_few_examples_on_either_path(case, side):
     args = gated_operands(SIDES[side], FEW)
     overflow, y = few(case, CAPACITY, *args)
     assert bool(overflow) == (side == "dense")
-    close([y], [dense(case, *args)[0]])
+    assert_close([y], [dense(case, *args)[0]])
 
 
 def test_for_a_few_examples_the_union_counts_and_not_the_mean():
@@ -108,7 +108,7 @@ def test_a_closed_gate_contributes_nothing_beside_nan_and_infinity(case, side):
     overflow, y, slopes = gradients(case, CAPACITY, *bad)
     _, expected, expected_slopes = gradients(case, CAPACITY, *sound)
     assert bool(overflow) == (side == "dense")
-    close([y, *slopes], [expected, *expected_slopes], ("y", *NAMES))
+    assert_close([y, *slopes], [expected, *expected_slopes], ("y", *NAMES))
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -122,7 +122,7 @@ def test_a_few_examples_and_a_unit_that_one_of_them_opens_beside_nan(side):
     assert bool(overflow) == (side == "dense")
     assert jnp.isnan(y).all(axis=1).tolist() == opened[:, unit].tolist()
     closed = ~opened[:, unit]
-    close([y[closed]], [few("ceiling", CAPACITY, *args)[1][closed]])
+    assert_close([y[closed]], [few("ceiling", CAPACITY, *args)[1][closed]])
 
 
 @pytest.mark.parametrize("rows", [FEW, 20])

@@ -17,7 +17,7 @@ from sparse_cases import (  # fmt: skip
     QUICK,
     ROWS,
     SIDES,
-    close,
+    assert_close,
     cotangent,
     dense_mlp,
     operands,
@@ -69,8 +69,8 @@ def cotangents(y, l0, penalty):
 def compare(case, args, capacity=CAPACITY):
     values, activity, gradients = sparse(case, capacity, *args)
     expected, expected_gradients = dense(case, *args)
-    close(values, expected, ("y", "l0", "penalty"))
-    close(gradients, expected_gradients, NAMES)
+    assert_close(values, expected, ("y", "l0", "penalty"))
+    assert_close(gradients, expected_gradients, NAMES)
     return activity
 
 
@@ -167,8 +167,8 @@ def test_a_closed_entry_contributes_nothing_beside_nan_and_infinity(case, side):
     values, activity, gradients = sparse(case, CAPACITY, *bad)
     expected, _, expected_gradients = sparse(case, CAPACITY, *sound)
     assert bool(activity.overflow) == (side == "dense")
-    close(values[:2], expected[:2])
-    close(gradients, expected_gradients, NAMES)
+    assert_close(values[:2], expected[:2])
+    assert_close(gradients, expected_gradients, NAMES)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -183,8 +183,8 @@ def test_a_value_of_zero_inside_the_window_contributes_nothing_beside_nan(side):
     values, activity, gradients = sparse("jump to input", CAPACITY, *bad)
     expected, _, expected_gradients = sparse("jump to input", CAPACITY, *args)
     assert bool(activity.overflow) == (side == "dense")
-    close(values[:2], expected[:2])
-    close(gradients[2:3], expected_gradients[2:3], ("w_out",))
+    assert_close(values[:2], expected[:2])
+    assert_close(gradients[2:3], expected_gradients[2:3], ("w_out",))
     assert jnp.isnan(gradients[3]).tolist() == [feature == 7 for feature in range(FEATURES)]
 
 

@@ -12,7 +12,7 @@ from sparse_cases import (
     CASES,
     FEATURES,
     SIDES,
-    close,
+    assert_close,
     cotangent,
     dense_gated,
     dense_mlp,
@@ -68,8 +68,8 @@ def test_gathers_are_the_dense_function(case):
     for capacity, overflow in ((CAPACITY, False), (1, True)):
         gradients, (value, activity) = ours(case, "gathers", capacity, *args)
         assert bool(activity.overflow) is overflow
-        close(gradients, expected, NAMES)
-        close((value, activity.l0), (y, l0), ("y", "l0"))
+        assert_close(gradients, expected, NAMES)
+        assert_close((value, activity.l0), (y, l0), ("y", "l0"))
     # Entries by row, as those of the lists.
     _, (_, found) = ours(case, "gathers", CAPACITY, *args)
     _, (_, listed) = ours(case, "loops", CAPACITY, *args)
@@ -87,7 +87,7 @@ def test_asked_for_by_name(products, overflow):
     args = operands(SIDES["sparse"])
     gradients, (_, activity) = ours("shift", products, CAPACITY, *args)
     assert bool(activity.overflow) is overflow
-    close(gradients, theirs("shift", *args)[0], NAMES)
+    assert_close(gradients, theirs("shift", *args)[0], NAMES)
 
 
 @pytest.mark.parametrize("products", ["gathers", "dense", "loops"])
@@ -104,7 +104,7 @@ def test_what_is_closed_contributes_nothing(products):
         value, pullback = jax.vjp(y, *args)
         return value, *pullback(cotangent())
 
-    close(both(*bad), both(*sound), ("y", *NAMES))
+    assert_close(both(*bad), both(*sound), ("y", *NAMES))
 
 
 def test_gathers_in_a_batch():

@@ -11,7 +11,7 @@ from cases import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, PartitionSpec
-from sparse_cases import CAPACITY, CASES, SIDES, close, cotangent, gated_operands, operands
+from sparse_cases import CAPACITY, CASES, SIDES, assert_close, cotangent, gated_operands, operands
 
 from jaxtrelu import Rectangle, gated_mlp, sparse_mlp, sparse_mlp_vjp
 from jaxtrelu._primitive.spec import Spec
@@ -186,8 +186,8 @@ def compare(case, precision, args, capacity=CAPACITY, screen=None):
         np.testing.assert_array_equal(
             getattr(screened[2], name), getattr(plain[2], name), err_msg=name
         )
-    close(jax.tree.leaves(screened[:2]), jax.tree.leaves(plain[:2]))
-    close([screened[2].values], [plain[2].values])
+    assert_close(jax.tree.leaves(screened[:2]), jax.tree.leaves(plain[:2]))
+    assert_close([screened[2].values], [plain[2].values])
     return screened[2]
 
 
@@ -264,7 +264,9 @@ def test_vmap():
 
         return jax.grad(total, (0, 1))(x, args[1])
 
-    close(jax.vmap(partial(gradient, "int8"))(stacked), jax.vmap(partial(gradient, None))(stacked))
+    assert_close(
+        jax.vmap(partial(gradient, "int8"))(stacked), jax.vmap(partial(gradient, None))(stacked)
+    )
 
 
 @pytest.mark.parametrize("prepared", [False, True])
@@ -286,7 +288,7 @@ def test_shard_map_over_the_batch(prepared):
         partial(gradient, "given" if prepared else True),
         mesh=mesh, in_specs=(split, PartitionSpec(), PartitionSpec()), out_specs=PartitionSpec(),
     ))  # fmt: skip
-    close([sharded(args[0], args[1], given)], [gradient(None, args[0], args[1], None)])
+    assert_close([sharded(args[0], args[1], given)], [gradient(None, args[0], args[1], None)])
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -308,7 +310,7 @@ def test_gated_batches(side):
         return outcome(None), outcome(True)
 
     plain, screened = outcomes(args)
-    close(screened, plain)
+    assert_close(screened, plain)
 
 
 def test_gradients_of_touched_features():
@@ -320,7 +322,7 @@ def test_gradients_of_touched_features():
         return y, *pullback(cotangent(*y.shape))
 
     one, other = outcome(args, prepare_screen(args[1])), outcome(args, None)
-    close(jax.tree.leaves(one), jax.tree.leaves(other))
+    assert_close(jax.tree.leaves(one), jax.tree.leaves(other))
 
 
 # the public door

@@ -75,7 +75,7 @@ def dense_gradients(name):
     return jax.tree.map(np.asarray, jax.jit(partial(gradients, partial(dense, name)))(*ARGS))
 
 
-def close(ours, theirs):
+def assert_close(ours, theirs):
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-3)
 
@@ -85,7 +85,7 @@ def test_vmap_grad(name):
     x = X.reshape(2, 8, 6)
     over = partial(jax.vmap, in_axes=(0, None, None, None))
     ours = jax.jit(over(partial(gradients, PRODUCTS[name])))(x, *ARGS[1:])
-    close(ours, jax.jit(over(partial(gradients, partial(dense, name))))(x, *ARGS[1:]))
+    assert_close(ours, jax.jit(over(partial(gradients, partial(dense, name))))(x, *ARGS[1:]))
 
 
 @products(left_out="gated")
@@ -94,13 +94,13 @@ def test_scan_grad(name):
         return jax.lax.scan(lambda h, _: (h + 0.01 * layer(h, *rest), None), x, length=3)[0]
 
     ours = jax.jit(partial(gradients, partial(stack, PRODUCTS[name])))(*ARGS)
-    close(ours, jax.jit(partial(gradients, partial(stack, partial(dense, name))))(*ARGS))
+    assert_close(ours, jax.jit(partial(gradients, partial(stack, partial(dense, name))))(*ARGS))
 
 
 @products(left_out="jump")
 def test_checkpoint_grad(name):
     ours = jax.jit(partial(gradients, jax.checkpoint(PRODUCTS[name])))(*ARGS)
-    close(ours, dense_gradients(name))
+    assert_close(ours, dense_gradients(name))
 
 
 @products(left_out="gated")
@@ -110,4 +110,4 @@ def test_shard_map_grad(name):
     specs = (P("batch"), P(), P(), P())
     sharded = jax.shard_map(PRODUCTS[name], mesh=mesh, in_specs=specs, out_specs=P("batch"))
     ours = jax.jit(partial(gradients, sharded))(*ARGS)
-    close(ours, dense_gradients(name))
+    assert_close(ours, dense_gradients(name))

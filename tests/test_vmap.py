@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Case, close, over_cases, together
+from cases import Case, assert_close, over_cases, together
 
 import jaxtrelu
 
@@ -31,16 +31,16 @@ def _mapped_over(in_axes, variant):
         row = x if x_axis is None else np.take(np.asarray(x), i, x_axis)
         threshold = thresholds if t_axis is None else thresholds[i]
         value, dx, dt = case.expected(row, threshold)
-        close(mapped[i], value, case)
-        close(slopes[0][i], dx, case)
-        close(slopes[1][i], dt.sum(), case)
+        assert_close(mapped[i], value, case)
+        assert_close(slopes[0][i], dx, case)
+        assert_close(slopes[1][i], dt.sum(), case)
 
 
 @over_cases
 def test_rows_one_by_one(case):
     in_axes = (0, 0 if case.kind == "full" else None)
     mapped = yield jax.vmap(case.function, in_axes), case.x, case.threshold
-    close(mapped, case.expected()[0], case)
+    assert_close(mapped, case.expected()[0], case)
 
 
 @over_cases
@@ -49,9 +49,9 @@ def test_gradient_per_example(case):
     gradient = jax.grad(lambda x, t: case.function(x, t).sum(), argnums=(0, 1))
     from_x, from_threshold = yield jax.vmap(gradient, in_axes), case.x, case.threshold
     _, dx, dt = case.expected()
-    close(from_x, dx, case)
+    assert_close(from_x, dx, case)
     per_row = {"number": dt.sum(1), "scalar": dt.sum(1)}.get(case.kind, dt)
-    close(from_threshold, per_row, case)
+    assert_close(from_threshold, per_row, case)
 
 
 def test_nested_and_against_a_table_of_thresholds():

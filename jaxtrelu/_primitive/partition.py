@@ -215,6 +215,12 @@ def distributed(layout: Layout, local: Callable, operands, taken, given):
     return jax.tree.unflatten(results[0], leaves)
 
 
+def like(operands, dimensions):
+    """The dimensions of operands in a named tuple, without those of operands that are None."""
+    there = zip(operands, dimensions, strict=True)
+    return type(dimensions)(*(None if operand is None else array for operand, array in there))
+
+
 def _summed(axes: Axes, array: jax.Array, dimensions: str) -> jax.Array:
     over = [axis for dimension in _sums(dimensions) for axis in axes.of(dimension)]
     return lax.psum(array, tuple(over)) if over else array

@@ -114,15 +114,19 @@ def checked_products(products, known: tuple[str, ...], what: str) -> Products | 
     raise ValueError(f"`products` should be None or one of {names}, but is {products!r}.")
 
 
-def takes_dense(plan: Plan) -> jax.Array:
-    """Whether dense products are taken whatever is open: asked for, or by the platform.
+def takes_dense(plan: Plan, number: jax.Array, most: int) -> jax.Array:
+    """Whether dense products are taken: for more entries than lists hold, on request, by platform.
 
-    Chosen at lowering, so that one exported program serves all platforms. A constant there: the
-    compiler drops what is not taken.
+    The platform's choice is made at lowering, so that one exported program serves all platforms. A
+    constant there: the compiler drops what is not taken.
     """
-    if plan.products is not None:
-        return jnp.array(plan.products == "dense")
-    return lax.platform_dependent(cpu=lambda: jnp.array(False), default=lambda: jnp.array(True))
+    if plan.products is None:
+        whatever = lax.platform_dependent(
+            cpu=lambda: jnp.array(False), default=lambda: jnp.array(True)
+        )
+    else:
+        whatever = jnp.array(plan.products == "dense")
+    return (number > most) | whatever
 
 
 # dense products

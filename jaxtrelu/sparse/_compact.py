@@ -22,6 +22,7 @@ from jaxtrelu._primitive.partition import (
     distributed,
     from_columns,
     layout_of,
+    like,
     to_columns,
     to_rows,
 )
@@ -44,7 +45,7 @@ from jaxtrelu.sparse._block import (
 )
 from jaxtrelu.sparse._entries import groups_of, support_of
 from jaxtrelu.sparse._loops import take
-from jaxtrelu.sparse._mlp import Operands, gradients_like, has_elements, like, operands_of
+from jaxtrelu.sparse._mlp import GRADIENTS, OPERANDS, Operands, has_elements, operands_of
 
 # Share of open entries that the default capacity allows for.
 _SHARE = 1 / 8
@@ -214,7 +215,7 @@ def _distributed_dense(plan: Plan, operands: Operands) -> jax.Array:
     def local(share: Share, operands: Operands):
         return _dense(plan.of(share), operands)
 
-    return distributed(plan.layout, local, (operands,), (like(operands),), "bo/m")
+    return distributed(plan.layout, local, (operands,), (like(operands, OPERANDS),), "bo/m")
 
 
 def _forward(plan: Plan, operands: Operands):
@@ -230,7 +231,9 @@ def _distributed_forward(plan: Plan, operands: Operands):
         y, kept = forward(plan.of(share), operands)
         return y, to_columns(kept.words, share.layout), to_rows(kept.z, share.layout)
 
-    y, *kept = distributed(plan.layout, local, (operands,), (like(operands),), ("bo/m", "bw", "bc"))
+    y, *kept = distributed(
+        plan.layout, local, (operands,), (like(operands, OPERANDS),), ("bo/m", "bw", "bc")
+    )
     return y, (operands, *kept)
 
 
@@ -248,8 +251,8 @@ def _distributed_gradients(plan: Plan, residuals, g: jax.Array) -> Operands:
         plan.layout,
         local,
         (operands, words, z, g),
-        (like(operands), "bw", "bc", "bo"),
-        gradients_like(operands),
+        (like(operands, OPERANDS), "bw", "bc", "bo"),
+        like(operands, GRADIENTS),
     )
 
 

@@ -177,7 +177,7 @@ def support_from(
         visited = opened | inside
     groups = groups_of(visited)
     number = groups.total if silent is None else groups.total + silent.total
-    overflow = (number > plan.size) | takes_dense(plan)
+    overflow = takes_dense(plan, number, plan.size)
     window = None if silent is None else entries_of(plan, silent, overflow, z_at)
     return Support(opened, entries_of(plan, groups, overflow, z_at), window, overflow)
 
@@ -223,8 +223,8 @@ def restored(
     """The inverse of `kept` for both lists, and whether dense products are taken."""
     lists = [visited] if window is None else [visited, window]
     groups = [groups_of(from_columns(one.words, share.layout)) for one in lists]
-    overflow = functools.reduce(jnp.add, [some.total for some in groups]) > plan.size
-    overflow |= takes_dense(plan)
+    number = functools.reduce(jnp.add, [some.total for some in groups])
+    overflow = takes_dense(plan, number, plan.size)
     found = [
         Entries(
             some,

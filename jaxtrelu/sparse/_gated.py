@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu import bits
-from jaxtrelu._primitive.partition import Share, distributed, layout_of
+from jaxtrelu._primitive.partition import Share, distributed, layout_of, like
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu._primitive.spec import (
     Block,
@@ -242,7 +242,7 @@ def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Ar
     def sparse(product):
         return repeat(ceil_div(number, _ROUND), more, start)
 
-    overflow = (number > most) | takes_dense(plan)
+    overflow = takes_dense(plan, number, most)
     y = lax.cond(overflow, partial(_dense_rest, plan, operands), sparse, product)
     return y, overflow
 
@@ -340,16 +340,6 @@ _SUMS = ("bd/m", "md/b", "md/b", "mo/b", "m/b", "m/b", "m/b")
 _GRADIENTS = GatedOperands(*_SUMS)  # type: ignore[arg-type]
 
 
-def _like(operands: GatedOperands, dimensions: GatedOperands) -> GatedOperands:
-    """The dimensions, without those of biases that are not there."""
-    return jax.tree.map(
-        lambda operand, array: None if operand is None else array,
-        operands,
-        dimensions,
-        is_leaf=lambda operand: operand is None,
-    )
-
-
 def _passed(plan: Plan, operands: GatedOperands, screen: Screen | None = None):
     """The forward pass: y, and what the gradient needs."""
     if plan.layout is None:
@@ -364,7 +354,7 @@ def _distributed_few(plan: Plan, operands: GatedOperands) -> jax.Array:
     def local(share: Share, operands: GatedOperands):
         return few_examples(plan.of(share), operands)[0]
 
-    return distributed(plan.layout, local, (operands,), (_like(operands, _OPERANDS),), "bo/m")
+    return distributed(plan.layout, local, (operands,), (like(operands, _OPERANDS),), "bo/m")
 
 
 @compiled_once
@@ -375,7 +365,7 @@ def _distributed_forward(plan: Plan, operands: GatedOperands, screen: Screen | N
         y, residuals = forward(plan.of(share), operands, screen)
         return y, kept(residuals.visited, share.layout)
 
-    taken = (_like(operands, _OPERANDS), dimensions_of(screen))
+    taken = (like(operands, _OPERANDS), dimensions_of(screen))
     y, visited = distributed(plan.layout, local, (operands, screen), taken, ("bo/m", KEPT))
     return y, (operands, visited)
 
@@ -390,8 +380,8 @@ def _distributed_gradients(plan: Plan, residuals, g: jax.Array) -> GatedOperands
         return _gradients(own, GatedResiduals(operands, visited, overflow), g)
 
     operands = residuals[0]
-    taken = (_like(operands, _OPERANDS), KEPT, "bo")
-    given = _like(operands, _GRADIENTS)
+    taken = (like(operands, _OPERANDS), KEPT, "bo")
+    given = like(operands, _GRADIENTS)
     return distributed(plan.layout, local, (*residuals, g), taken, given)
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from jaxtrelu import bits
 from jaxtrelu._primitive import formulas
-from jaxtrelu._primitive.partition import Share, distributed, from_list, layout_of, to_list
+from jaxtrelu._primitive.partition import Share, distributed, from_list, layout_of, like, to_list
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu._primitive.spec import (
     Block,
@@ -170,14 +170,14 @@ def sparse_mlp(
     plan, block = checked_call(spec, capacity, products, *arrays, distributed=distributed)
     operands = operands_of(block)
     screen = checked_screen(screen, operands.w_in)
+    if screen is not None and products == "gathers":
+        raise NotImplementedError(
+            "`screen` proves entries closed for lists, and products='gathers' has none. "
+            "Drop one of the two."
+        )
     if not has_elements(operands):
         y, activity = without_elements(plan, operands)
     elif products == "gathers":
-        if screen is not None:
-            raise NotImplementedError(
-                "`screen` proves entries closed for lists, and products='gathers' has none. "
-                "Drop one of the two."
-            )
         y, activity = by_gathers(plan, operands)
     else:
         y, activity = fused(plan, operands, screen)
@@ -426,19 +426,9 @@ def without_elements(plan: Plan, operands: Operands) -> tuple[jax.Array, Activit
 
 # on several devices
 
-_OPERANDS = Operands("bd", "md", "m", "m", "mo")  # type: ignore[arg-type]
+OPERANDS = Operands("bd", "md", "m", "m", "mo")  # type: ignore[arg-type]
+GRADIENTS = Operands("bd/m", "md/b", "m/b", "m/b", "mo/b")  # type: ignore[arg-type]
 _ACTIVITY = Activity("", "", "", "b/m", "b/m", "m/b", "/bm")  # type: ignore[arg-type]
-_GRADIENTS = Operands("bd/m", "md/b", "m/b", "m/b", "mo/b")  # type: ignore[arg-type]
-
-
-def like(operands: Operands) -> Operands:
-    """The dimensions of the operands, for `distributed`."""
-    return _OPERANDS if operands.b_in is not None else _OPERANDS._replace(b_in=None)
-
-
-def gradients_like(operands: Operands) -> Operands:
-    """Those of their gradients."""
-    return _GRADIENTS if operands.b_in is not None else _GRADIENTS._replace(b_in=None)
 
 
 @compiled_once
@@ -464,7 +454,7 @@ def _distributed_forward(plan: Plan, operands: Operands, screen: Screen | None):
         layout,
         local,
         (operands, screen),
-        (like(operands), dimensions_of(screen)),
+        (like(operands, OPERANDS), dimensions_of(screen)),
         ("bo/m", activity, KEPT, window),
     )
     lists = {name: from_list(getattr(record, name)) for name in _LISTS}
@@ -491,8 +481,8 @@ def _distributed_gradients(plan: Plan, residuals, given) -> Operands:
         layout,
         local,
         (operands, visited, window, (g, to_list(values, layout), l0)),
-        (like(operands), KEPT, window and KEPT, ("bo", layout.list, "b")),
-        gradients_like(operands),
+        (like(operands, OPERANDS), KEPT, window and KEPT, ("bo", layout.list, "b")),
+        like(operands, GRADIENTS),
     )
 
 

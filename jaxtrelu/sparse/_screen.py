@@ -310,7 +310,7 @@ def screened_support(
         support = _settled(plan, x, weights, bias, threshold, words, total, apart=apart)
         return support, lax.cond(support.overflow, by_products, nothing, x)
 
-    too_many = (total > plan.candidates) | takes_dense(plan)
+    too_many = takes_dense(plan, total, plan.candidates)
     return lax.cond(too_many, dense, listed, words)
 
 
