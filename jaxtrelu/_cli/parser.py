@@ -82,7 +82,16 @@ def add_number(
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as one sentence, and takes every negative number for a number."""
+    """Reports a wrong argument as one sentence, and takes every negative number for a number.
+
+    Attributes:
+        without_command: of a parser with commands of its own, the one that is meant where the words
+            begin with none of them.
+        commands: their names.
+    """
+
+    without_command: str | None = None
+    commands: Sequence[str] = ()
 
     # Of all commands. No option takes a number in one command and a word in another.
     _number_options: ClassVar[set[str]] = set()
@@ -97,6 +106,13 @@ class Parser(argparse.ArgumentParser):
         if isinstance(action.type, Number):
             self._number_options.update(action.option_strings)
         return action
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None, **options: Any) -> Any:
+        """As usual, of the command that is meant where none is named. Its parent calls this."""
+        if self.without_command is not None and args is not None:
+            named = args and args[0] in (*self.commands, "-h", "--help")
+            args = args if named else [self.without_command, *args]
+        return super().parse_known_args(args, namespace, **options)
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
         """As usual, except that -1e-3, -inf and -nan after an option for numbers are its values.

@@ -6,18 +6,12 @@ from typing import Literal, get_args
 
 from jaxtrelu import _files
 from jaxtrelu.sae._formats import npz, safetensors, torch_file
-from jaxtrelu.sae._formats.table import (
-    FORMATS,
-    OWN_KIND,
-    RefusedError,
-    check_finite,
-    name_of,
-    read_dictionary_learning,
-    read_llama_scope,
-    read_own,
-    read_saelens,
-    recognise_arrays,
-)
+from jaxtrelu.sae._formats.dictionary_learning import read_dictionary_learning
+from jaxtrelu.sae._formats.llama_scope import read_llama_scope
+from jaxtrelu.sae._formats.own import OWN_KIND, read_own
+from jaxtrelu.sae._formats.saelens import read_saelens
+from jaxtrelu.sae._formats.shared import RefusedError
+from jaxtrelu.sae._formats.table import FORMATS, check_finite, name_of, recognise_arrays
 from jaxtrelu.sae._model import Autoencoder
 
 FormatName = Literal[

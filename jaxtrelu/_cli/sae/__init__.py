@@ -41,15 +41,7 @@ def add_parser(subparsers: Any) -> None:
     own = parser.add_subparsers(dest="sae_command", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         _load(command).add_parser(own)
-    parse = parser.parse_known_args
-
-    def parse_known_args(args: Any = None, namespace: Any = None, **options: Any) -> Any:
-        words = list(sys.argv[1:] if args is None else args)
-        if not words or words[0] not in (*_COMMANDS, "-h", "--help"):
-            words.insert(0, "train")
-        return parse(words, namespace, **options)
-
-    parser.parse_known_args = parse_known_args
+    parser.without_command, parser.commands = "train", _COMMANDS
 
 
 def run(args: argparse.Namespace) -> int:

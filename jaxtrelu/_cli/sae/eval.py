@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtrelu import _files
+from jaxtrelu._cli.sae.data import add_model_and_data, open_data
 
 _DESCRIPTION = """\
 Prints the metrics of SAEBench's core evaluation that need no language model. On the data that the
@@ -17,17 +18,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "eval", help="metrics of a model on held-out rows", description=_DESCRIPTION
     )
-    parser.add_argument("model", metavar="MODEL", help="a file or folder in any known format")
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        help="a .npy or .safetensors file with one example per row, a folder of them, or 'patches'",
-    )
-    parser.add_argument(
-        "--targets",
-        metavar="FILE",
-        help="a .npy file with the outputs that a transcoder should make of the rows",
-    )
+    add_model_and_data(parser)
     parser.add_argument(
         "--json",
         metavar="FILE",
@@ -58,20 +49,3 @@ def run(args: argparse.Namespace) -> int:
     if target is not None:
         print(target)
     return 0
-
-
-def open_data(name: str, seed: int = 0, held_out: int | None = None) -> Any:
-    """The rows that a user names: a file, or the image patches."""
-    from jaxtrelu import sae
-
-    if name == "patches":
-        array = sae.image_patches().rows
-        aside = default_held_out(len(array)) if held_out is None else held_out
-        return sae.Rows(array, "the image patches", seed, held_out=aside)
-    aside = default_held_out(len(sae.open_rows(name))) if held_out is None else held_out
-    return sae.open_rows(name, seed, held_out=aside)
-
-
-def default_held_out(rows: int) -> int:
-    """A tenth of the rows, and 8192 at most."""
-    return min(8192, rows // 10)

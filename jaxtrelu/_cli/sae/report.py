@@ -9,6 +9,7 @@ from typing import Any
 from jaxtrelu import _files
 from jaxtrelu._cli import UserError
 from jaxtrelu._cli.parser import add_number
+from jaxtrelu._cli.sae.data import add_model_and_data, open_data
 
 _DESCRIPTION = """\
 Writes one HTML file that needs no network and no server: the figures, the curves of the training
@@ -31,17 +32,7 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a file or folder in any known format")
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        help="a .npy or .safetensors file with one example per row, a folder of them, or 'patches'",
-    )
-    parser.add_argument(
-        "--targets",
-        metavar="FILE",
-        help="a .npy file with the outputs that a transcoder should make of the rows",
-    )
+    add_model_and_data(parser)
     parser.add_argument(
         "--rows-are-images",
         metavar="HxW[xC]",
@@ -69,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
 
     from jaxtrelu import sae
     from jaxtrelu._cli.console import progress
-    from jaxtrelu._cli.sae.eval import open_data
 
     shape = _image_shape(args.rows_are_images)
     labels = None if args.labels is None else _lines(args.labels)

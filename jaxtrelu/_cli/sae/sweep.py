@@ -10,6 +10,7 @@ from jaxtrelu import _files
 from jaxtrelu._cli import UserError
 from jaxtrelu._cli.parser import add_number
 from jaxtrelu._cli.sae import train
+from jaxtrelu._cli.sae.data import open_data
 
 if TYPE_CHECKING:
     from jaxtrelu.sae import Sweep
@@ -51,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
     from jaxtrelu import sae
     from jaxtrelu._cli.console import progress
     from jaxtrelu._cli.sae import results
-    from jaxtrelu._cli.sae.eval import open_data
 
     for l0 in args.l0:
         if not 0 < l0 < args.features:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtrelu import _files
 from jaxtrelu._cli import UserError
 from jaxtrelu._cli.parser import add_number
+from jaxtrelu._cli.sae.data import open_data
 
 if TYPE_CHECKING:
     from jaxtrelu.sae import Autoencoder, Recipe, Rows
@@ -123,7 +124,6 @@ def run(args: argparse.Namespace) -> int:
     # Before the long work, so that what is missing shows now.
     from jaxtrelu import sae
     from jaxtrelu._cli.sae import results
-    from jaxtrelu._cli.sae.eval import open_data
 
     recipe = recipe_of(args)
     _check_l0(args)

@@ -1,0 +1,36 @@
+"""What the commands of `jaxtrelu sae` read: a model, and rows."""
+
+import argparse
+from typing import Any
+
+
+def add_model_and_data(parser: argparse.ArgumentParser) -> None:
+    """Adds a model, and what it is looked at with."""
+    parser.add_argument("model", metavar="MODEL", help="a file or folder in any known format")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="a .npy or .safetensors file with one example per row, a folder of them, or 'patches'",
+    )
+    parser.add_argument(
+        "--targets",
+        metavar="FILE",
+        help="a .npy file with the outputs that a transcoder should make of the rows",
+    )
+
+
+def open_data(name: str, seed: int = 0, held_out: int | None = None) -> Any:
+    """The rows that a user names: a file, or the image patches."""
+    from jaxtrelu import sae
+
+    if name == "patches":
+        array = sae.image_patches().rows
+        aside = default_held_out(len(array)) if held_out is None else held_out
+        return sae.Rows(array, "the image patches", seed, held_out=aside)
+    aside = default_held_out(len(sae.open_rows(name))) if held_out is None else held_out
+    return sae.open_rows(name, seed, held_out=aside)
+
+
+def default_held_out(rows: int) -> int:
+    """A tenth of the rows, and 8192 at most."""
+    return min(8192, rows // 10)
