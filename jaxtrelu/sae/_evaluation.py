@@ -210,10 +210,10 @@ def evaluate(
         if not (np.isfinite(block).all() and np.isfinite(y).all()):
             raise ValueError("the rows to evaluate on hold NaN or infinity.")
         per_row, opened = _measure(model, block, y)
-        wide = np.asarray(y, np.float64)
+        exact = np.asarray(y, np.float64)
         if centre is None:
-            centre = wide.mean(axis=0)  # sums around it lose no digits
-        moved = wide - centre
+            centre = exact.mean(axis=0)  # sums around it lose no digits
+        moved = exact - centre
         total = total + moved.sum(axis=0)
         found = {name: np.asarray(value, np.float64).sum() for name, value in per_row.items()}
         found["around"] = np.einsum("nd,nd->", moved, moved)

@@ -384,7 +384,7 @@ def _unflatten(rest: Any, children: Any) -> Autoencoder:
 jax.tree_util.register_pytree_node(Autoencoder, _flatten, _unflatten)
 
 
-def _wide(x: Array) -> Array:
+def _accumulated(x: Array) -> Array:
     """In float32 at least."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -413,7 +413,7 @@ def _decode(model: Autoencoder, features: Array, x: Array | None) -> Array:
 # Compiled for what they depend on alone, not for a model's recipe and story.
 @partial(jax.jit, static_argnums=0)
 def _pre_activations_of(rules: _Rules, weights: Weights, scale: Any, x: Array) -> Array:
-    x, _, _ = _normalised(rules, _wide(x))
+    x, _, _ = _normalised(rules, _accumulated(x))
     x = x * scale
     if rules.subtract_decoder_bias:
         x = x - weights.decoder_bias
@@ -430,12 +430,12 @@ def _encode_of(rules: _Rules, weights: Weights, scale: Any, x: Array) -> Array:
 def _decode_of(
     rules: _Rules, weights: Weights, skip: Any, scale: Any, features: Array, x: Array | None
 ) -> Array:
-    features = _wide(features)
+    features = _accumulated(features)
     y = features @ weights.decoder.astype(features.dtype) + weights.decoder_bias
     y = y / scale
     if x is None:
         return y
-    x = _wide(x)
+    x = _accumulated(x)
     _, mean, spread = _normalised(rules, x)
     y = y * spread + mean
     return y if skip is None else y + x @ skip.astype(x.dtype)

@@ -160,20 +160,20 @@ class Rows:
         digest = self._digest()
         for start, block in self._blocks():
             digest.update(np.ascontiguousarray(block).view(np.uint8))
-            wide = np.asarray(block, np.float64)
-            squares = np.einsum("nd,nd->n", wide, wide)
+            exact = np.asarray(block, np.float64)
+            squares = np.einsum("nd,nd->n", exact, exact)
             bad.extend((start + np.flatnonzero(~np.isfinite(squares))).tolist())
             if len(self._aside):
                 used = ~aside[np.arange(start, start + len(block)) // self._chunk]
-                wide, squares = wide[used], squares[used]
-            if not count and len(wide):
-                centre = wide.mean(axis=0)  # sums around it lose no digits
-            moved = wide - centre
+                exact, squares = exact[used], squares[used]
+            if not count and len(exact):
+                centre = exact.mean(axis=0)  # sums around it lose no digits
+            moved = exact - centre
             total += moved.sum(axis=0)
             around += float(np.einsum("nd,nd->", moved, moved))
             norm += float(np.sqrt(squares).sum())
             square += float(squares.sum())
-            count += len(wide)
+            count += len(exact)
             if advance:
                 advance(len(block))
         self._refuse(np.asarray(bad))

@@ -22,9 +22,9 @@ import numpy as np
 from jaxtrelu.sae._checkpoints import Checkpoints
 from jaxtrelu.sae._evaluation import Evaluation, evaluate
 from jaxtrelu.sae._model import Autoencoder
-from jaxtrelu.sae._recipes import Recipe, short_run
+from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._result import Result
-from jaxtrelu.sae._train import rows_of
+from jaxtrelu.sae._train import log_interval, model_of, recipe_for, rows_of
 from jaxtrelu.sae._training import (
     HISTORY,
     Asked,
@@ -129,10 +129,7 @@ def sweep(
       OSError: checkpoints cannot be written.
     """
     rows = rows_of(x, 0, held_out)
-    if recipe is None:
-        recipe = short_run()
-        size = min(recipe.batch_size, rows.shuffled_together)
-        recipe = dataclasses.replace(recipe, batch_size=size)
+    recipe = recipe_for(rows, recipe)
     lambdas = (recipe.coefficient,) if coefficients is None else tuple(map(float, coefficients))
     runs = list(itertools.product(l0, lambdas, seeds))
     if not runs:
@@ -148,7 +145,7 @@ def sweep(
             recipe=dataclasses.replace(recipe, coefficient=coefficient),
             target_l0=target,
             seed=seed,
-            log_every=max(1, min(50, steps // 20)) if log_every is None else log_every,
+            log_every=log_interval(steps, log_every),
             sparse=False,
         )
         for target, coefficient, seed in runs
@@ -169,24 +166,8 @@ def sweep(
         columns = dict(zip(HISTORY, history[:, place].T, strict=True))
         for sentence in shortcomings(columns, settings, settings.target_l0):
             warnings.warn(f"run {place} of the sweep: {sentence}", stacklevel=2)
-        about = {
-            "data": rows.name,
-            "fingerprint": fingerprint,
-            "rows": len(rows),
-            "held_out": rows.held_out,
-            "steps": steps,
-            "target_l0": settings.target_l0,
-            "seed": settings.seed,
-            "sparse": False,
-        }
-        model = Autoencoder(
-            weights,
-            input_scale=scale,
-            output_scale=scale,
-            recipe=settings.recipe,
-            about={"training": about},
-            training=Result(weights, scale, columns, start, fingerprint),
-        )
+        result = Result(weights, scale, columns, start, fingerprint)
+        model = model_of(rows, settings, result)
         models.append(model)
         found.append(evaluate(model, rows.held_out_rows if rows.held_out else rows))
     targets, coefficients_of, seeds_of = zip(*runs, strict=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxtrelu.sae._model import Autoencoder
 from jaxtrelu.sae._recipes import Recipe, short_run
+from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, open_rows
 from jaxtrelu.sae._training import Settings, run
 
@@ -65,17 +66,14 @@ def train(
       OSError: checkpoints cannot be written.
     """
     rows = rows_of(x, seed, held_out)
-    if recipe is None:
-        recipe = short_run()
-        size = min(recipe.batch_size, rows.shuffled_together)
-        recipe = dataclasses.replace(recipe, batch_size=size)
+    recipe = recipe_for(rows, recipe)
     settings = Settings(
         features=features,
         steps=steps,
         recipe=recipe,
         target_l0=l0,
         seed=seed,
-        log_every=max(1, min(50, steps // 20)) if log_every is None else log_every,
+        log_every=log_interval(steps, log_every),
         sparse=sparse,
     )
     result = run(
@@ -87,24 +85,7 @@ def train(
         on_read=on_read,
         on_step=on_step,
     )
-    about = {
-        "data": rows.name,
-        "fingerprint": result.fingerprint,
-        "rows": len(rows),
-        "held_out": rows.held_out,
-        "steps": steps,
-        "target_l0": l0,
-        "seed": seed,
-        "sparse": settings.visits_entries_only(),
-    }
-    return Autoencoder(
-        result.weights,
-        input_scale=result.scale,
-        output_scale=result.scale,
-        recipe=recipe,
-        about={"training": about},
-        training=result,
-    )
+    return model_of(rows, settings, result)
 
 
 def held_out(model: Autoencoder, x: Any) -> np.ndarray | None:
@@ -125,6 +106,41 @@ def held_out(model: Autoencoder, x: Any) -> np.ndarray | None:
     rows = x if isinstance(x, Rows) else rows_of(x, 0, min(aside, _length(x) - 1))
     same = len(rows) == known.get("rows") and rows.fingerprint() == known.get("fingerprint")
     return rows.held_out_rows if same and rows.held_out == aside else None
+
+
+def recipe_for(rows: Rows, recipe: Recipe | None) -> Recipe:
+    """The recipe; where there is none, the usual one, with batches that the rows suffice for."""
+    if recipe is not None:
+        return recipe
+    recipe = short_run()
+    return dataclasses.replace(recipe, batch_size=min(recipe.batch_size, rows.shuffled_together))
+
+
+def log_interval(steps: int, log_every: int | None) -> int:
+    """Steps between two entries of a history: as asked for, or about twenty in a run."""
+    return max(1, min(50, steps // 20)) if log_every is None else log_every
+
+
+def model_of(rows: Rows, settings: Settings, result: Result) -> Autoencoder:
+    """The model that a run ended with, and all that is known of how it came to be."""
+    about = {
+        "data": rows.name,
+        "fingerprint": result.fingerprint,
+        "rows": len(rows),
+        "held_out": rows.held_out,
+        "steps": settings.steps,
+        "target_l0": settings.target_l0,
+        "seed": settings.seed,
+        "sparse": settings.visits_entries_only(),
+    }
+    return Autoencoder(
+        result.weights,
+        input_scale=result.scale,
+        output_scale=result.scale,
+        recipe=settings.recipe,
+        about={"training": about},
+        training=result,
+    )
 
 
 def rows_of(x: Any, seed: int, aside: int | None) -> Rows:
