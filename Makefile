@@ -42,8 +42,9 @@ demo: $(VENV)/.installed-cli  ## compare activations on real data, plot, train a
 	$(PY) -m jaxtrelu sae --output $(RESULTS)/sae
 	$(PY) -m jaxtrelu sae report $(RESULTS)/sae patches --output $(RESULTS)/report.html
 
-conformance: $(VENV)/.installed-test $(VENV)/.installed-conformance  ## run the tests against PyTorch and ONNX
-	$(PYTEST) --dist worksteal --all tests/test_conformance.py $(ARGS)
+conformance: $(VENV)/.installed-test $(VENV)/.installed-peers  ## run the tests against PyTorch, ONNX and SAELens
+	JAXTRELU_PEERS=$(abspath $(PY)) $(PYTEST) --dist worksteal --all tests/test_conformance.py \
+	    tests/test_sae_formats.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff: rules and format
 	$(VENV)/bin/ruff check .
@@ -80,6 +81,13 @@ $(PY):
 	    fi; \
 	done; \
 	echo "No Python 3.11 or newer among: $(CANDIDATES). Install one, or say PYTHON=/path/to/python." >&2; exit 1
+
+# The libraries of autoencoders ask for a stack of gigabytes for language models, which is not used:
+# tests/golden/sae_peers.py says what stands in its place.
+$(VENV)/.installed-peers: $(VENV)/.installed-conformance
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps \
+	    sae-lens==6.54.12 dictionary-learning==0.1.0 sae-bench==0.6.0
+	@touch $@
 
 $(VENV)/.installed-%: pyproject.toml | $(PY)
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[$*]'

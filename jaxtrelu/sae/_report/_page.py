@@ -126,7 +126,7 @@ def _image_shape(shape: Sequence[int] | None, dimension: int) -> list[int] | Non
 def _feature_arrays(model: Autoencoder, judged: Evaluation, found: Gathered) -> dict[str, Any]:
     counts = found.histogram
     narrow = np.uint16 if counts.max(initial=0) < 1 << 16 else np.uint32
-    wide = {
+    floats = {
         "threshold": model.threshold,
         "density": found.density,
         "mean": found.mean,
@@ -139,7 +139,7 @@ def _feature_arrays(model: Autoencoder, judged: Evaluation, found: Gathered) -> 
         "topValues": found.top_values,
         "nearCosines": found.near_cosine,
     }
-    arrays = {name: np.asarray(value, np.float32) for name, value in wide.items()}
+    arrays = {name: np.asarray(value, np.float32) for name, value in floats.items()}
     return {**arrays, "histogram": counts.astype(narrow), "near": found.near.astype(np.int32)}
 
 
