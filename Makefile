@@ -10,12 +10,12 @@ PY = $(VENV)/bin/python
 WORKERS ?= logical
 PYTEST = $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 -q
 # Most of a test run is compilation, and most programs are those of the last run. JAX keeps them here,
-# keyed by all that they are made from; `XLA_CACHE=` compiles each anew. Past XLA_CACHE_MB the
-# directory is emptied before a run, since JAX itself bounds it only with the package filelock.
+# keyed by all that they are made from; `XLA_CACHE=` compiles each anew. Past XLA_CACHE_MB its
+# programs are removed before a run, since JAX itself bounds it only with the package filelock.
 XLA_CACHE ?= $(abspath build/xla-cache)
 XLA_CACHE_MB = 1000
 BOUNDED = if [ -d "$(XLA_CACHE)" ] && [ "$$(du -sm "$(XLA_CACHE)" | cut -f1)" -gt $(XLA_CACHE_MB) ]; \
-    then rm -rf "$(XLA_CACHE)"; fi
+    then find "$(XLA_CACHE)" -maxdepth 1 \( -name '*-cache' -o -name '*-atime' \) -delete; fi
 CACHED = JAX_COMPILATION_CACHE_DIR="$(XLA_CACHE)" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 RESULTS ?= results
