@@ -1,5 +1,6 @@
 """How the products behind the first one are taken: asked for by name, or chosen by the platform."""
 
+import re
 from functools import partial
 
 import jax
@@ -23,7 +24,7 @@ from sparse_cases import (
 
 from jaxtrelu import gated_mlp, sparse_mlp, sparse_mlp_vjp
 from jaxtrelu._primitive.spec import Spec
-from jaxtrelu.sparse import entry_sum
+from jaxtrelu.sparse import compact_mlp, entry_sum
 from jaxtrelu.sparse._block import Plan, takes_dense
 
 NAMES = ("x", "w_in", "w_out", "threshold", "b_in", "b_out")
@@ -129,10 +130,14 @@ def test_the_choice_of_each_platform():
     """One exported program for all of them, in which the platform decides."""
     plan = Plan(Spec("shift"), 1)
     for platform in PLATFORMS:
-        choice = jax.jit(lambda: takes_dense(plan)).trace().lower(lowering_platforms=(platform,))
+        choice = (
+            jax.jit(lambda: takes_dense(plan, jnp.int32(0), 1))
+            .trace()
+            .lower(lowering_platforms=(platform,))
+        )
         wanted = "false" if platform == "cpu" else "true"
         assert f"dense<{wanted}> : tensor<i1>" in choice.as_text()
-    both = export.export(jax.jit(lambda: takes_dense(plan)), platforms=PLATFORMS)()
+    both = export.export(jax.jit(lambda: takes_dense(plan, jnp.int32(0), 1)), platforms=PLATFORMS)()
     assert not both.call()  # here, on the CPU
 
 
@@ -146,3 +151,59 @@ def test_errors():
         gated_mlp(x, w_in, w_in, w_out, theta, products="gathers")
     with pytest.raises(NotImplementedError, match="`screen` proves entries closed for lists"):
         sparse_mlp(x, w_in, w_out, theta, products="gathers", screen=True)
+
+
+def products_that_always_run(function, *args):
+    """How many products the compiled program has outside of branches that it may not take."""
+    text = jax.jit(function).lower(*args).compile().as_text()
+    parts, name, entry = {}, None, None
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?%([\w.-]+) .*{$", line):
+            name = head[2]
+            parts[name] = []
+            entry = name if head[1] else entry
+        elif name is not None:
+            parts[name].append(line)
+    left, seen, number = [entry], set(), 0
+    while left:
+        if (name := left.pop()) in seen:
+            continue
+        seen.add(name)
+        for line in parts[name]:
+            if " conditional(" in line:
+                continue
+            number += len(re.findall(r" dot\(| custom-call\(.*\$(?:onednn|ynn)", line))
+            left += re.findall(r"(?:calls|to_apply|body)=%([\w.-]+)", line)
+    return number
+
+
+@pytest.mark.parametrize("examples", [4, 40])
+@pytest.mark.parametrize("batched", [False, True])
+def test_guards_cost_no_product(examples, batched):
+    """Where nothing is NaN, a dense path has no more products than plain JAX.
+
+    Written as loops of no trip, the guards were moved out of their loops by XLA, and always done.
+    """
+    x, w = jnp.ones((examples, 16)), jnp.ones((64, 16))
+
+    def plain(x, w):
+        return jax.nn.relu(x @ w.T - 1) @ w
+
+    def gated(x, w):
+        return (jax.nn.relu(x @ w.T - 1) * (x @ w.T)) @ w
+
+    for reference, own in (
+        (plain, lambda x, w: sparse_mlp(x, w, w, products="dense")),
+        (plain, lambda x, w: compact_mlp(x, w, w)),
+        (gated, lambda x, w: gated_mlp(x, w, w, w, products="dense")),
+    ):
+        numbers = []
+        for function in (reference, own):
+            mapped = jax.vmap(function, (0, None)) if batched else function
+
+            def total(x, w, mapped=mapped):
+                return jnp.sum(mapped(x, w) ** 2)
+
+            given = jnp.stack([x, x]) if batched else x
+            numbers.append(products_that_always_run(jax.grad(total, (0, 1)), given, w))
+        assert 0 < numbers[1] <= numbers[0] + 1, (own, numbers)

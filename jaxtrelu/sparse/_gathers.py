@@ -29,9 +29,10 @@ from jaxtrelu.sparse._block import (
     biased,
     compiled_once,
     decoded,
-    dense_forward,
+    dense_gradients,
     encoded,
     gates,
+    unless_spoilt,
 )
 from jaxtrelu.sparse._loops import ceil_div, take
 
@@ -82,7 +83,12 @@ def _forward(plan: Plan, operands: Operands):
     values = jnp.where(used, activated(plan, at, take(threshold, slots.feature)), 0)
 
     def dense(product):
-        return decoded(plan, biased(product, b_in), threshold, w_out)
+        def output(careful, product, operands):
+            z = biased(product, operands.b_in)
+            return decoded(plan, z, operands.threshold, operands.w_out, careful)
+
+        given = product, operands
+        return unless_spoilt(output(False, *given), partial(output, True), *given)
 
     def gathered(_):
         return _weighted_sum(values, slots.feature, w_out)
@@ -110,7 +116,7 @@ def _backward(plan: Plan, residuals: GatheredResiduals, cotangents):
 def _gradients(plan: Plan, residuals: GatheredResiduals, given) -> Operands:
     def dense(residuals, given):
         g, _, l0 = given
-        return jax.vjp(partial(dense_forward, plan), residuals.operands)[1]((g, l0))[0]
+        return dense_gradients(plan, residuals.operands, g, l0)
 
     gathered = partial(_gathered_gradients, plan)
     return lax.cond(residuals.overflow, dense, gathered, residuals, given)

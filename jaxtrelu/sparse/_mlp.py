@@ -50,10 +50,12 @@ from jaxtrelu.sparse._block import (
     compiled_once,
     decoded,
     dense_forward,
+    dense_gradients,
     encoded,
     finished,
     gates,
     planned,
+    unless_spoilt,
 )
 from jaxtrelu.sparse._entries import (
     KEPT,
@@ -258,7 +260,12 @@ def forward(plan: Plan, operands: Operands, screen: Screen | None = None):
 
     def through_dense(product):
         # The bias is added here again, so that the sum need not be kept as an operand.
-        return decoded(plan, biased(product, b_in), threshold, w_out)
+        def output(careful, product, operands):
+            z = biased(product, operands.b_in)
+            return decoded(plan, z, operands.threshold, operands.w_out, careful)
+
+        given = product, operands
+        return unless_spoilt(output(False, *given), partial(output, True), *given)
 
     if screen is None:
         product = encoded(x, w_in)
@@ -314,14 +321,13 @@ def _backward(plan: Plan, residuals, cotangents):
 @compiled_once
 def _gradients(plan: Plan, residuals: Residuals, given) -> Operands:
     """The gradients for cotangents of y, of the entries' values and of l0."""
-    dense, sparse = partial(dense_gradients, plan), partial(_sparse_gradients, plan)
+
+    def dense(residuals, given):
+        g, _, l0 = given
+        return dense_gradients(plan, residuals.operands, g, l0)
+
+    sparse = partial(_sparse_gradients, plan)
     return lax.cond(residuals.overflow, dense, sparse, residuals, given)
-
-
-def dense_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
-    """The gradients by dense product, for cotangents of y, of the entries' values and of l0."""
-    g, _, l0 = given
-    return jax.vjp(partial(dense_forward, plan), residuals.operands)[1]((g, l0))[0]
 
 
 class AtEntries(NamedTuple):

@@ -199,7 +199,8 @@ def _feature_gradients(plan: Plan, residuals: Residuals, given, size: int):
         return sums._replace(b_in=b_in, threshold=threshold)
 
     def dense(residuals, given):
-        sums = dense_gradients(plan, residuals, given)
+        g, _, l0 = given
+        sums = dense_gradients(plan, residuals.operands, g, l0)
         return Operands(sums.x, *_at(touched, sums[1:]))
 
     sums = lax.cond(residuals.overflow, dense, sparse, residuals, given)
