@@ -162,8 +162,8 @@ def sparsity(mode):
         axes.set_xticks(shares, [f"{share:g}" for share in shares])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("open entries, per cent")
-        axes.set_ylim(0, None)
-        axes.legend(loc="best", labelcolor=mode["ink"])
+        axes.set_ylim(0, 1.3 * axes.get_ylim()[1])
+        axes.legend(loc="upper left", labelcolor=mode["ink"])
         axes.set_title(titles[suite], fontweight="bold")
     return figure
 

@@ -104,9 +104,10 @@ def draw(
         first.set_ylabel(variant, fontweight="bold", fontsize=11)
         axes_of(rows, antiderivative, QUANTITIES[antiderivative])
     for rows, names in _runs(capped):
-        same = f", the same for {' and '.join(names)}" if len(names) > 1 else ""
-        axes = axes_of(rows, derivative, QUANTITIES[derivative] + same)
-        if same:  # as large as the others, and in the middle
+        of = "all" if len(names) == len(shapes) else " and ".join(names)
+        shared = f" of {of}" if len(names) > 1 else ""
+        axes = axes_of(rows, derivative, QUANTITIES[derivative] + shared)
+        if shared:  # as large as the others, and in the middle
             axes.set_box_aspect(0.75)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     order = [*range(len(peers), len(labels)), *range(len(peers))]
