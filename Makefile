@@ -20,7 +20,7 @@ CACHED = JAX_COMPILATION_CACHE_DIR="$(XLA_CACHE)" JAX_PERSISTENT_CACHE_MIN_COMPI
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 RESULTS ?= results
 
-.PHONY: help test test-all demo conformance lint format types notebooks wheel bench clean
+.PHONY: help test test-all demo docs conformance lint format types notebooks pictures wheel dist bench clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -57,12 +57,30 @@ format: $(VENV)/.installed-dev  ## ruff: put right what can be
 types: $(VENV)/.installed-dev  ## mypy
 	$(VENV)/bin/mypy
 
-notebooks: $(VENV)/.installed-notebooks  ## execute the notebooks (results to build/notebooks)
-	JAX_PLATFORMS=cpu $(PY) -m nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
+# Executed once, and again when they or the library change; the documentation shows these.
+NOTEBOOKS = $(patsubst %,build/%,$(wildcard notebooks/*.ipynb))
+
+notebooks: $(NOTEBOOKS)  ## execute the notebooks (results to build/notebooks)
+
+build/notebooks/%.ipynb: notebooks/%.ipynb $(shell find jaxtrelu -name '*.py') | $(VENV)/.installed-notebooks
+	JAX_PLATFORMS=cpu $(PY) -m nbconvert --to notebook --execute --output-dir $(@D) $<
+
+docs: $(VENV)/.installed-docs $(VENV)/.installed-test $(NOTEBOOKS)  ## build the documentation into build/site and open every page
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --clean
+	JAXTRELU_SITE=build/site $(PY) -m pytest -q tests/test_site.py
+	@echo "build/site/index.html"
+
+pictures: $(VENV)/.installed-docs  ## draw the pictures of README and site again
+	$(PY) docs/_site/pictures.py
 
 wheel: $(VENV)/.installed-cli  ## build the wheel into dist/
 	rm -rf dist
 	$(PY) -m pip wheel -q --no-deps -w dist .
+
+dist: $(VENV)/.installed-release  ## build wheel and sdist into dist/, as a release has them
+	rm -rf dist
+	$(PY) -m build --outdir dist .
+	$(PY) -m twine check --strict dist/*
 
 bench: $(VENV)/.installed-bench  ## time the operation against its peers
 	$(PY) benchmarks/activation.py $(ARGS)

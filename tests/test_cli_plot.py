@@ -79,6 +79,26 @@ def test_the_ceiling_adds_a_jump_of_the_derivative():
     assert jumps == [curves.Jump(0.5, 0.0, (1.0,)), curves.Jump(1.5, 0.0, (1.0,))]
 
 
+@pytest.mark.parametrize(("theta", "ceiling"), [(-0.5, 1.5), (0.1, 0.7), (-300.25, 301.0), (0, 2)])
+def test_no_line_joins_the_sides_of_a_jump(theta, ceiling):
+    """A piece ends where rounding does not yet take x - threshold for the ceiling."""
+    shape = curves.thresholded("shift", theta, ceiling)
+    for part in curves.pieces(shape.of[1], shape.breaks, -2, 3, 50)[0]:
+        assert len(set(part.y.tolist())) == 1
+
+
+def test_variants_share_a_derivative():
+    shapes = {v: [curves.thresholded(v, 1.0, None)] for v in VARIANTS}
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in
+              figure.draw(shapes, [], (-2, 3), 50).axes]  # fmt: skip
+    assert sum("derivative of all" in title for title in titles) == 1 and len(titles) == 7
+    shapes["shift"] = [curves.thresholded("shift", 1.0, 2.0)]
+    titles = [a.get_title(loc="left") or a.get_title() for a in
+              figure.draw(shapes, [], (-2, 3), 50, ceiling=2.0).axes]  # fmt: skip
+    assert sum("derivative of hard and clamp" in title for title in titles) == 1
+    assert len(titles) == 8
+
+
 SHAPES = [curves.thresholded(variant, 0.7, None) for variant in VARIANTS]
 SHAPES += [curves.thresholded("shift", -0.3, 1.1), *map(figure.peer, PEERS)]
 

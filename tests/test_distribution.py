@@ -1,11 +1,15 @@
 """What the wheel and the sdist hold, asked of the build back end without building them."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 sdist = pytest.importorskip("hatchling.builders.sdist", reason="hatchling is not installed")
 from hatchling.builders.wheel import WheelBuilder
+
+import jaxtrelu
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,7 +27,8 @@ def test_the_sdist_holds_what_its_tests_read():
             if path.is_file() and not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)
         }
         assert wanted and wanted <= held, f"missing: {sorted(wanted - held)[:5]}"
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile"):
+    texts = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+    for name in (*texts, "CITATION.cff", "LICENSE", "Makefile", "mkdocs.yml"):
         assert name in held
 
 
@@ -33,3 +38,11 @@ def test_the_wheel_holds_the_package_and_nothing_else():
     assert {path.split("/")[0] for path in held} == {"jaxtrelu"}
     page = {f"jaxtrelu/sae/_report/page.{kind}" for kind in ("html", "css", "js")}
     assert {path for path in held if not path.endswith((".py", "py.typed"))} == page
+
+
+def test_there_is_one_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert jaxtrelu.__version__ == version
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest[1] == version

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -76,12 +77,15 @@ def pieces(
     """
     inside = sorted({b for b in np.asarray(breaks, np.float32).tolist() if low < b < high})
     edges = [low, *inside, high]
+    # So far from a break that x - threshold does not round to what it is on the other side.
+    rounding = 4 * float(np.spacing(np.float32(max(map(abs, breaks), default=0.0))))
     found: list[Piece] = []
     jumps: list[Jump] = []
     for left, right in itertools.pairwise(edges):
         x = np.linspace(left, right, points, dtype=np.float32)
         # Approached from within, so that neither end belongs to the neighbour.
-        x[0], x[-1] = _beside(x[0], 1), _beside(x[-1], -1)
+        step = min(rounding, (right - left) / 4)
+        x[0], x[-1] = _beside(x[0], step), _beside(x[-1], -step)
         found.append(Piece(x, np.asarray(function(jnp.asarray(x)))))
     for at, before, after in zip(inside, found[:-1], found[1:], strict=True):
         limits = (float(before.y[-1]), float(after.y[0]))
@@ -93,11 +97,12 @@ def pieces(
     return found, jumps
 
 
-def _beside(x: np.float32, side: int) -> np.float32:
-    """The next float32; beside 0 the smallest normal one, since XLA takes the others for 0."""
-    if x == 0:
-        return side * np.finfo(np.float32).tiny
-    return np.nextafter(x, np.float32(side * np.inf))
+def _beside(x: np.float32, step: float) -> np.float32:
+    """A step away, and at least the next float32; beside 0 a normal one: XLA flushes the others."""
+    moved = np.float32(x + step)
+    if abs(moved) < np.finfo(np.float32).tiny:
+        return np.copysign(np.finfo(np.float32).tiny, np.float32(step))
+    return moved if moved != x else np.nextafter(x, np.float32(math.copysign(math.inf, step)))
 
 
 def draw_curve(

@@ -23,10 +23,10 @@ from jaxtrelu._primitive.spec import Spec, accumulator_dtype, computation_dtype,
 Products = Literal["dense", "loops", "gathers"]
 
 # Share of entries for which lists are made; beyond it dense products are taken. On a CPU those are
-# faster from 1/10 on for rows of 768 numbers, from 1/48 on for rows of 144 (docs/sparse.md).
+# faster from 1/10 on for rows of 768 numbers, from 1/48 on for rows of 144 (docs/design/sparse.md).
 CROSSOVER = 1 / 32
 # So many rows are multiplied one at a time, as vectors: as a matrix XLA's CPU back end takes up to
-# four times as long for them, and from four rows on less (docs/sparse.md).
+# four times as long for them, and from four rows on less (docs/design/sparse.md).
 _VECTORS = (1, 2)
 # Elements of a latent that a device can count, in 32 bits.
 _COUNTED = 2**32

@@ -8,7 +8,7 @@ operands rounded to few bits, Cauchy and Schwarz say
 so that an entry whose right-hand side does not pass the threshold is closed. What is left are the
 candidates: their pre-activations are summed in float32 and decided there, so that a wide bound
 costs time and never a gate. All that is rounded in evaluating the right-hand side is rounded up:
-docs/screening.md has the proof.
+docs/design/screening.md has the proof.
 """
 
 import math

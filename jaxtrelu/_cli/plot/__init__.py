@@ -14,9 +14,10 @@ _LARGEST = 1e6
 
 _DESCRIPTION = """\
 Draws thresholded ReLU, its derivative and its antiderivative: one row per variant, one curve per
-threshold. Where a curve jumps, the full circle is its value and the open one the limit that it
-does not reach: at x = θ the gate is closed. The antiderivative is the continuous one that is 0 at
-θ (peers: at 0). At the jump of 'hard' the derivative leaves out an impulse of weight θ."""
+threshold; variants that share their derivative share its axes. Where a curve jumps, the full circle
+is its value and the open one the limit that it does not reach: at x = θ the gate is closed. The
+antiderivative is the continuous one that is 0 at θ (peers: at 0). At the jump of 'hard' the
+derivative leaves out an impulse of weight θ."""
 
 _EPILOG = """\
   jaxtrelu plot

@@ -1,8 +1,8 @@
 """The figure of `plot`: a line of axes for each variant, with peers behind."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,8 @@ def draw(
 ) -> Figure:
     """Draws thresholded ReLUs, each variant in a line of axes with the same peers behind.
 
+    Variants that stand beside each other and have the same derivative, the gate, share its axes.
+
     Args:
         shapes: variant to the curves of its thresholds.
         peers: drawn thin and dashed in every line.
@@ -83,24 +85,31 @@ def draw(
     figure = figure or Figure()
     figure.set_size_inches(11, 0.9 + 2.75 * len(shapes))
     figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.06)
-    grid = figure.subplots(len(shapes), 3, sharex=True, squeeze=False)
-    for line, (variant, own) in zip(grid, shapes.items(), strict=True):
-        for number, axes in enumerate(line):
-            for shape, dashes in zip(peers, _PEER_DASHES, strict=False):
-                look = {"c": style.COLOURS[shape.label], "ls": dashes, "lw": 1.2}
-                draw_curve(axes, shape, number, limits, points, look)
-            # From wide to narrow, so that curves that coincide all show.
-            widths = np.linspace(2.0 + 0.5 * (len(own) - 1), 2.0, len(own))
-            for shape, colour, width in zip(own, style.SEQUENCE, widths, strict=False):
-                look = {"c": colour, "lw": width}
-                draw_curve(axes, shape, number, limits, points, look, circles=True)
-            _frame(axes, limits)
-        _name_line(line[0], variant, ceiling if TABLE[variant].takes_ceiling else None)
-    for axes, quantity in zip(grid[0], QUANTITIES, strict=True):
-        axes.set_title(quantity)
-    for axes in grid[-1]:
+    grid = figure.add_gridspec(len(shapes), len(QUANTITIES))
+    capped = {name: ceiling if TABLE[name].takes_ceiling else None for name in shapes}
+
+    def axes_of(lines: slice, number: int, title: str) -> Axes:
+        axes = figure.add_subplot(grid[lines, number])
+        own = list(shapes.values())[lines.start]
+        _draw_curves(axes, own, peers, number, limits, points)
+        _frame(axes, limits)
+        axes.set_title(title)
         axes.set_xlabel("x")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
+        return axes
+
+    function, derivative, antiderivative = range(len(QUANTITIES))
+    for line, variant in enumerate(shapes):
+        rows = slice(line, line + 1)
+        first = axes_of(rows, function, _formula(variant, capped[variant]))
+        first.set_ylabel(variant, fontweight="bold", fontsize=11)
+        axes_of(rows, antiderivative, QUANTITIES[antiderivative])
+    for rows, names in _runs(capped):
+        of = "all" if len(names) == len(shapes) else " and ".join(names)
+        shared = f" of {of}" if len(names) > 1 else ""
+        axes = axes_of(rows, derivative, QUANTITIES[derivative] + shared)
+        if shared:  # as large as the others, and in the middle
+            axes.set_box_aspect(0.75)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     order = [*range(len(peers), len(labels)), *range(len(peers))]
     figure.legend(
         [handles[i] for i in order],
@@ -111,14 +120,33 @@ def draw(
     return figure
 
 
-def _name_line(axes: Axes, variant: str, ceiling: float | None) -> None:
+def _runs(capped: Mapping[str, float | None]) -> list[tuple[slice, list[str]]]:
+    """Lines beside each other whose derivative is the same: that of one gate, capped or not."""
+    found: list[tuple[slice, list[str]]] = []
+    start = 0
+    for _, run in itertools.groupby(capped, key=capped.__getitem__):
+        names = list(run)
+        found.append((slice(start, start + len(names)), names))
+        start += len(names)
+    return found
+
+
+def _draw_curves(axes, own, peers, number, limits, points) -> None:
+    for shape, dashes in zip(peers, _PEER_DASHES, strict=False):
+        look = {"c": style.COLOURS[shape.label], "ls": dashes, "lw": 1.2}
+        draw_curve(axes, shape, number, limits, points, look)
+    # From wide to narrow, so that curves that coincide all show.
+    widths = np.linspace(2.0 + 0.5 * (len(own) - 1), 2.0, len(own))
+    for shape, colour, width in zip(own, style.SEQUENCE, widths, strict=False):
+        look = {"c": colour, "lw": width}
+        draw_curve(axes, shape, number, limits, points, look, circles=True)
+
+
+def _formula(variant: str, ceiling: float | None) -> str:
     formula = _FORMULAS[variant]
     if ceiling is not None:
-        formula = formula.replace("x − θ", f"min(x − θ, {ceiling:g})")
-    axes.set_ylabel(variant, fontweight="bold", fontsize=11)
-    box = {"fc": "white", "ec": "none", "pad": 1.5}
-    place: dict[str, Any] = {"transform": axes.transAxes, "va": "top", "bbox": box}
-    axes.text(0.02, 0.96, formula, fontsize=9, color=style.GREY, **place)
+        formula = formula.replace("x − θ", f"min(x − θ, {ceiling:g})", 1)
+    return formula
 
 
 def _frame(axes: Axes, limits: tuple[float, float]) -> None:

@@ -1,0 +1,132 @@
+"""README and pages: their lines run, their commands exist, and what they link to is there."""
+
+import doctest
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jaxtrelu._cli import parser
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def blocks(page, language):
+    """(first line, text) of each fenced block in a language."""
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        yield text.count("\n", 0, found.start(1)), found[1]
+
+
+PROGRAMS = [page for page in PAGES if any(blocks(page, "python"))]
+
+
+@pytest.mark.parametrize("page", PROGRAMS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_lines_run(page, tmp_path, monkeypatch):
+    """The blocks of a page, one after the other, with the names of those before."""
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    for first, code in blocks(page, "python"):
+        if ">>> " not in code:
+            exec(compile("\n" * first + code, str(page), "exec"), names)
+            continue
+        test = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), first)
+        runner, said = doctest.DocTestRunner(optionflags=FLAGS), []
+        runner.run(test, out=said.append, clear_globs=False)
+        assert test.examples
+        assert runner.summarize(verbose=False).failed == 0, "".join(said)
+        names.update(test.globs)
+
+
+def test_most_pages_have_lines_that_run():
+    assert len(PROGRAMS) >= 8
+
+
+COMMANDS = [
+    (page, line.removeprefix("$ "))
+    for page in PAGES
+    for _, text in blocks(page, "console")
+    for line in text.splitlines()
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "line"), COMMANDS, ids=[f"{page.name}: {line[:60]}" for page, line in COMMANDS]
+)
+def test_commands_are_understood(page, line):
+    """Commands of the library are parsed, and scripts are there with the options named."""
+    words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
+    if words[0] == "jaxtrelu":
+        parser.build().parse_args(words[1:])
+        return
+    assert words[0] == "python", f"{line}: neither jaxtrelu nor python"
+    script = ROOT / words[1]
+    if script.name == "train.py":
+        return  # the reader's own
+    known = script.read_text() + (script.parent / "_harness.py").read_text()
+    for option in re.findall(r"--[\w-]+", line):
+        assert f'"{option}"' in known, f"{script.name} has no {option}"
+
+
+def anchors(page):
+    """What a link can lead to in a page: its headings, as GitHub and the site name them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)|`", r"\1", heading).lower()
+        yield re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", plain).strip())
+
+
+@by_page
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+    links = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    for link in map("".join, links):
+        if re.match(r"https://[\w.-]+\.\w+(/\S*)?$", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file() and target.is_relative_to(ROOT), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_every_command_of_the_makefile_that_is_named_exists():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for page in PAGES:
+        for name in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8")):
+            assert name in targets, f"{page.name}: make {name}"
+
+
+def test_drawings_are_those_of_their_script(monkeypatch):
+    """A drawing is changed in its script; of plots, whose bytes Matplotlib decides, only size."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_site")
+    import pictures
+
+    for kind, mode in pictures.MODES.items():
+        for name, drawing in pictures.DRAWINGS.items():
+            found = (pictures.PICTURES / f"{name}-{kind}.svg").read_text(encoding="utf-8")
+            assert found == drawing(mode), f"{name}-{kind}.svg: run `make pictures`"
+        for name in pictures.PLOTS:
+            assert (pictures.PICTURES / f"{name}-{kind}.svg").stat().st_size > 10_000
+
+
+def figures(name):
+    """What a benchmark wrote: {(suite, shape, mode, peer): row}."""
+    rows = json.loads((ROOT / "docs" / "figures" / f"{name}.json").read_text())["rows"]
+    return {(r["suite"], r["shape"], r["mode"], r["peer"]): r for r in rows}
+
+
+def test_the_tables_have_the_figures_that_were_measured():
+    readme = (ROOT / "README.md").read_text()
+    memory = (ROOT / "docs" / "memory.md").read_text()
+    for (suite, shape, mode, peer), row in figures("models").items():
+        if suite == "memory" and mode == "temporary memory":
+            assert f"{row['value']:.0f} MB" in memory, (shape, peer)
+            if shape.startswith(("MLP", "ConvNet")):
+                assert f"{row['value']:.0f} MB" in readme, (shape, peer)
