@@ -87,7 +87,7 @@ def test_products_of_a_block(built):
         text = programs[f"peer {case}"]
         loops = [line for line in text.splitlines() if " while(" in line]
         unknown = [line for line in loops if "known_trip_count" not in line]
-        # A guard runs once or not at all: it looks for a NaN that stands beside a 0.
+        # Those of guards, which run only where a NaN stands beside a 0.
         guards = [line for line in unknown if "branch_1_fun" in line]
         return {
             "loops": len(unknown) - len(guards),

@@ -1,13 +1,12 @@
 """What the two-layer products share: the static part of a call, and the dense pieces of a block.
 
-The dense pieces are what is computed where few entries are closed, and they keep the promise of the
+The dense pieces are what is computed where few entries are closed, so they keep the promise of the
 sparse ones: **a factor that is exactly 0 contributes nothing**, also beside a NaN or an infinity.
-Those that take ``careful`` keep it with ``careful=True``, at a price; see `unless_spoilt`.
 """
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import cache, partial
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -134,10 +133,10 @@ def takes_dense(plan: Plan, number: jax.Array, most: int) -> jax.Array:
 # dense products
 
 
-def encoded(x: jax.Array, weights: jax.Array, careful: bool = False) -> jax.Array:
+def encoded(x: jax.Array, weights: jax.Array) -> jax.Array:
     """``x @ weights.T``, in float32 at least: what is near a threshold is decided unrounded."""
     dtype = computation_dtype(x.dtype, weights.dtype)
-    return _encoded(x.astype(dtype), weights.astype(dtype), accumulator_dtype(dtype), careful)
+    return _encoded(x.astype(dtype), weights.astype(dtype), accumulator_dtype(dtype))
 
 
 def biased(product: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -159,17 +158,15 @@ def gates(plan: Plan, z: jax.Array, threshold: jax.Array) -> jax.Array:
     return thresholded(z, _beside(threshold, z), step)
 
 
-def projected(a: jax.Array, w_out: jax.Array, careful: bool = False) -> jax.Array:
+def projected(a: jax.Array, w_out: jax.Array) -> jax.Array:
     """``a @ w_out``, a dense product of activations in w_out's dtype; the result is in a's."""
     dtype = accumulator_dtype(a.dtype, w_out.dtype)
-    return _projected(a.astype(w_out.dtype), w_out, dtype, careful).astype(a.dtype)
+    return _projected(a.astype(w_out.dtype), w_out, dtype).astype(a.dtype)
 
 
-def decoded(
-    plan: Plan, z: jax.Array, threshold: jax.Array, w_out: jax.Array, careful: bool = False
-) -> jax.Array:
+def decoded(plan: Plan, z: jax.Array, threshold: jax.Array, w_out: jax.Array) -> jax.Array:
     """``act(z) @ w_out``, a dense product, in z's dtype."""
-    return projected(activated(plan, z, threshold), w_out, careful)
+    return projected(activated(plan, z, threshold), w_out)
 
 
 def finished(y: jax.Array, b_out: jax.Array | None, lead: tuple, dtype) -> jax.Array:
@@ -206,133 +203,100 @@ class Operands(NamedTuple):
     w_out: jax.Array
 
 
-def dense_forward(
-    plan: Plan, operands: Operands, careful: bool = False
-) -> tuple[jax.Array, jax.Array]:
+def dense_forward(plan: Plan, operands: Operands) -> tuple[jax.Array, jax.Array]:
     """Returns y and l0 of the two-layer product, dense: reference, and for what is not sparse."""
-    z = biased(encoded(operands.x, operands.w_in, careful), operands.b_in)
+    z = biased(encoded(operands.x, operands.w_in), operands.b_in)
     l0 = jnp.sum(gates(plan, z, operands.threshold), axis=-1)
-    return decoded(plan, z, operands.threshold, operands.w_out, careful), l0
+    return decoded(plan, z, operands.threshold, operands.w_out), l0
 
 
-def dense_gradients(plan: Plan, operands: Operands, g: jax.Array, l0: jax.Array) -> Operands:
-    """The gradients of `dense_forward` for cotangents of y and l0."""
-
-    def gradients(careful, operands, g, l0):
-        forward = partial(dense_forward, plan, careful=careful)
-        return jax.vjp(forward, operands)[1]((g, l0))[0]
-
-    given = operands, g, l0
-    return unless_spoilt(gradients(False, *given), partial(gradients, True), *given)
+# dense products of a matrix with zeros, and their gradients
 
 
-# what is exactly 0 contributes nothing, also beside a NaN or an infinity
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _encoded(x: jax.Array, weights: jax.Array, dtype) -> jax.Array:
+    return _dot(x, weights, (1, 1), dtype)
 
 
-def unless_spoilt(values, careful: Callable, *operands):
-    """Returns ``values``, or ``careful(*operands)`` where a NaN or an infinity is among them.
+def _encoded_gradients(dtype, factors, g):
+    x, weights = factors
+    to_x = product_of_nonzeros(g, weights, dtype).astype(x.dtype)
+    return to_x, product_of_nonzeros(g, x, dtype, 0).astype(weights.dtype)
 
-    Dense products are taken as they are, at full speed, and again with care (`encoded`, `decoded`
-    and others take ``careful=True``) where something is not finite that a factor 0 should have
-    kept out. One would be in every row of such a product, so that first rows tell; no other number
-    is looked at. Where it is there by right, the second way costs time and changes nothing.
 
-    Args:
-      values: a pytree; its matrices are products.
-      careful: makes the same pytree.
-      operands: pytrees of what is in memory anyway: whatever else a conditional is given would
-        have to be kept for it.
+_encoded.defvjp(lambda x, weights, dtype: (_encoded(x, weights, dtype), (x, weights)),
+                _encoded_gradients)  # fmt: skip
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _projected(a: jax.Array, w_out: jax.Array, dtype) -> jax.Array:
+    return product_of_nonzeros(a, w_out, dtype)
+
+
+def _projected_gradients(dtype, factors, g):
+    a, w_out = factors
+    to_a = _dot(g, w_out, (1, 1), dtype).astype(a.dtype)
+    return to_a, product_of_nonzeros(a, g, dtype, 0).astype(w_out.dtype)
+
+
+_projected.defvjp(lambda a, w_out, dtype: (_projected(a, w_out, dtype), (a, w_out)),
+                  _projected_gradients)  # fmt: skip
+
+
+def product_of_nonzeros(a: jax.Array, b: jax.Array, dtype, over: int = 1) -> jax.Array:
+    """``a @ b`` summed in `dtype`, over what is not exactly 0 in `a`: (n, k) by (k, d) to (n, d).
+
+    The plain product, unless `b` holds a NaN or an infinity. One would be in every row of the plain
+    product, even beside a 0, so that the first row tells; no other number is looked at. (Also in a
+    row that is so by right; then the way round costs time and changes nothing.) `over` is the axis
+    of `a` that is summed over; 0 is ``a.T @ b``, without a transpose to be written out.
     """
-    found, structure = jax.tree.flatten(values)
-    flat, operands_structure = jax.tree.flatten(operands)
-
-    def again(*flat):
-        return tuple(jax.tree.leaves(careful(*jax.tree.unflatten(operands_structure, flat))))
-
-    return jax.tree.unflatten(structure, _unless_spoilt(again, len(found), 0)(*found, *flat))
+    if not (a.size and b.size):
+        return _dot(a, b, (over, 0), dtype)
+    return _guarded(jnp.dtype(dtype), over)(a, b)
 
 
-def _unless_spoilt(again: Callable, number: int, batches: int) -> Callable:
-    """The same for `number` values and then operands, flat, under so many `vmap`.
+@cache
+def _guarded(dtype, over: int, batches: tuple[tuple[bool, ...], ...] = ()) -> Callable:
+    """`product_of_nonzeros` under so many `vmap`, of each of which it is told what is mapped.
 
     A conditional on one number for all of a batch: under a plain `vmap` both of its sides would be
     computed. (As a loop of no or one trip it would not stay where it is: XLA moves what does not
     change from turn to turn out of a loop, and that is all of it.)
     """
+    product = partial(_dot, over=(over, 0), dtype=dtype)
+    around = partial(_around_zeros, dtype=dtype, over=over)
+    for mapped in batches:
+        axes = tuple(0 if is_mapped else None for is_mapped in mapped)
+        product, around = (jax.vmap(function, axes) for function in (product, around))
 
     @custom_vmap
-    def chosen(*flat):
-        values, operands = flat[:number], flat[number:]
-        products = [v for v in values if v.ndim == batches + 2 and v.size]
-        finite = [jnp.all(jnp.isfinite(v[(slice(None),) * batches + (0,)])) for v in products]
-        spoilt = ~reduce(jnp.logical_and, finite, jnp.array(True))
-        return lax.cond(spoilt, lambda _, o: again(*o), lambda v, _: v, values, operands)
+    def guarded(a, b):
+        y = product(a, b)
+        spoilt = ~jnp.all(jnp.isfinite(y[(slice(None),) * len(batches) + (0,)]))
+        return lax.cond(spoilt, lambda a, b, _: around(a, b), lambda a, b, y: y, a, b, y)
 
-    @chosen.def_vmap
-    def _(size, mapped, *flat):
-        values = tuple(
-            value if is_mapped else jnp.broadcast_to(value, (size, *value.shape))
-            for value, is_mapped in zip(flat[:number], mapped, strict=False)
-        )
-        axes = tuple(0 if is_mapped else None for is_mapped in mapped[number:])
-        together = jax.vmap(again, axes, axis_size=size)
-        results = _unless_spoilt(together, number, batches + 1)(*values, *flat[number:])
-        return results, (True,) * number
+    @guarded.def_vmap
+    def _(size, mapped, a, b):
+        return _guarded(dtype, over, (*batches, tuple(mapped)))(a, b), True
 
-    return chosen
+    return guarded
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _encoded(x: jax.Array, weights: jax.Array, dtype, careful: bool) -> jax.Array:
-    return _dot(x, weights, (1, 1), dtype)
-
-
-def _encoded_gradients(dtype, careful: bool, factors, g):
-    x, weights = factors
-    product = _product_of_nonzeros if careful else _dot
-    to_x = product(g, weights, (1, 0), dtype).astype(x.dtype)
-    return to_x, product(g, x, (0, 0), dtype).astype(weights.dtype)
-
-
-_encoded.defvjp(lambda x, weights, *rest: (_encoded(x, weights, *rest), (x, weights)),
-                _encoded_gradients)  # fmt: skip
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _projected(a: jax.Array, w_out: jax.Array, dtype, careful: bool) -> jax.Array:
-    product = _product_of_nonzeros if careful else _dot
-    return product(a, w_out, (1, 0), dtype)
-
-
-def _projected_gradients(dtype, careful: bool, factors, g):
-    a, w_out = factors
-    to_a = _dot(g, w_out, (1, 1), dtype).astype(a.dtype)
-    product = _product_of_nonzeros if careful else _dot
-    return to_a, product(a, g, (0, 0), dtype).astype(w_out.dtype)
-
-
-_projected.defvjp(lambda a, w_out, *rest: (_projected(a, w_out, *rest), (a, w_out)),
-                  _projected_gradients)  # fmt: skip
-
-
-def _product_of_nonzeros(a: jax.Array, b: jax.Array, over: tuple[int, int], dtype) -> jax.Array:
-    """The product over an axis of `a` and the first of `b`, of what is not exactly 0 in `a`.
-
-    Where `b` has a NaN or an infinity beside a 0, terms are added singly.
-    """
-    axis = over[0]
-    bad = ~jnp.all(jnp.isfinite(b), axis=1) & jnp.any(a == 0, axis=1 - axis)
+def _around_zeros(a: jax.Array, b: jax.Array, dtype, over: int) -> jax.Array:
+    """The same by select: where `b` has a NaN or an infinity beside a 0, terms are added singly."""
+    bad = ~jnp.all(jnp.isfinite(b), axis=1) & jnp.any(a == 0, axis=1 - over)
     places = jnp.arange(b.shape[0], dtype=jnp.int32)
 
     def add(state):
         y, left = state
         place = jnp.argmax(left).astype(jnp.int32)
-        factors = lax.dynamic_index_in_dim(a, place, axis=axis, keepdims=False)
+        factors = lax.dynamic_index_in_dim(a, place, axis=over, keepdims=False)
         factors = factors.astype(dtype)[:, None]
         terms = factors * lax.dynamic_index_in_dim(b, place, axis=0).astype(dtype)
         return y + jnp.where(factors != 0, terms, 0), left & (places != place)
 
-    rest = _dot(a, jnp.where(bad[:, None], 0, b), over, dtype)
+    rest = _dot(a, jnp.where(bad[:, None], 0, b), (over, 0), dtype)
     return lax.while_loop(lambda state: jnp.any(state[1]), add, (rest, bad))[0]
 
 

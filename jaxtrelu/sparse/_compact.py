@@ -39,11 +39,9 @@ from jaxtrelu.sparse._block import (
     biased,
     compiled_once,
     decoded,
-    dense_forward,
     encoded,
     finished,
     planned,
-    unless_spoilt,
 )
 from jaxtrelu.sparse._entries import groups_of, support_of
 from jaxtrelu.sparse._loops import take
@@ -118,22 +116,14 @@ def compact_mlp(
     # Its products are dense already, and the lists are what it is for.
     plan = planned(spec, capacity, _SHARE, shape, layout, "loops")
     operands = operands_of(block)
-    if has_elements(operands):
-        y = keeping_entries(plan, operands)
-    else:
-        y, _ = dense_forward(plan, operands)
+    y = (keeping_entries if has_elements(operands) else _dense)(plan, operands)
     return finished(y, block.b_out, block.lead, block.x.dtype)
 
 
 @compiled_once
 def _dense(plan: Plan, operands: Operands) -> jax.Array:
-    return _output(plan, operands, biased(encoded(operands.x, operands.w_in), operands.b_in))
-
-
-def _output(plan: Plan, operands: Operands, z: jax.Array) -> jax.Array:
-    y = decoded(plan, z, operands.threshold, operands.w_out)
-    careful = partial(dense_forward, plan, careful=True)
-    return unless_spoilt(y, lambda operands: careful(operands)[0], operands)
+    z = biased(encoded(operands.x, operands.w_in), operands.b_in)
+    return decoded(plan, z, operands.threshold, operands.w_out)
 
 
 class CompactResiduals(NamedTuple):
@@ -158,7 +148,7 @@ def forward(plan: Plan, operands: Operands) -> tuple[jax.Array, CompactResiduals
     """Returns y, and what the gradient needs."""
     product = encoded(operands.x, operands.w_in)
     z = biased(product, operands.b_in)
-    y = _output(plan, operands, z)
+    y = decoded(plan, z, operands.threshold, operands.w_out)
     support = support_of(plan, product, operands.b_in, operands.threshold)
     entries, overflow = support.visited, support.overflow
     # With the output, or finding the entries would be put off to the backward pass.
@@ -181,15 +171,6 @@ def _gradients(plan: Plan, residuals: CompactResiduals, g: jax.Array) -> Operand
     # the latent would only be computed again.
     overflow |= g[0, 0] > jnp.inf
 
-    given = operands, words, entries, overflow, g
-    gradients = unless_spoilt(
-        _pulled_back(plan, False, *given), partial(_pulled_back, plan, True), *given
-    )
-    # Together, or XLA may put the weights' gradients off and keep a dense dz of every layer.
-    return lax.optimization_barrier(gradients)
-
-
-def _pulled_back(plan: Plan, careful: bool, operands, words, entries, overflow, g) -> Operands:
     def recomputed():
         return biased(encoded(operands.x, operands.w_in), operands.b_in)
 
@@ -197,18 +178,18 @@ def _pulled_back(plan: Plan, careful: bool, operands, words, entries, overflow, 
         return _expand(words, entries, operands.w_in.shape[0])
 
     z = lax.cond(overflow, recomputed, expanded)
-    output = partial(decoded, plan, careful=careful)
-    pull = jax.vjp(output, z, operands.threshold, operands.w_out)[1]
+    pull = jax.vjp(partial(decoded, plan), z, operands.threshold, operands.w_out)[1]
     dz, threshold, w_out = pull(g)
     # Bilinear: the product itself is not needed, and XLA leaves it out.
     pull = jax.vjp(
-        lambda x, w_in, b_in: biased(encoded(x, w_in, careful), b_in),
+        lambda x, w_in, b_in: biased(encoded(x, w_in), b_in),
         operands.x,
         operands.w_in,
         operands.b_in,
     )[1]
+    # Together, or XLA may put the weights' gradients off and keep a dense dz of every layer.
     x, w_in, b_in = pull(dz)
-    return Operands(x, w_in, b_in, threshold, w_out)
+    return lax.optimization_barrier(Operands(x, w_in, b_in, threshold, w_out))
 
 
 def _expand(words: jax.Array, kept: jax.Array, width: int) -> jax.Array:

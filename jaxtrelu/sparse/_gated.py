@@ -41,9 +41,9 @@ from jaxtrelu.sparse._block import (
     finished,
     passed,
     planned,
+    product_of_nonzeros,
     projected,
     takes_dense,
-    unless_spoilt,
 )
 from jaxtrelu.sparse._entries import (
     KEPT,
@@ -190,21 +190,15 @@ class GatedResiduals(NamedTuple):
     overflow: jax.Array
 
 
-def gated_dense(plan: Plan, operands: GatedOperands, careful: bool = False) -> jax.Array:
+def gated_dense(plan: Plan, operands: GatedOperands) -> jax.Array:
     """Returns y by dense products."""
-    return _rest(plan, careful, operands, encoded(operands.x, operands.w_gate, careful))
-
-
-def _rest(plan: Plan, careful: bool, operands: GatedOperands, product: jax.Array) -> jax.Array:
-    """What follows the product of the gate."""
-    x, _, w_up, w_out, threshold, b_gate, b_up = operands
-    a = activated(plan, biased(product, b_gate), threshold)
-    return projected(passed(a, biased(encoded(x, w_up, careful), b_up)), w_out, careful)
+    return _dense_rest(plan, operands, encoded(operands.x, operands.w_gate))
 
 
 def _dense_rest(plan: Plan, operands: GatedOperands, product: jax.Array) -> jax.Array:
-    given = operands, product
-    return unless_spoilt(_rest(plan, False, *given), partial(_rest, plan, True), *given)
+    x, _, w_up, w_out, threshold, b_gate, b_up = operands
+    a = activated(plan, biased(product, b_gate), threshold)
+    return projected(passed(a, biased(encoded(x, w_up), b_up)), w_out)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -223,7 +217,7 @@ def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Ar
 
     Returns y, and whether the units were too many, and all products dense.
     """
-    x, w_gate, _, _, threshold, b_gate, _ = operands
+    x, w_gate, w_up, w_out, threshold, b_gate, b_up = operands
     product = encoded(x, w_gate)
     z = biased(product, b_gate)
     examples, units = z.shape
@@ -233,25 +227,20 @@ def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Ar
     )
     a = activated(plan, z, threshold)
 
-    def rounds(careful, operands, a, found, number):
-        x, _, w_up, w_out, _, _, b_up = operands
+    def more(i, y):
+        unit = lax.dynamic_slice(found, (i * _ROUND,), (_ROUND,))
+        used = unit < units
+        unit = jnp.minimum(unit, units - 1)
+        up = encoded(x, take(w_up, unit))
+        if b_up is not None:
+            up = biased(up, take(b_up, unit))
+        hidden = passed(jnp.where(used[None], a[:, unit], 0), up).astype(w_out.dtype)
+        return y + product_of_nonzeros(hidden, take(w_out, unit), z.dtype)
 
-        def more(i, y):
-            unit = lax.dynamic_slice(found, (i * _ROUND,), (_ROUND,))
-            used = unit < units
-            unit = jnp.minimum(unit, units - 1)
-            up = encoded(x, take(w_up, unit))
-            if b_up is not None:
-                up = biased(up, take(b_up, unit))
-            hidden = passed(jnp.where(used[None], a[:, unit], 0), up)
-            return y + projected(hidden, take(w_out, unit), careful)
+    start = varying_like(jnp.zeros((x.shape[0], w_out.shape[1]), z.dtype), z)
 
-        start = varying_like(jnp.zeros((examples, w_out.shape[1]), a.dtype), a)
+    def sparse(product):
         return repeat(ceil_div(number, _ROUND), more, start)
-
-    def sparse(_):
-        given = operands, a, found, number
-        return unless_spoilt(rounds(False, *given), partial(rounds, True), *given)
 
     overflow = takes_dense(plan, number, most)
     y = lax.cond(overflow, partial(_dense_rest, plan, operands), sparse, product)
@@ -297,12 +286,8 @@ def _itself(y: jax.Array) -> jax.Array:
 
 @compiled_once
 def _gradients(plan: Plan, residuals: GatedResiduals, g: jax.Array) -> GatedOperands:
-    def gradients(careful, operands, g):
-        return jax.vjp(partial(gated_dense, plan, careful=careful), operands)[1](g)[0]
-
     def through_dense(residuals, g):
-        given = residuals.operands, g
-        return unless_spoilt(gradients(False, *given), partial(gradients, True), *given)
+        return jax.vjp(partial(gated_dense, plan), residuals.operands)[1](g)[0]
 
     sparse = partial(_sparse_gradients, plan)
     return lax.cond(residuals.overflow, through_dense, sparse, residuals, g)

@@ -29,10 +29,9 @@ from jaxtrelu.sparse._block import (
     biased,
     compiled_once,
     decoded,
-    dense_gradients,
+    dense_forward,
     encoded,
     gates,
-    unless_spoilt,
 )
 from jaxtrelu.sparse._loops import ceil_div, take
 
@@ -83,12 +82,7 @@ def _forward(plan: Plan, operands: Operands):
     values = jnp.where(used, activated(plan, at, take(threshold, slots.feature)), 0)
 
     def dense(product):
-        def output(careful, product, operands):
-            z = biased(product, operands.b_in)
-            return decoded(plan, z, operands.threshold, operands.w_out, careful)
-
-        given = product, operands
-        return unless_spoilt(output(False, *given), partial(output, True), *given)
+        return decoded(plan, biased(product, b_in), threshold, w_out)
 
     def gathered(_):
         return _weighted_sum(values, slots.feature, w_out)
@@ -116,7 +110,7 @@ def _backward(plan: Plan, residuals: GatheredResiduals, cotangents):
 def _gradients(plan: Plan, residuals: GatheredResiduals, given) -> Operands:
     def dense(residuals, given):
         g, _, l0 = given
-        return dense_gradients(plan, residuals.operands, g, l0)
+        return jax.vjp(partial(dense_forward, plan), residuals.operands)[1]((g, l0))[0]
 
     gathered = partial(_gathered_gradients, plan)
     return lax.cond(residuals.overflow, dense, gathered, residuals, given)

@@ -50,12 +50,10 @@ from jaxtrelu.sparse._block import (
     compiled_once,
     decoded,
     dense_forward,
-    dense_gradients,
     encoded,
     finished,
     gates,
     planned,
-    unless_spoilt,
 )
 from jaxtrelu.sparse._entries import (
     KEPT,
@@ -260,12 +258,7 @@ def forward(plan: Plan, operands: Operands, screen: Screen | None = None):
 
     def through_dense(product):
         # The bias is added here again, so that the sum need not be kept as an operand.
-        def output(careful, product, operands):
-            z = biased(product, operands.b_in)
-            return decoded(plan, z, operands.threshold, operands.w_out, careful)
-
-        given = product, operands
-        return unless_spoilt(output(False, *given), partial(output, True), *given)
+        return decoded(plan, biased(product, b_in), threshold, w_out)
 
     if screen is None:
         product = encoded(x, w_in)
@@ -321,13 +314,14 @@ def _backward(plan: Plan, residuals, cotangents):
 @compiled_once
 def _gradients(plan: Plan, residuals: Residuals, given) -> Operands:
     """The gradients for cotangents of y, of the entries' values and of l0."""
-
-    def dense(residuals, given):
-        g, _, l0 = given
-        return dense_gradients(plan, residuals.operands, g, l0)
-
-    sparse = partial(_sparse_gradients, plan)
+    dense, sparse = partial(dense_gradients, plan), partial(_sparse_gradients, plan)
     return lax.cond(residuals.overflow, dense, sparse, residuals, given)
+
+
+def dense_gradients(plan: Plan, residuals: Residuals, given) -> Operands:
+    """The gradients by dense product, for cotangents of y, of the entries' values and of l0."""
+    g, _, l0 = given
+    return jax.vjp(partial(dense_forward, plan), residuals.operands)[1]((g, l0))[0]
 
 
 class AtEntries(NamedTuple):

@@ -199,8 +199,7 @@ def _feature_gradients(plan: Plan, residuals: Residuals, given, size: int):
         return sums._replace(b_in=b_in, threshold=threshold)
 
     def dense(residuals, given):
-        g, _, l0 = given
-        sums = dense_gradients(plan, residuals.operands, g, l0)
+        sums = dense_gradients(plan, residuals, given)
         return Operands(sums.x, *_at(touched, sums[1:]))
 
     sums = lax.cond(residuals.overflow, dense, sparse, residuals, given)
