@@ -276,7 +276,7 @@ def thresholded_glu(
     """
     spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
     check_zeros(spec)
-    gate, threshold = activation_operands(gate, threshold, spec, floating=True)
+    gate, threshold = activation_operands(gate, threshold, spec, floating=True, name="gate")
     up = real_array(up, "up")
     if up.shape != gate.shape or up.dtype != gate.dtype:
         raise ValueError(

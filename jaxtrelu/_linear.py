@@ -21,7 +21,7 @@ from jaxtrelu._compat import Primitive
 from jaxtrelu._primitive import formulas, lowering
 from jaxtrelu._primitive.packing import Packing, parts_of
 from jaxtrelu._primitive.partition import Layout, distributed, layout_of
-from jaxtrelu._primitive.rules import partitioning_devices, thresholded, vary_together
+from jaxtrelu._primitive.rules import once, partitioning_devices, thresholded, vary_together
 from jaxtrelu._primitive.spec import (
     ImplementationName,
     Spec,
@@ -176,6 +176,10 @@ def _forward(spec: Spec, x, w, b, threshold):
 
 
 def _backward(spec: Spec, kept, ct):
+    return once("thresholded_linear", functools.partial(_gradients, spec))(kept, ct)
+
+
+def _gradients(spec: Spec, kept, ct):
     """With g = s ct where open, else 0, s the slope in the input: dx = g w', dw = x' g, db = sum g.
 
     The threshold's is the sum of its slopes, where open and where closed, times ct.
@@ -220,7 +224,7 @@ def _threshold_gradient(spec: Spec, threshold, ct, words, total):
     return dt.astype(threshold.dtype)
 
 
-_linear.defvjp(_forward, _backward)
+_linear.defvjp(once("thresholded_linear", _forward, 1), _backward)
 
 
 # the primitives

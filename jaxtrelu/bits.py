@@ -26,6 +26,7 @@ from jaxtrelu._primitive.packing import (
 )
 from jaxtrelu._primitive.partition import along_rows
 from jaxtrelu._primitive.rules import vary_together, varying_like
+from jaxtrelu._primitive.spec import whole_number
 
 __all__ = ["compact", "count", "expand", "pack", "rank", "select", "transpose", "unpack"]
 
@@ -149,8 +150,8 @@ def rank(
 
     Args:
       words: (..., w) uint32.
-      index: (..., k) integers, from 0 to the width (which gives the row's count). Leading axes
-        broadcast against those of `words`, as in `select`.
+      index: (..., k) integers, from 0 to the width (which gives the row's count); others count as
+        the nearest of these. Leading axes broadcast against those of `words`, as in `select`.
 
     Returns:
       int32 ranks of shape (..., k).
@@ -161,13 +162,14 @@ def rank(
     >>> rank(jnp.array([5], jnp.uint32), jnp.array([0, 1, 2, 3])).tolist()
     [0, 1, 1, 2]
     """
-    operands = _one_lead(_checked(words), jnp.asarray(index, jnp.int32))
+    operands = _one_lead(_checked(words), _integers(index, "index"))
     return along_rows(_rank, operands, 1, 1)
 
 
 def _rank(words: jax.Array, index: jax.Array) -> jax.Array:
     if words.shape[-1] == 0:
         return jnp.zeros_like(index)
+    index = jnp.clip(index, 0, words.shape[-1] * WORD_BITS)
     ones = population(words)
     before = jnp.cumsum(ones, axis=-1) - ones
     place = jnp.clip(index // WORD_BITS, 0, words.shape[-1] - 1)
@@ -195,7 +197,7 @@ def select(
     >>> select(jnp.array([5], jnp.uint32), jnp.array([0, 1, 2])).tolist()
     [0, 2, 32]
     """
-    operands = _one_lead(_checked(words), jnp.asarray(k, jnp.int32))
+    operands = _one_lead(_checked(words), _integers(k, "k"))
     return along_rows(_select, operands, 1, 1)
 
 
@@ -229,7 +231,8 @@ def compact(
       bits in each row, whether or not they fit.
 
     Raises:
-      TypeError, ValueError: `words` are not words, or `size` is negative.
+      TypeError, ValueError: `words` are not words, `size` is no whole number or negative, or
+        `values` are not those of that many bits.
 
     >>> words = jnp.array([5], jnp.uint32)
     >>> indices, values, counts = compact(words, 3, jnp.array([7.0, 8.0, 9.0]))
@@ -237,12 +240,18 @@ def compact(
     ([0, 2, 32], [7.0, 9.0, 0.0], 2)
     """
     words = _checked(words)
-    if size < 0:
-        raise ValueError(f"`size` should be at least 0, but is {size!r}.")
+    size = whole_number(size, "size", 0, _STATIC)
+    if values is not None:
+        values = jnp.asarray(values)
+        if values.shape[:-1] != words.shape[:-1] or words_for(values.shape[-1]) != words.shape[-1]:
+            raise ValueError(
+                f"`values` should have shape (..., n) beside words of shape (..., ceil(n / 32)), "
+                f"but have {values.shape} and words {words.shape}."
+            )
     if values is None:
         found = along_rows(lambda words: _compact(words, size, None), [words], 1, (1, None, 0))
     else:
-        given = [words, jnp.asarray(values)]
+        given = [words, values]
         found = along_rows(lambda *given: _compact(given[0], size, given[1]), given, 1, (1, 1, 0))
     return found
 
@@ -263,7 +272,7 @@ def expand(
     """Back from lists to a dense array: the inverse of `compact`.
 
     Args:
-      indices: (..., K) integers; those that are not below `width` are padding.
+      indices: (..., K) integers; those below 0 or not below `width` are padding.
       values: (..., K) of any dtype.
       width: n.
 
@@ -271,12 +280,13 @@ def expand(
       A dense array (..., n) in the dtype of `values`, zero where no index points.
 
     Raises:
+      TypeError: `indices` are no integers, or `width` is no whole number.
       ValueError: the shapes of `indices` and `values` differ, or `width` is negative.
 
     >>> expand(jnp.array([0, 2, 32]), jnp.array([7.0, 9.0, 0.0]), 3).tolist()
     [7.0, 0.0, 9.0]
     """
-    indices, values = jnp.asarray(indices), jnp.asarray(values)
+    indices, values = _integers(indices, "indices"), jnp.asarray(values)
     if indices.shape != values.shape:
         raise ValueError(
             f"`indices` and `values` should have one shape, but have {indices.shape} and "
@@ -284,8 +294,7 @@ def expand(
         )
     if indices.ndim == 0:
         raise ValueError("`indices` should have at least one axis, but is a scalar.")
-    if width < 0:
-        raise ValueError(f"`width` should be at least 0, but is {width!r}.")
+    width = whole_number(width, "width", 0, _STATIC)
     both = vary_together(indices, values)
     return along_rows(lambda indices, values: _expand(indices, values, width), both, 1, 1)
 
@@ -293,6 +302,8 @@ def expand(
 def _expand(indices: jax.Array, values: jax.Array, width: int) -> jax.Array:
     *lead, size = indices.shape
     rows = math.prod(lead)  # not -1, which has no answer for an array without elements
+    # A negative index would count from the end.
+    indices = jnp.where(indices < 0, width, indices)
     put = jax.vmap(lambda row, i, v: row.at[i].set(v, mode="drop"))
     dense = put(
         varying_like(jnp.zeros((rows, width), values.dtype), values, indices),
@@ -343,11 +354,33 @@ def _one_lead(words: jax.Array, index: jax.Array) -> list[jax.Array]:
             "the second operand should have shape (..., k), but is a scalar. Pass several numbers, "
             "or jnp.array([number])."
         )
-    lead = jnp.broadcast_shapes(words.shape[:-1], index.shape[:-1])
+    try:
+        lead = jnp.broadcast_shapes(words.shape[:-1], index.shape[:-1])
+    except ValueError:
+        raise ValueError(
+            "the leading axes of both operands should broadcast, but words have shape "
+            f"{words.shape} and the second operand has {index.shape}."
+        ) from None
     return [jnp.broadcast_to(array, (*lead, array.shape[-1])) for array in (words, index)]
 
 
+# A size is part of a shape.
+_STATIC = " Under jax.jit, make it a static argument."
+
+
+def _integers(array: ArrayLike, name: str) -> jax.Array:
+    """The operand in int32, or an error that says what to pass."""
+    array = jnp.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(
+            f"`{name}` should be integers, but is an array of dtype {array.dtype}. "
+            "Pass for example an int32 array."
+        )
+    return array.astype(jnp.int32)
+
+
 def _check_width(words: jax.Array, width: int) -> None:
+    width = whole_number(width, "width", 0, _STATIC)
     if not 0 <= width <= words.shape[-1] * WORD_BITS:
         raise ValueError(
             f"`width` should be between 0 and {words.shape[-1] * WORD_BITS}, the number of bits in "

@@ -189,3 +189,23 @@ def test_errors_say_what_to_pass():
         bits.expand(jnp.zeros(2, jnp.int32), jnp.zeros(2), -1)
     with pytest.raises(ValueError, match=r"one shape, but have \(2,\) and \(3,\)"):
         bits.expand(jnp.zeros(2, jnp.int32), jnp.zeros(3), 4)
+    word = jnp.array([5], jnp.uint32)
+    for values in (jnp.ones(33), jnp.ones((1, 3)), jnp.ones(0)):
+        with pytest.raises(ValueError, match=r"`values` should have shape \(\.\.\., n\) beside"):
+            bits.compact(word, 3, values)
+    for search in (bits.rank, bits.select):
+        with pytest.raises(TypeError, match="should be integers, but is an array of dtype float32"):
+            search(word, jnp.array([1.0]))
+        with pytest.raises(ValueError, match="leading axes of both operands should broadcast"):
+            search(jnp.zeros((2, 1), jnp.uint32), jnp.zeros((3, 1), jnp.int32))
+    with pytest.raises(TypeError, match="`indices` should be integers"):
+        bits.expand(jnp.zeros(2), jnp.zeros(2), 4)
+    for call in (bits.unpack, bits.compact, lambda w, n: bits.expand(w.astype(int), w, n)):
+        with pytest.raises(TypeError, match=r"whole number.* make it a static argument"):
+            jax.jit(call)(word, 3)
+
+
+def test_indices_outside_are_padding():
+    word = jnp.array([5], jnp.uint32)
+    assert bits.rank(word, jnp.array([-7, 99])).tolist() == [0, 2]
+    assert bits.expand(jnp.array([-1, 0, 4]), jnp.array([1.0, 2, 3]), 4).tolist() == [2, 0, 0, 0]

@@ -1,5 +1,7 @@
 """Training data: rows in memory and on disk, image patches, and the planted world."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -45,6 +47,32 @@ def test_mapped_rows_are_read_in_groups_and_in_any_order_of_steps(tmp_path, dtyp
     assert len(np.unique(rows.batch(2, 100)[:, 0])) == 100
 
 
+@pytest.mark.parametrize("held_out", [0, 30])
+def test_a_file_that_is_shuffled_whole_gives_the_batches_of_its_array(tmp_path, held_out):
+    array = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", array)
+    in_memory = sae.Rows(array, seed=3, held_out=held_out)
+    in_file = sae.open_rows(tmp_path / "x.npy", 3, held_out=held_out)
+    assert in_memory.order == in_file.order == "shuffled whole"
+    for step in (0, 5, 40):
+        np.testing.assert_array_equal(in_memory.batch(step, 16), in_file.batch(step, 16))
+
+
+def test_another_order_of_the_same_rows_is_another_run(tmp_path):
+    array = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", array)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    settings = sae.Settings(8, 2, sae.short_run())
+    settings = dataclasses.replace(
+        settings, recipe=dataclasses.replace(settings.recipe, batch_size=8)
+    )
+    sae.run(sae.Rows(array), settings, checkpoint_folder=tmp_path / "c", checkpoint_every=1)
+    grouped = sae.Rows(mapped, group_bytes=2048)
+    longer = dataclasses.replace(settings, steps=3)
+    with pytest.raises(ValueError, match="order is shuffled whole there and shuffled in pieces of"):
+        sae.run(grouped, longer, checkpoint_folder=tmp_path / "c")
+
+
 def test_statistics_are_those_of_all_rows(tmp_path):
     array = np.random.default_rng(0).normal(size=(5000, 33)).astype(np.float32)
     norms = np.linalg.norm(array, axis=1)
@@ -61,7 +89,7 @@ def test_rows_that_are_not_finite_are_named(tmp_path):
     for rows in (sae.Rows(array, "acts"), sae.open_rows(saved(tmp_path, array))):
         with pytest.raises(ValueError, match=r"acts.* NaN or infinity in rows 17, 2999 \(counted"):
             rows.statistics()
-    one = sae.open_rows(tmp_path / "acts.npy")
+    one = sae.Rows(np.load(tmp_path / "acts.npy", mmap_mode="r"), group_bytes=1)
     with pytest.raises(ValueError, match=r"rows 17, 2999"):
         one.batch(0, 100)
     array[:, 0] = np.nan

@@ -240,6 +240,12 @@ def test_a_sweep_refuses():
         sae.sweep(rows(), features=32, seeds=())
     with pytest.raises(ValueError, match="`l0` should be numbers, or None alone"):
         sae.sweep(rows(), features=32, l0=(4.0, None))
+    with pytest.raises(ValueError, match=r"`l0` should be different values, but are \(4\.0, 4\)"):
+        sae.sweep(rows(), features=32, l0=(4.0, 4))
+    with pytest.raises(TypeError, match="`l0` should be several values, such as a list, not 4"):
+        sae.sweep(rows(), features=32, l0=4)
+    with pytest.raises(ValueError, match="`checkpoint_every` should be a whole number ≥ 1"):
+        sae.sweep(rows(), features=32, checkpoint_every=0)
     wild = dataclasses.replace(RECIPE, learning_rate=1e38, learning_rate_warmup=0)
     with pytest.raises(FloatingPointError, match="of run 0 of the sweep is not finite"):
         sae.sweep(rows(), features=32, l0=(4.0,), steps=20, recipe=wild)

@@ -287,6 +287,20 @@ def test_settings_refuse():
         settings(target_l0=64.0)
     with pytest.raises(ValueError, match="`steps` should be a whole number ≥ 1, but is 0"):
         settings(steps=0)
+    x = np.ones((40, 4), np.float32)
+    with pytest.raises(ValueError, match="`l0` should be between 0 and the number of features"):
+        sae.train(x, features=8, l0=9)
+    with pytest.raises(TypeError, match=r"`l0` should be one number .* use jaxtrelu\.sae\.sweep"):
+        sae.train(x, features=8, l0=[2, 4])
+    with pytest.raises(ValueError, match="`seed` should be a whole number ≥ 0, but is -1"):
+        sae.train(x, features=8, seed=-1)
+    for recipe in ("gemma_scope", sae.gemma_scope):
+        with pytest.raises(TypeError, match=r"`recipe` should be a recipe, such as .*\(\)"):
+            sae.train(x, features=8, recipe=recipe)
+    with pytest.raises(ValueError, match="`checkpoint_every` should be a whole number ≥ 1"):
+        sae.train(x, features=8, checkpoint_every=0)
+    with pytest.raises(TypeError, match=r"`model` should be a jaxtrelu\.sae\.Autoencoder"):
+        sae.save(x, "there")
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -94,3 +94,13 @@ def test_errors():
         sparse_mlp_vjp(x[:0], w_in, w_out)
     with pytest.raises(ValueError, match="clamp"):
         sparse_mlp_vjp(x, w_in, w_out, variant="clamp")
+    y, pullback = sparse_mlp_vjp(x, w_in, w_out)
+    for g in (y.T, y.ravel(), y[:2]):
+        with pytest.raises(ValueError, match="`g` should have the shape of y, "):
+            pullback(g)
+    with pytest.raises(ValueError, match=r"`values` should have the shape of activity\.values"):
+        pullback(y, values=jnp.ones(3))
+    with pytest.raises(ValueError, match=r"`l0` should have the shape of activity\.l0, \(3,\)"):
+        pullback(y, l0=jnp.ones(2))
+    with pytest.raises(TypeError, match="`g` should be a real array"):
+        pullback(y + 0j)

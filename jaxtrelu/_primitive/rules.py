@@ -22,7 +22,7 @@ threshold, dx the tangent of x and dt that of the threshold, the tangent of the 
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,26 @@ def varying_like(array: jax.Array, *others: jax.Array) -> jax.Array:
     wanted = frozenset().union(*map(_compat.varying_axes, others))
     missing = tuple(sorted(wanted - _compat.varying_axes(array)))
     return lax.pcast(array, missing, to="varying") if missing else array
+
+
+def once(name: str, function: Callable, static: int = 0) -> Callable:
+    """A part of a gradient, which says so where it is differentiated itself.
+
+    The first `static` arguments are no arrays.
+    """
+
+    @functools.partial(jax.custom_jvp, nondiff_argnums=range(static))
+    def alone(*operands):
+        return function(*operands)
+
+    @alone.defjvp
+    def _(*arguments):
+        raise NotImplementedError(
+            f"{name} can be differentiated once, in reverse mode. For forward mode and higher "
+            "derivatives write the same with jaxtrelu.thresholded_relu between dense products."
+        )
+
+    return alone
 
 
 def vary_together(*operands: jax.Array) -> list[jax.Array]:

@@ -200,15 +200,16 @@ def check_skips(spec: Spec, what: str) -> None:
 
 
 def activation_operands(
-    x, threshold, spec: Spec, *, floating: bool = False
+    x, threshold, spec: Spec, *, floating: bool = False, name: str = "x"
 ) -> tuple[jax.Array, jax.Array]:
-    """Strongly typed x, and the threshold as an array that is 0-d or has x's rank."""
-    x = real_array(x, "x")
-    if floating and not jnp.issubdtype(x.dtype, jnp.floating):
+    """Strongly typed x, called `name`, and the threshold as an array, 0-d or of x's rank."""
+    x = real_array(x, name)
+    if (floating or spec.surrogate) and not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
-            f"`x` should be floating point here, but has dtype {x.dtype}. Pass x.astype('float32')."
+            f"`{name}` should be floating point {'here' if floating else 'with a surrogate'}, but "
+            f"has dtype {x.dtype}. Pass {name}.astype('float32')."
         )
-    threshold = _threshold_for(threshold, x.shape, x.dtype, "x")
+    threshold = _threshold_for(threshold, x.shape, x.dtype, name)
     if jnp.issubdtype(x.dtype, jnp.integer):
         _check_integers(x, threshold, spec)
     return x, threshold
@@ -230,7 +231,9 @@ def real_array(x, name: str) -> jax.Array:
     numeric = isinstance(x, (jax.Array, np.ndarray, np.generic, bool, int, float))
     dtype = jnp.result_type(x) if numeric and not _is_odd(x) else None
     if dtype is None or not any(jnp.issubdtype(dtype, t) for t in (jnp.floating, jnp.integer)):
-        raise TypeError(f"{wanted}, but is {_described(x)}. Pass for example x.astype('float32').")
+        raise TypeError(
+            f"{wanted}, but is {_described(x)}. Pass for example jnp.asarray({name}, 'float32')."
+        )
     return jnp.asarray(x, dtype)
 
 
@@ -350,7 +353,7 @@ def linear_operands(x, w, b, threshold) -> tuple[jax.Array, jax.Array, jax.Array
 
 
 class Block(NamedTuple):
-    """The operands of a two-layer block, checked; x is a matrix, one example a traits."""
+    """The operands of a two-layer block, checked; x is a matrix, one example a row."""
 
     x: jax.Array
     """(B, d)."""

@@ -35,7 +35,8 @@ class Statistics(NamedTuple):
 class Rows:
     """Batches of the rows of a matrix, reshuffled in every epoch.
 
-    An array in memory is shuffled whole. Of a memory-mapped one, pieces of about a megabyte are
+    An array in memory is shuffled whole, and so is a file of up to 256 MB: the same batches come of
+    both. Of a larger memory-mapped one, pieces of about a megabyte are
     shuffled, and the rows inside groups of about 256 MB of them: every byte is read once in an
     epoch, in long reads, and memory holds one group. (A few rows that fill neither a batch nor a
     group are left out of an epoch, other ones each time.)
@@ -47,7 +48,8 @@ class Rows:
       seed: of the shuffling.
       held_out: how many rows, about, are kept aside and never in a batch: `held_out_rows`. Which
         ones does not depend on the seed.
-      group_bytes: size of the groups of a memory-mapped array.
+      group_bytes: size of the groups of a memory-mapped array, and that of the largest one that is
+        shuffled whole.
 
     Raises:
       TypeError: the numbers are neither floating point nor integers.
@@ -82,7 +84,8 @@ class Rows:
                 f"is {held_out!r}."
             )
         row_bytes = array.shape[1] * array.dtype.itemsize
-        mapped = self._mapped = isinstance(array, np.memmap | Shards)
+        in_files = isinstance(array, np.memmap | Shards)
+        mapped = self._mapped = in_files and len(array) * row_bytes > group_bytes
         piece = max(1, _CHUNK_BYTES // row_bytes)
         if held_out:  # in pieces small enough to come from all over the data
             piece = max(1, min(piece, held_out // 16))
@@ -101,6 +104,13 @@ class Rows:
         self._group_chunks = min(len(self._kept), fitting)
         self._groups = max(1, len(self._kept) // self._group_chunks)
         self._cached: tuple[tuple[int, int], np.ndarray] | None = None
+
+    @property
+    def order(self) -> str:
+        """What the order of the rows depends on, beside the seed: how they are shuffled."""
+        if not self._mapped:
+            return "shuffled whole"
+        return f"shuffled in pieces of {self._chunk} rows, {self._group_chunks} together"
 
     @property
     def held_out_rows(self) -> np.ndarray:

@@ -71,8 +71,8 @@ def save(
         weights, in float64, which changes the function by rounding only; what cannot be folded is
         refused.
       path: of the file, or of the folder where the format has several files ("saelens",
-        "dictionary_learning", "llama_scope"). A folder that exists, for a format of one file,
-        takes that file under its usual name.
+        "dictionary_learning", "llama_scope"); folders that are not there are made. A folder that
+        exists, for a format of one file, takes that file under its usual name.
       format: "jaxtrelu" holds everything, the recipe with every setting included, under a checksum;
         the others are those of `load`.
 
@@ -80,11 +80,17 @@ def save(
       The files that were written.
 
     Raises:
+      TypeError: it is no `Autoencoder`.
       ValueError: the format is not known, or cannot hold the model; the message says why.
       OSError: the file system refuses.
     """
     if format not in FORMATS:
         raise ValueError(f"`format` should be one of {', '.join(FORMATS)}, but is {format!r}.")
+    if not isinstance(model, Autoencoder):
+        raise TypeError(
+            f"`model` should be a jaxtrelu.sae.Autoencoder, but is a {type(model).__name__}. "
+            "A Flax module has to_model()."
+        )
     kind, path = FORMATS[format], Path(path).expanduser()
     try:
         contents = kind.write(model)

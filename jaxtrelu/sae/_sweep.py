@@ -31,6 +31,7 @@ from jaxtrelu.sae._training import (
     Settings,
     TrainState,
     advance,
+    check_interval,
     check_memory,
     checked_statistics,
     identity_of,
@@ -131,6 +132,11 @@ def sweep(
     rows = rows_of(x, 0, held_out)
     recipe = recipe_for(rows, recipe)
     lambdas = (recipe.coefficient,) if coefficients is None else tuple(map(float, coefficients))
+    for name, several in (("l0", l0), ("coefficients", lambdas), ("seeds", seeds)):
+        if isinstance(several, str) or not isinstance(several, Sequence | np.ndarray):
+            raise TypeError(f"`{name}` should be several values, such as a list, not {several!r}.")
+        if len(set(several)) < len(several):
+            raise ValueError(f"`{name}` should be different values, but are {tuple(several)}.")
     runs = list(itertools.product(l0, lambdas, seeds))
     if not runs:
         raise ValueError("`l0`, `coefficients` and `seeds` should each have one value at least.")
@@ -151,6 +157,7 @@ def sweep(
         for target, coefficient, seed in runs
     ]
     size = recipe.batch_size
+    check_interval(checkpoint_every)
     check_memory(each[0], rows.dimension, len(each))
     rows.check_batch(size)
     with contextlib.ExitStack() as stack:

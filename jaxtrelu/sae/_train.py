@@ -67,15 +67,19 @@ def train(
     """
     rows = rows_of(x, seed, held_out)
     recipe = recipe_for(rows, recipe)
-    settings = Settings(
-        features=features,
-        steps=steps,
-        recipe=recipe,
-        target_l0=l0,
-        seed=seed,
-        log_every=log_interval(steps, log_every),
-        sparse=sparse,
-    )
+    try:
+        settings = Settings(
+            features=features,
+            steps=steps,
+            recipe=recipe,
+            target_l0=l0,
+            seed=seed,
+            log_every=log_interval(steps, log_every),
+            sparse=sparse,
+        )
+    except (TypeError, ValueError) as error:
+        # By the name that it has here.
+        raise type(error)(str(error).replace("`target_l0`", "`l0`")) from None
     result = run(
         rows,
         settings,

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +87,18 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` should be a whole number ≥ 1, but is {value!r}.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
+            raise ValueError(f"`seed` should be a whole number ≥ 0, but is {self.seed!r}.")
+        if not isinstance(self.recipe, Recipe):
+            raise TypeError(
+                "`recipe` should be a recipe, such as jaxtrelu.sae.gemma_scope(), but is "
+                f"{self.recipe!r}."
+            )
+        if self.target_l0 is not None and not isinstance(self.target_l0, Real):
+            raise TypeError(
+                f"`target_l0` should be one number or None, but is {self.target_l0!r}. For several "
+                "use jaxtrelu.sae.sweep."
+            )
         if self.target_l0 is not None and not 0 < self.target_l0 < self.features:
             raise ValueError(
                 f"`target_l0` should be between 0 and the number of features ({self.features}), "
@@ -298,6 +311,7 @@ def run(
       MemoryError: the run would need more memory than is free.
       OSError: checkpoints cannot be written.
     """
+    check_interval(checkpoint_every)
     check_memory(settings, rows.dimension)
     size = settings.recipe.batch_size
     rows.check_batch(size)
@@ -312,6 +326,15 @@ def run(
                 store.clear()
             store.identity = identity_of(settings, rows, found.fingerprint)
         return _run(rows, settings, found, store, checkpoint_every, on_step)
+
+
+def check_interval(checkpoint_every: int) -> None:
+    """Raises where that is no number of steps."""
+    whole = isinstance(checkpoint_every, int) and not isinstance(checkpoint_every, bool)
+    if not whole or checkpoint_every < 1:
+        raise ValueError(
+            f"`checkpoint_every` should be a whole number ≥ 1, but is {checkpoint_every!r}."
+        )
 
 
 def checked_statistics(rows: Rows, on_read: Callable[[int], None] | None) -> Statistics:
@@ -470,6 +493,6 @@ def identity_of(settings: Settings, rows: Rows, fingerprint: str) -> dict[str, s
     """What has to agree between a checkpoint and the run that resumes from it."""
     recipe = {f"recipe.{k}": repr(v) for k, v in vars(settings.recipe).items()}
     own = {k: repr(v) for k, v in vars(settings).items() if k != "recipe"}
-    data = {"dimension": repr(rows.dimension), "data": fingerprint}
+    data = {"dimension": repr(rows.dimension), "data": fingerprint, "order": rows.order}
     aside = {"rows kept aside": repr(len(rows) - rows.training_rows)}
     return {**own, **data, **aside, "data seed": repr(rows.seed), **recipe}

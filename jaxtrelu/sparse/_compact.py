@@ -26,6 +26,7 @@ from jaxtrelu._primitive.partition import (
     to_columns,
     to_rows,
 )
+from jaxtrelu._primitive.rules import once
 from jaxtrelu._primitive.spec import (
     ImplementationName,
     VariantName,
@@ -158,7 +159,7 @@ def forward(plan: Plan, operands: Operands) -> tuple[jax.Array, CompactResiduals
 
 def _backward(plan: Plan, residuals: CompactResiduals, g: jax.Array):
     compute = _gradients if plan.layout is None else _distributed_gradients
-    return (compute(plan, residuals, g),)
+    return (once("compact_mlp", partial(compute, plan))(residuals, g),)
 
 
 @compiled_once
@@ -256,4 +257,4 @@ def _distributed_gradients(plan: Plan, residuals, g: jax.Array) -> Operands:
     )
 
 
-keeping_entries.defvjp(_forward, _backward)
+keeping_entries.defvjp(once("compact_mlp", _forward, 1), _backward)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from jaxtrelu import bits
 from jaxtrelu._primitive.partition import Share, distributed, layout_of, like
-from jaxtrelu._primitive.rules import varying_like
+from jaxtrelu._primitive.rules import once, varying_like
 from jaxtrelu._primitive.spec import (
     Block,
     ImplementationName,
@@ -277,7 +277,7 @@ def forward(
 
 def _backward(plan: Plan, residuals, g: jax.Array):
     compute = _gradients if plan.layout is None else _distributed_gradients
-    return compute(plan, residuals, g), None
+    return once("gated_mlp", partial(compute, plan))(residuals, g), None
 
 
 def _itself(y: jax.Array) -> jax.Array:
@@ -385,4 +385,4 @@ def _distributed_gradients(plan: Plan, residuals, g: jax.Array) -> GatedOperands
     return distributed(plan.layout, local, (*residuals, g), taken, given)
 
 
-gated.defvjp(_passed, _backward)
+gated.defvjp(once("gated_mlp", _passed, 1), _backward)

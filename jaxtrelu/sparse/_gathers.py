@@ -20,7 +20,7 @@ from jax import lax
 from jaxtrelu import bits
 from jaxtrelu._primitive import formulas
 from jaxtrelu._primitive.packing import pack_last
-from jaxtrelu._primitive.rules import varying_like
+from jaxtrelu._primitive.rules import once, varying_like
 from jaxtrelu.sparse._activity import Activity
 from jaxtrelu.sparse._block import (
     Operands,
@@ -103,7 +103,8 @@ def _forward(plan: Plan, operands: Operands):
 
 def _backward(plan: Plan, residuals: GatheredResiduals, cotangents):
     g, activity = cotangents
-    return (_gradients(plan, residuals, (g, activity.values, activity.l0)),)
+    gradients = once("sparse_mlp", partial(_gradients, plan))
+    return (gradients(residuals, (g, activity.values, activity.l0)),)
 
 
 @compiled_once
@@ -179,4 +180,4 @@ def _dots(left: jax.Array, index: jax.Array, table: jax.Array) -> jax.Array:
     return jnp.sum(left[:, None] * rows, axis=-1)
 
 
-by_gathers.defvjp(_forward, _backward)
+by_gathers.defvjp(once("sparse_mlp", _forward, 1), _backward)

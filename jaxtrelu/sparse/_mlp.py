@@ -27,7 +27,7 @@ from jaxtyping import Float
 from jaxtrelu import bits
 from jaxtrelu._primitive import formulas
 from jaxtrelu._primitive.partition import Share, distributed, from_list, layout_of, like, to_list
-from jaxtrelu._primitive.rules import varying_like
+from jaxtrelu._primitive.rules import once, varying_like
 from jaxtrelu._primitive.spec import (
     Block,
     ImplementationName,
@@ -308,7 +308,8 @@ def forward(plan: Plan, operands: Operands, screen: Screen | None = None):
 def _backward(plan: Plan, residuals, cotangents):
     g, activity = cotangents
     compute = _gradients if plan.layout is None else _distributed_gradients
-    return compute(plan, residuals, (g, activity.values, activity.l0)), None
+    gradients = once("sparse_mlp", partial(compute, plan))
+    return gradients(residuals, (g, activity.values, activity.l0)), None
 
 
 @compiled_once
@@ -486,4 +487,4 @@ def _distributed_gradients(plan: Plan, residuals, given) -> Operands:
     )
 
 
-fused.defvjp(_passed, _backward)
+fused.defvjp(once("sparse_mlp", _passed, 1), _backward)

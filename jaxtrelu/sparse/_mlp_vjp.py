@@ -16,11 +16,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu import bits
-from jaxtrelu._primitive.rules import vary_together
+from jaxtrelu._primitive.rules import once, vary_together
 from jaxtrelu._primitive.spec import (
     ImplementationName,
     VariantName,
     checked_spec,
+    real_array,
     whole_number,
 )
 from jaxtrelu._surrogates import Surrogate
@@ -132,7 +133,8 @@ def sparse_mlp_vjp(
     Raises:
       TypeError: an operand is not a floating-point array.
       ValueError: as `sparse_mlp`, or `touched` is less than 1.
-      NotImplementedError: as `sparse_mlp`.
+      NotImplementedError: as `sparse_mlp`. The pullback raises a ValueError for a cotangent that
+        has not the shape of what it belongs to.
 
     Example:
       >>> import jax.numpy as jnp, jaxtrelu
@@ -159,15 +161,17 @@ def sparse_mlp_vjp(
         touched = whole_number(touched, "touched", hint=" Pass None for the default.")
     size = min(features, plan.size if touched is None else touched)
     screen = checked_screen(screen, operands.w_in)
-    (total, activity), residuals = forward(plan, operands, screen)
+    found = once("sparse_mlp_vjp", partial(forward, plan))(operands, screen)
+    (total, activity), residuals = found
     y = finished(total, block.b_out, block.lead, block.x.dtype)
 
     def pullback(g, values=None, l0=None):
-        g = jnp.asarray(g).astype(total.dtype).reshape(-1, width)
-        values = jnp.zeros_like(activity.values) if values is None else jnp.asarray(values)
-        l0 = jnp.zeros_like(activity.l0) if l0 is None else jnp.ravel(jnp.asarray(l0))
+        g = _cotangent(g, "g", "y", (*block.lead, width), total.dtype).reshape(-1, width)
+        listed, lead = activity.values, block.lead
+        values = _cotangent(values, "values", "activity.values", listed.shape, listed.dtype)
+        l0 = _cotangent(l0, "l0", "activity.l0", lead, activity.l0.dtype).reshape(-1)
         g, values, l0 = vary_together(g, values, l0)
-        given = (g, values.astype(activity.values.dtype), l0.astype(activity.l0.dtype))
+        given = g, values, l0
         sums, found, complete = _feature_gradients(plan, residuals, given, size)
         return FeatureGradients(
             sums.x.reshape(*block.lead, sums.x.shape[1]),
@@ -181,6 +185,18 @@ def sparse_mlp_vjp(
         )
 
     return ((y, in_shape(plan, activity, block.lead)) if with_activity else y), pullback
+
+
+def _cotangent(cotangent, name: str, of: str, shape: tuple, dtype) -> jax.Array:
+    """The cotangent in the dtype of the sums; zeros for None."""
+    if cotangent is None:
+        return jnp.zeros(shape, dtype)
+    cotangent = real_array(cotangent, name)
+    if cotangent.shape != shape:
+        raise ValueError(
+            f"`{name}` should have the shape of {of}, {shape}, but has {cotangent.shape}."
+        )
+    return cotangent.astype(dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 3), inline=True)

@@ -70,6 +70,8 @@ _OPTIONS = {
     "`coefficient` of a recipe": "--coefficient",
     "`resample_every` of a recipe": "--resample-every",
     "`target_l0`": "--l0",
+    "`l0`": "--l0",
+    "`seeds`": "--seeds",
     "`features`": "--features",
     "`steps`": "--steps",
     "`held_out`": "--held-out",
