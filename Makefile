@@ -66,7 +66,7 @@ build/notebooks/%.ipynb: notebooks/%.ipynb $(shell find jaxtrelu -name '*.py') |
 	JAX_PLATFORMS=cpu $(PY) -m nbconvert --to notebook --execute --output-dir $(@D) $<
 
 docs: $(VENV)/.installed-docs $(VENV)/.installed-test $(NOTEBOOKS)  ## build the documentation into build/site and open every page
-	$(PY) -m mkdocs build --strict --clean
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --clean
 	JAXTRELU_SITE=build/site $(PY) -m pytest -q tests/test_site.py
 	@echo "build/site/index.html"
 
