@@ -147,7 +147,8 @@ def maximal_difference(result, reference) -> float | None:
 
 def environment() -> dict[str, str]:
     """What the figures depend on besides the code."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    found = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version()}
+    found["machine"] = platform.machine()
     for package in _PACKAGES:
         try:
             found[package] = version(package)

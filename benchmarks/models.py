@@ -6,9 +6,9 @@ suites:
            own account: the same on every run; and whether the gradients are the same
   time     that gradient
 
-models: an MLP of eight layers, the same with residual connections, a ConvNet with strides or with
-pooling, and transformer blocks. Each has nnx.relu, or thresholded_relu at a threshold of 0, and
-nothing else is different. For the documentation:
+models: an MLP of eight layers, the same with residual connections and with every layer under
+jax.checkpoint, a ConvNet with strides or with pooling, and transformer blocks. Each has nnx.relu,
+or thresholded_relu at a threshold of 0, and nothing else is different. For the documentation:
   python benchmarks/models.py --only memory --json docs/figures/models.json
 """
 
@@ -27,16 +27,23 @@ ACTS = {"nnx.relu": nnx.relu, "jaxtrelu": functools.partial(thresholded_relu, th
 
 
 class MLP(nnx.Module):
-    """act(x @ W + b), eight times; with residual connections or without."""
+    """act(x @ W + b), eight times; with residual connections, or each under jax.checkpoint."""
 
-    def __init__(self, act, rngs, *, residual=False):
+    def __init__(self, act, rngs, *, residual=False, remat=False):
         self.layers = nnx.List([nnx.Linear(1024, 1024, rngs=rngs) for _ in range(8)])
-        self.act, self.residual = act, residual
+        self.act, self.residual, self.remat = act, residual, remat
 
     def __call__(self, x):
         """(rows, 1024) to the same."""
+        act = self.act
+
+        def apply(layer, x):
+            return act(layer(x))
+
+        if self.remat:
+            apply = nnx.remat(apply)
         for layer in self.layers:
-            y = self.act(layer(x))
+            y = apply(layer, x)
             x = x + y if self.residual else y
         return x
 
@@ -94,6 +101,7 @@ class Transformer(nnx.Module):
 MODELS = {
     "MLP, 8 layers, 2048 x 1024": (MLP, (2048, 1024)),
     "the same, residual": (functools.partial(MLP, residual=True), (2048, 1024)),
+    "the same, each layer under jax.checkpoint": (functools.partial(MLP, remat=True), (2048, 1024)),
     "ConvNet with strides, 64 x 32 x 32 x 3": (ConvNet, (64, 32, 32, 3)),
     "the same with max pooling": (functools.partial(ConvNet, pooling=True), (64, 32, 32, 3)),
     "transformer, 4 blocks, 16 x 128 x 256": (Transformer, (16, 128, 256)),

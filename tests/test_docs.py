@@ -1,7 +1,9 @@
 """README and pages: their lines run, their commands exist, and what they link to is there."""
 
 import doctest
+import importlib.util
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -24,14 +26,29 @@ def blocks(page, language):
         yield text.count("\n", 0, found.start(1)), found[1]
 
 
+# Packages that a page may speak of, and that `make conformance` brings.
+OPTIONAL = ("equinox", "keras", "onnx", "onnxruntime", "torch")
+
+
+def missing(package):
+    """Skips where an optional package is not installed, except where nothing may be skipped."""
+    if importlib.util.find_spec(package) is None:
+        assert not os.environ.get("JAXTRELU_REQUIRE_CONFORMANCE"), f"{package} is not installed"
+        pytest.skip(f"{package} is not installed")
+
+
 PROGRAMS = [page for page in PAGES if any(blocks(page, "python"))]
 
 
 @pytest.mark.parametrize("page", PROGRAMS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_lines_run(page, tmp_path, monkeypatch):
     """The blocks of a page, one after the other, with the names of those before."""
+    text = "".join(code for _, code in blocks(page, "python"))
+    for package in OPTIONAL:
+        if re.search(rf"^(>>> )?(import|from) .*\b{package}\b", text, re.MULTILINE):
+            missing(package)
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "page"}
+    names = {"__name__": "page", "folder": tmp_path}
     for first, code in blocks(page, "python"):
         if ">>> " not in code:
             exec(compile("\n" * first + code, str(page), "exec"), names)
