@@ -31,8 +31,9 @@ def run(
     """What each configuration is like at its start, and what becomes of it."""
     parts = training.divide(data, settings)
     bar.advance(0, "before training")
+    rows = np.asarray(training.prepared(parts.train[0][0], parts.mean[0]))
     measured = initialisation.measure(
-        wanted, parts.train[0][0], width=settings.width, depth=settings.depth, seed=settings.seed
+        wanted, rows, width=settings.width, depth=settings.depth, seed=settings.seed
     )
     bar.advance(len(wanted))
     keys = [runs.key_of(configuration, settings, data) for configuration in wanted]

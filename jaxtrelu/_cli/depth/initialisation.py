@@ -7,6 +7,7 @@ meets the same draws, and weights are drawn again where the backward pass needs 
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtrelu import theory
 from jaxtrelu._cli.depth.network import activate, input_scale
 from jaxtrelu._cli.depth.settings import Configuration, Start
+from jaxtrelu._cli.numbers import standard_error
 
 NETS = 20
 _ROWS = 8
@@ -111,38 +113,53 @@ def _of_a_net(key: jax.Array, rows: jax.Array, start: Start, *, width: int, dept
 
 def variance_agreement(configuration: Configuration, measured: Measured) -> Agreement:
     """Of the variance of a layer with V of the variance of the layer before."""
-    start = configuration.start
+    start, given = configuration.start, _ordinary(measured)
     predicted = theory.variance_map(
-        measured.variance[:, :-1].astype(np.float32),
+        np.where(given, measured.variance[:, :-1], 1).astype(np.float32),
         start.threshold,
         weight_variance=start.weight_variance,
         bias_variance=start.bias_variance,
         ceiling=start.ceiling,
     )
-    return _agreement(measured.variance[:, 1:], np.asarray(predicted))
+    return _agreement(measured.variance[:, 1:], np.asarray(predicted), given)
 
 
 def gradient_agreement(configuration: Configuration, measured: Measured) -> Agreement:
     """Of the squared gradient of a layer with χ₁ times that of the layer behind."""
-    start = configuration.start
+    start, given = configuration.start, _ordinary(measured)
     gain = theory.gradient_gain(
-        measured.variance[:, :-1].astype(np.float32),
+        np.where(given, measured.variance[:, :-1], 1).astype(np.float32),
         start.threshold,
         weight_variance=start.weight_variance,
         ceiling=start.ceiling,
     )
-    return _agreement(measured.gradient[:, :-1], np.asarray(gain) * measured.gradient[:, 1:])
+    passed = measured.gradient[:, 1:]
+    # Beside what overflows or vanishes there is nothing to compare.
+    given &= np.isfinite(measured.gradient[:, :-1]) & np.isfinite(passed) & (passed > 0)
+    return _agreement(measured.gradient[:, :-1], np.asarray(gain) * passed, given)
 
 
-def _agreement(measured: np.ndarray, predicted: np.ndarray) -> Agreement:
-    """Rows are no independent draws, nets are."""
-    ratio = measured.mean(2) / predicted.mean(2)
-    of_nets = ratio.mean(1)
-    return Agreement(float(of_nets.mean()), float(of_nets.std(ddof=1) / np.sqrt(len(of_nets))))
+def _ordinary(measured: Measured) -> np.ndarray:
+    """Which layers were given a variance that is still of the order of 1."""
+    given = measured.variance[:, :-1]
+    return (given > 0.1) & (given < 10)
+
+
+def _agreement(measured: np.ndarray, predicted: np.ndarray, given: np.ndarray) -> Agreement:
+    """Of the mean over rows of a layer, then over layers, then over nets, which alone are drawn."""
+    of_nets = []
+    for net in range(len(given)):
+        layers = given[net].all(-1)
+        if layers.any():
+            ratio = measured[net, layers].mean(-1) / predicted[net, layers].mean(-1)
+            of_nets.append(ratio.mean())
+    if not of_nets:
+        return Agreement(math.nan, math.nan)
+    return Agreement(float(np.mean(of_nets)), standard_error(np.array(of_nets)))
 
 
 def drift(measured: Measured) -> tuple[float, float]:
     """Variance of the last layer over that of the first: the quartiles over nets."""
-    ratio = measured.variance[:, -1].mean(1) / measured.variance[:, 0].mean(1)
-    low, high = np.quantile(ratio, [0.25, 0.75])
+    first, last = measured.variance[:, 0].mean(1), measured.variance[:, -1].mean(1)
+    low, high = np.quantile(np.where(np.isfinite(last), last, np.inf) / first, [0.25, 0.75])
     return float(low), float(high)

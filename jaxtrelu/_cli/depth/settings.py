@@ -12,12 +12,12 @@ _MAX_BYTES = 8e9
 _MAX_OPERATIONS = 1e17
 
 _DEFAULTS: dict[str, Any] = {
-    "depth": 100,
-    "width": 300,
+    "depth": 30,
+    "width": 100,
     "seeds": 5,
-    "epochs": 12,
+    "epochs": 110,
     "batch": 64,
-    "learning_rate": 1e-4,
+    "learning_rate": 7e-4,
     "sparsity": [0.6, 0.7, 0.8, 0.85, 0.9],
     "slope": [0.5, 0.7, 0.9],
     "seed": 0,
