@@ -89,9 +89,7 @@ class Swapped(NamedTuple):
             text = f"{values.min():.4g}"
             if values.ndim:
                 text += f" to {values.max():.4g}"
-            lines.append(
-                f"{layer.path:<{width}}  {layer.was:<12}  {text:>18}  {layer.zeros:>6.1%}"
-            )
+            lines.append(f"{layer.path:<{width}}  {layer.was:<12}  {text:>18}  {layer.zeros:>6.1%}")
         saved = self.kept_after / self.kept_before
         lines.append(f"zeros: {self.zeros:.1%}")
         lines.append(
@@ -138,7 +136,7 @@ def swap_activations(
     at least: with ``hard`` what stays open is left as it is (FATReLU).
 
     Args:
-      model: a trained NNX module, which is not changed. Call its ``eval()`` first if it has dropout.
+      model: a trained NNX module, which is not changed. Call its ``eval()`` if it has dropout.
       sample: a batch for `forward`, from the training data: a few hundred rows and more.
       sparsity: the share of zeros, between 0 and 1; or several in rising order, each followed by
         fine-tuning.
@@ -193,9 +191,8 @@ def swap_activations(
 
     def make(value: Any, channels: int) -> ThresholdedReLU:
         del value
-        start = jnp.zeros(channels if per_channel else ())
         return ThresholdedReLU(
-            start,
+            jnp.ones(channels if per_channel else ()),  # calibrated before it is used
             features=channels if per_channel else None,
             variant=variant,
             learned=learned,
@@ -223,3 +220,295 @@ def swap_activations(
         score_before=before,
         score_after=None if score is None else float(score(new)),
     )
+
+
+def sparsity_curve(
+    model: nnx.Module,
+    sample: Any,
+    sparsities: Sequence[float],
+    score: Score,
+    *,
+    variant: VariantName = "hard",
+    per_channel: bool = False,
+    which: Which | None = None,
+    forward: Forward | None = None,
+) -> SparsityCurve:
+    """What a trained model is worth at each share of zeros, without any fine-tuning.
+
+    As `swap_activations`, calibrated layer by layer to one share after the other.
+
+    Args:
+      model: a trained NNX module, which is not changed.
+      sample: a batch for `forward`, from the training data.
+      sparsities: the shares of zeros, each between 0 and 1.
+      score: ``model -> number``, on held-out data.
+      variant: ``"hard"`` or ``"shift"``.
+      per_channel: a threshold for each channel of the last axis.
+      which: as in `swap_activations`.
+      forward: as in `swap_activations`.
+
+    Returns:
+      `SparsityCurve`, in the order of `sparsities`.
+
+    Raises:
+      TypeError, ValueError: as `swap_activations`.
+
+    Example:
+      >>> import jax
+      >>> from flax import nnx
+      >>> from jaxtrelu.nnx import sparsity_curve
+      >>> model = nnx.Sequential(
+      ...     nnx.Linear(4, 64, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(64, 2, rngs=nnx.Rngs(1)))
+      >>> x = jax.random.normal(jax.random.key(0), (100, 4))
+      >>> change = lambda other: -float(abs(other(x) - model(x)).mean())
+      >>> curve = sparsity_curve(model, x, [0.6, 0.9], change)
+      >>> bool(curve.score[1] < curve.score[0] < 0)
+      True
+
+    Source: Kurtz et al. 2020 (FATReLU).
+    """
+    shares = _shares(sparsities, rising=False)
+    if not callable(score):
+        raise TypeError(f"`score` should be a function of the model, but is {score!r}.")
+    found = swap_activations(
+        model,
+        sample,
+        sparsity=shares[0],
+        variant=variant,
+        per_channel=per_channel,
+        which=which,
+        forward=forward,
+    ).model
+    run = forward or _call
+    zeros, scores = [], []
+    for share in shares:
+        layers = _calibrated(found, sample, share, run, _is_own, _keep)
+        zeros.append(_total(layers))
+        scores.append(float(score(found)))
+    return SparsityCurve(np.array(shares), np.array(zeros), np.array(scores))
+
+
+def _call(model: Any, sample: Any) -> Any:
+    return model(sample)
+
+
+def _shares(sparsity: float | Sequence[float], rising: bool = True) -> tuple[float, ...]:
+    """The shares as a tuple, each between 0 and 1."""
+    shares = tuple(np.asarray(sparsity, np.float64).reshape(-1).tolist())
+    if not shares:
+        raise ValueError("`sparsity` should be a share of zeros, or several, but there is none.")
+    for share in shares:
+        if not 0 < share < 1:
+            raise ValueError(
+                f"`sparsity` should be greater than 0 and less than 1, but is {share!r}."
+            )
+    if rising and list(shares) != sorted(shares):
+        raise ValueError(f"`sparsity` should rise, but is {list(shares)}.")
+    return shares
+
+
+# Which values are activations.
+
+
+def _function_of(value: Any) -> Any:
+    """The function itself, out of a partial."""
+    return value.func if isinstance(value, functools.partial) else value
+
+
+def _is_activation(path: tuple, value: Any) -> bool:
+    del path
+    function = _function_of(value)
+    return isinstance(value, _MODULES) or any(function is known for known in _FUNCTIONS)
+
+
+def _is_own(path: tuple, value: Any) -> bool:
+    del path
+    return isinstance(value, ThresholdedReLU)
+
+
+def _keep(value: Any, channels: int) -> Any:
+    del channels
+    return value
+
+
+def _name_of(value: Any) -> str:
+    function = _function_of(value)
+    name = getattr(function, "__name__", None)
+    return str(name) if name else type(value).__name__
+
+
+class _Place(NamedTuple):
+    """Where an activation is: an attribute of a module."""
+
+    owner: nnx.Module
+    name: str
+    path: str
+    value: Any
+
+
+def _places(model: nnx.Module, which: Which) -> list[_Place]:
+    found = []
+    for path, owner in nnx.iter_graph(model):
+        if not isinstance(owner, nnx.Module) or isinstance(owner, _MODULES):
+            continue
+        for name, value in vars(owner).items():
+            if not name.startswith("_pytree__") and which((*path, name), value):
+                text = ".".join(str(part) for part in (*path, name))
+                found.append(_Place(owner, name, text, value))
+    return found
+
+
+# One forward pass, in which activations are exchanged as they are reached.
+
+
+class _Probe(nnx.Module):
+    """Stands for an activation during one forward pass."""
+
+    def __init__(self, reached: Callable[[Any], Any]):
+        self.reached = reached
+
+    def __call__(self, x: Any) -> Any:
+        return self.reached(x)
+
+
+def _calibrated(
+    model: nnx.Module,
+    sample: Any,
+    share: float,
+    forward: Forward,
+    which: Which,
+    make: Callable[[Any, int], ThresholdedReLU],
+) -> tuple[SwappedLayer, ...]:
+    """Exchanges what `which` chooses for what `make` makes of it, calibrated; in place."""
+    layers: dict[str, SwappedLayer] = {}
+    new: dict[str, Any] = {}
+
+    def reached(place: _Place, x: Any) -> Any:
+        _check_input(place, x, place.path in new)
+        layer = make(place.value, x.shape[-1])
+        layer.threshold[...] = _threshold(place, x, share, layer.threshold[...])
+        y = layer(x)
+        new[place.path] = layer
+        layers[place.path] = SwappedLayer(
+            place.path,
+            _name_of(place.value),
+            jnp.asarray(layer.threshold_value),
+            float(jnp.mean(y == 0)),
+            y.size,
+        )
+        return y
+
+    _with_probes(model, _places(model, which), lambda: forward(model, sample), reached, new)
+    if not layers:
+        raise ValueError(
+            "no activation was found that `model` applies to the sample. Keep it as an attribute, "
+            "self.activation = nnx.relu, or in an nnx.Sequential, and say `which=` if it is none "
+            "of those that are known."
+        )
+    return tuple(layers.values())
+
+
+def _with_probes(
+    model: nnx.Module,
+    places: list[_Place],
+    run: Callable[[], Any],
+    reached: Callable[[_Place, Any], Any],
+    new: dict[str, Any],
+) -> None:
+    """Runs with a probe at each place, and afterwards leaves there what is in `new`, if anything.
+
+    After an error everything is as it was.
+    """
+    done = False
+    for place in places:
+        probe = _Probe(functools.partial(reached, place))
+        setattr(place.owner, place.name, nnx.data(probe))
+    try:
+        run()
+        done = True
+    finally:
+        for place in places:
+            value = new.get(place.path, place.value) if done else place.value
+            is_module = isinstance(value, nnx.Module)
+            setattr(place.owner, place.name, nnx.data(value) if is_module else nnx.static(value))
+
+
+def _check_input(place: _Place, x: Any, seen: bool) -> None:
+    if isinstance(x, jax.core.Tracer):
+        raise ValueError(
+            f"{place.path} is inside of a transformation (jax.jit, nnx.scan, …), where its "
+            "threshold cannot be set from what arrives. Pass forward= that runs step by step."
+        )
+    if seen:
+        raise ValueError(
+            f"{place.path} is applied more than once in a call, and one threshold cannot be "
+            "calibrated at two places. Give each place an activation of its own."
+        )
+    if not jnp.ndim(x):
+        raise ValueError(f"{place.path} is applied to a scalar, which has no channels.")
+
+
+def _threshold(place: _Place, x: jax.Array, share: float, like: jax.Array) -> jax.Array:
+    """The quantile, but not below 0, where a trained ReLU closes already."""
+    axes = tuple(range(x.ndim - 1)) if like.ndim else None
+    try:
+        found = theory.quantile_threshold(x.astype(jnp.float32), share, axis=axes)
+    except ValueError as error:
+        raise ValueError(f"at {place.path}: {error}") from None
+    return jnp.maximum(found, 0).astype(like.dtype)
+
+
+def _zeros(model: nnx.Module, sample: Any, forward: Forward) -> float:
+    """Share of zeros in all thresholded layers, with the thresholds as they are."""
+    counts = []
+
+    def reached(place: _Place, x: Any) -> Any:
+        y = place.value(x)
+        counts.append((int(jnp.sum(y == 0)), y.size))
+        return y
+
+    _with_probes(model, _places(model, _is_own), lambda: forward(model, sample), reached, {})
+    zeros, entries = np.sum(counts, axis=0)
+    return float(zeros / entries)
+
+
+def _total(layers: Sequence[SwappedLayer]) -> float:
+    """Share of zeros of all layers together."""
+    entries = sum(layer.entries for layer in layers)
+    return sum(layer.zeros * layer.entries for layer in layers) / entries
+
+
+def _largest_share(
+    model: nnx.Module, sample: Any, wanted: float, score: Score, forward: Forward
+) -> float:
+    """The largest share of zeros at which the score is at least `wanted`, by bisection.
+
+    A score falls nearly, but not strictly, with the share: what is returned was measured.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        _calibrated(model, sample, middle, forward, _is_own, _keep)
+        low, high = (middle, high) if float(score(model)) >= wanted else (low, middle)
+    if not low:
+        raise ValueError(
+            f"even with 1/{2**_HALVINGS} of zeros the score is below {wanted:.6g}: the exchange "
+            "itself costs more than `max_loss`. Allow more, or fine-tune at a fixed `sparsity`."
+        )
+    return low
+
+
+def kept_bytes(model: nnx.Module, sample: Any, forward: Forward) -> int:
+    """Bytes that `jax.vjp` of the jitted model keeps beside its parameters and the sample."""
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    # As it is told from what is kept: a NumPy array would come back as another one.
+    sample = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, sample)
+
+    @jax.jit
+    def output(params: Any, rest: Any, sample: Any) -> Any:
+        return forward(nnx.merge(graph, params, rest), sample)
+
+    _, pull = jax.vjp(lambda params: output(params, rest, sample), params)
+    present = {id(leaf) for leaf in jax.tree.leaves((params, rest, sample))}
+    kept = {id(leaf): leaf for leaf in jax.tree.leaves(pull) if id(leaf) not in present}
+    return sum(leaf.nbytes for leaf in kept.values() if hasattr(leaf, "nbytes"))
