@@ -500,7 +500,8 @@ def _largest_share(
 
 def kept_bytes(model: nnx.Module, sample: Any, forward: Forward) -> int:
     """Bytes that `jax.vjp` of the jitted model keeps beside its parameters and the sample."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, *states = nnx.split(model, nnx.Param, ...)
+    params, rest = states
     # As it is told from what is kept: a NumPy array would come back as another one.
     sample = jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, sample)
 

@@ -110,12 +110,9 @@ def train(
         tick()
     seen = evaluate(state, starts, parts.train, parts.mean)
     after = evaluate(state, starts, parts.test, parts.mean)
-    loss = np.stack(losses, -1)
-    zeros = np.stack([np.asarray(before[1]), np.asarray(after[1])], -1)
-    return [
-        Result(loss[i], np.asarray(seen[0][i]), np.asarray(after[0][i]), zeros[i])
-        for i in range(len(configurations))
-    ]
+    measures = (np.stack(losses, -1), seen[0], after[0], np.stack([before[1], after[1]], -1))
+    exact = [np.asarray(part, np.float64) for part in measures]  # as a file gives them back
+    return [Result(*(part[i] for part in exact)) for i in range(len(configurations))]
 
 
 def _programs(settings: Settings, parts: Parts, classes: int) -> tuple[Callable, ...]:
