@@ -66,7 +66,7 @@ class Swapped(NamedTuple):
     model: Any
     """The new model; the one that was given is as it was."""
     layers: tuple[SwappedLayer, ...]
-    """In the order in which they are applied; as calibrated, before the last fine-tuning."""
+    """In the order in which they are applied, as they were last calibrated."""
     sparsity: float
     """The share of zeros that each layer was calibrated to."""
     zeros: float
@@ -138,13 +138,14 @@ def swap_activations(
     Args:
       model: a trained NNX module, which is not changed. Call its ``eval()`` if it has dropout.
       sample: a batch for `forward`, from the training data: a few hundred rows and more.
-      sparsity: the share of zeros, between 0 and 1; or several in rising order, each followed by
-        fine-tuning.
+      sparsity: the share of zeros, between 0 and 1; or several that do not fall, such as
+        ``(0.8, 0.8)``, each followed by fine-tuning.
       max_loss: instead of `sparsity` decides the score: the largest share of zeros, to 1/256, at
         which the score falls by at most this. Found before any fine-tuning.
       score: ``model -> number``, larger is better, on held-out data: accuracy, or minus a loss.
       fine_tune: ``(model, sparsity) -> None``, which trains the model in place after each
-        calibration; thresholds stay as they are unless `learned`.
+        calibration. Weights then open what was closed: so thresholds, unless `learned`, are
+        calibrated once more at the end.
       variant: ``"hard"`` or ``"shift"``.
       per_channel: a threshold for each channel of the last axis, instead of one for the layer.
       learned: whether thresholds are parameters, for `fine_tune`.
@@ -209,6 +210,8 @@ def swap_activations(
         layers = _calibrated(new, sample, share, run, _is_own, _keep)
         if fine_tune is not None:
             fine_tune(new, share)
+    if fine_tune is not None and not learned:
+        layers = _calibrated(new, sample, shares[-1], run, _is_own, _keep)
     measured = _zeros(new, sample, run)
     return Swapped(
         model=new,
@@ -303,7 +306,7 @@ def _shares(sparsity: float | Sequence[float], rising: bool = True) -> tuple[flo
                 f"`sparsity` should be greater than 0 and less than 1, but is {share!r}."
             )
     if rising and list(shares) != sorted(shares):
-        raise ValueError(f"`sparsity` should rise, but is {list(shares)}.")
+        raise ValueError(f"`sparsity` should not fall, but is {list(shares)}.")
     return shares
 
 
