@@ -17,7 +17,8 @@ import rich.console
 from flax import nnx
 
 from jaxtrelu.__main__ import main
-from jaxtrelu._cli.compare import data, experiment, network, results, settings, training
+from jaxtrelu._cli import datasets
+from jaxtrelu._cli.compare import experiment, network, results, settings, training
 
 # One of each sort.
 SOME = ["relu", "leaky_relu", "gelu", "shift-fixed", "clamp-calibrated", "hard-learned"]
@@ -132,7 +133,7 @@ def test_another_seed_gives_another_start(mine):
     """Other splits, other kernels, another order of batches."""
     small = settings.Settings(("relu",), 1, 1, 2, 1, 8, (0.01,), 0.8, 1.0, 0)
     found = [
-        training.stack_runs(data.load(str(mine)), dataclasses.replace(small, seed=seed))[0]
+        training.stack_runs(datasets.load(str(mine)), dataclasses.replace(small, seed=seed))[0]
         for seed in (0, 1)
     ]
     for part in ("train", "kernels", "key"):
@@ -164,7 +165,7 @@ def test_a_narrow_terminal_shows_every_measure(width, quartiles, rate):
     record = dict(zip(results.COLUMNS, ("clamp-calibrated", *values), strict=True))
     chosen = settings.Settings(("relu",), 5, 30, 128, 2, 64, (0.003,), 0.8, 1.0, 0)
     screen = rich.console.Console(width=width, file=io.StringIO())
-    results.show(screen, [{**record, "activation": "relu"}, record], chosen, data.load("iris"))
+    results.show(screen, [{**record, "activation": "relu"}, record], chosen, datasets.load("iris"))
     lines = screen.file.getvalue().splitlines()
     header = next(line for line in lines if line.startswith("activation"))
     columns = "activation accuracy, % vs relu zeros closed dead bytes time"
@@ -244,7 +245,7 @@ def test_time_ratio_of_a_call_that_does_more():
 
 def test_splits_are_stratified_and_disjoint():
     labels = np.repeat([0, 1, 2], [3, 20, 101]).astype(np.int32)
-    first, second = (data.stratified_split(labels, seed) for seed in (0, 1))
+    first, second = (datasets.stratified_split(labels, seed) for seed in (0, 1))
     for split in (first, second):
         parts = (split.train, split.validation, split.test)
         np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
@@ -253,9 +254,9 @@ def test_splits_are_stratified_and_disjoint():
     assert set(first.test) != set(second.test)
 
 
-@pytest.mark.parametrize("name", data.BUNDLED)
+@pytest.mark.parametrize("name", datasets.BUNDLED)
 def test_bundled_data(name):
-    found = data.load(name)
+    found = datasets.load(name)
     assert found.features.dtype == np.float32
     assert found.features.ndim == 2
     assert set(found.labels) == set(range(found.classes))

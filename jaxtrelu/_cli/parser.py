@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NoReturn
 from jaxtrelu._cli import UserError, process
 
 # In the order of `--help`. See the package's docstring.
-COMMANDS = ("compare", "sae", "calibrate", "plot", "info")
+COMMANDS = ("compare", "depth", "sae", "calibrate", "plot", "info")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,13 @@ from jaxtrelu._layers import flax_is_missing
 try:
     from jaxtrelu.nnx._compact import CompactMLP
     from jaxtrelu.nnx._jump_relu import JumpReLU
+    from jaxtrelu.nnx._swap import (
+        SparsityCurve,
+        Swapped,
+        SwappedLayer,
+        sparsity_curve,
+        swap_activations,
+    )
     from jaxtrelu.nnx._thresholded_relu import ThresholdedReLU
     from jaxtrelu.nnx._thresholds import (
         FixedThreshold,
@@ -23,8 +30,13 @@ __all__ = [
     "CompactMLP",
     "FixedThreshold",
     "JumpReLU",
+    "SparsityCurve",
+    "Swapped",
+    "SwappedLayer",
     "Threshold",
     "ThresholdScale",
     "ThresholdedReLU",
+    "sparsity_curve",
+    "swap_activations",
     "threshold_labels",
 ]

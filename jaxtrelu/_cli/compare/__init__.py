@@ -5,7 +5,8 @@ import platform
 from typing import Any
 
 from jaxtrelu import _files
-from jaxtrelu._cli.compare import data, settings
+from jaxtrelu._cli import datasets
+from jaxtrelu._cli.compare import settings
 
 HUGE_PAGES = True
 
@@ -41,8 +42,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--data",
         default="digits",
         metavar="NAME",
-        help=f"{', '.join(data.BUNDLED)}, or the path of a .npz file with X (rows, features) and "
-        "y (rows,) (default: digits)",
+        help=f"{', '.join(datasets.BUNDLED)}, or the path of a .npz file with X (rows, features) "
+        "and y (rows,) (default: digits)",
     )
     parser.add_argument(
         "--output",
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Checks everything that can be checked, then trains, writes and prints."""
     agreed = settings.from_arguments(args)
     folder = _files.check_folder(args.output)
-    dataset = data.load(args.data)
+    dataset = datasets.load(args.data)
     settings.check_size(agreed, dataset)
 
     # Before the long work, so that what is missing shows now.
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _about(dataset: data.Dataset) -> dict[str, Any]:
+def _about(dataset: datasets.Dataset) -> dict[str, Any]:
     """What was compared on what, for the JSON."""
     import flax
     import jax

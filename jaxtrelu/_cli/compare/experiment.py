@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 
 from jaxtrelu._cli.compare import training
-from jaxtrelu._cli.compare.data import Dataset
 from jaxtrelu._cli.compare.network import Network
 from jaxtrelu._cli.compare.settings import Settings
 from jaxtrelu._cli.compare.training import TEST, VALIDATION, Measures, Program, Rows, Run, State
 from jaxtrelu._cli.console import Bar
+from jaxtrelu._cli.datasets import Dataset
 
 
 class Ratio(NamedTuple):

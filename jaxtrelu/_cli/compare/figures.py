@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jaxtrelu._cli import style
 from jaxtrelu._cli.compare.experiment import Outcome
-from jaxtrelu._cli.compare.results import standard_error
 from jaxtrelu._cli.compare.settings import KINDS, REFERENCE
+from jaxtrelu._cli.numbers import standard_error
 from jaxtrelu._cli.style import PEERS, VARIANTS
 
 _MARKERS = {"fixed": "o", "calibrated": "s", "learned": "^"}

@@ -3,29 +3,21 @@
 import csv
 import dataclasses
 import io
-import json
 import math
 from collections.abc import Container
 from typing import Any
 
-import numpy as np
 from rich import box
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from jaxtrelu._cli.compare.data import Dataset, stratified_split
 from jaxtrelu._cli.compare.experiment import Outcome
 from jaxtrelu._cli.compare.settings import REFERENCE, Settings
 from jaxtrelu._cli.console import spelled
-
-
-def standard_error(values: np.ndarray) -> float:
-    """Of the mean; NaN for a single value, which says nothing about spread."""
-    if len(values) < 2:
-        return float("nan")
-    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
-
+from jaxtrelu._cli.datasets import Dataset, stratified_split
+from jaxtrelu._cli.numbers import standard_error
+from jaxtrelu._cli.numbers import to_json as encoded
 
 # Name and meaning of each column of the CSV and the JSON.
 COLUMNS = {
@@ -105,18 +97,7 @@ def to_json(
             for outcome in outcomes
         },
     }
-    return json.dumps(_without_nan(document), indent=1, allow_nan=False) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
+    return encoded(document)
 
 
 # Given up one after the other where the terminal is too narrow for the whole table, which has some

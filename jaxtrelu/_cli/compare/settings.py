@@ -6,7 +6,7 @@ import functools
 import itertools
 
 from jaxtrelu._cli import UserError
-from jaxtrelu._cli.compare.data import Dataset
+from jaxtrelu._cli.datasets import Dataset
 from jaxtrelu._cli.parser import add_number, check_choice
 from jaxtrelu._cli.style import PEERS, VARIANTS
 

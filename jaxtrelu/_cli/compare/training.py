@@ -11,9 +11,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxtrelu._cli.compare.data import Dataset, stratified_split
 from jaxtrelu._cli.compare.network import Network, initial_kernels
 from jaxtrelu._cli.compare.settings import Settings
+from jaxtrelu._cli.datasets import Dataset, stratified_split
 
 _OPTIMISER = optax.scale_by_adam()
 # Rows that are evaluated together, so that memory does not grow with the data set.

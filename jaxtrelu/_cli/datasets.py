@@ -54,7 +54,7 @@ def load(name: str) -> Dataset:
         return _bundled(name)
     if name in _REGRESSION:
         raise UserError(
-            f"{name} has a number as its target, which is regression; compare classifies: "
+            f"{name} has a number as its target, which is regression; this command classifies: "
             f"pass --data {', '.join(BUNDLED)} or a .npz file with X and y."
         )
     if name.endswith(".npz"):
@@ -79,8 +79,7 @@ def _read_npz(path: Path) -> Mapping[str, np.ndarray]:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > 8 * MAX_VALUES * 2:
             raise UserError(
-                f"{path} unpacks to {size / 1e9:.1f} GB; compare takes at most "
-                f"{MAX_VALUES:,} values in X."
+                f"{path} unpacks to {size / 1e9:.1f} GB; X may hold at most {MAX_VALUES:,} values."
             )
         # Pickled objects can run code when they are loaded, so they are refused.
         with np.load(path, allow_pickle=False) as stored:
@@ -122,7 +121,7 @@ def from_arrays(name: str, x: np.ndarray, y: np.ndarray) -> Dataset:
     if len(names) > MAX_CLASSES:
         hint = "; is y a regression target?" if len(names) > len(labels) // 2 else ""
         raise UserError(
-            f"y holds {len(names):,} classes; compare takes at most {MAX_CLASSES:,}{hint}"
+            f"y holds {len(names):,} classes; it may hold at most {MAX_CLASSES:,}{hint}"
             f"{'' if hint else '.'}"
         )
     if counts.min() < MIN_ROWS_PER_CLASS:
@@ -142,7 +141,7 @@ def _features(x: np.ndarray) -> np.ndarray:
     if x.size == 0:
         raise UserError(f"X is empty: its shape is {x.shape}.")
     if x.size > MAX_VALUES:
-        raise UserError(f"X holds {x.size:,} values; compare takes at most {MAX_VALUES:,}.")
+        raise UserError(f"X holds {x.size:,} values; it may hold at most {MAX_VALUES:,}.")
     x = x.reshape(len(x), -1)
     with np.errstate(over="ignore"):
         features = x.astype(np.float32)
@@ -175,7 +174,7 @@ def _labels(y: np.ndarray) -> np.ndarray:
     if (y != np.round(y)).any():
         raise UserError(
             f"y holds numbers with a fraction, such as {y[y != np.round(y)][0]}, which is "
-            "regression; compare classifies: pass whole numbers or strings."
+            "regression; this command classifies: pass whole numbers or strings."
         )
     return y
 

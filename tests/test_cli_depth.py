@@ -1,0 +1,192 @@
+"""`depth`: what nets do before training against the formulas, files, resuming, what is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtrelu.__main__ import main
+from jaxtrelu._cli import datasets
+from jaxtrelu._cli.depth import initialisation, network, runs, settings, training
+
+TINY = ["--depth", "3", "--width", "8", "--epochs", "2", "--seeds", "2", "--batch", "16"]
+TINY += ["--sparsity", "0.7", "--slope", "0.5", "--data", "iris"]
+
+
+def depth(*arguments):
+    return main(["depth", *map(str, arguments)])
+
+
+def agreed(**changes):
+    values = {
+        **{"depth": 3, "width": 8, "seeds": 2, "epochs": 1, "batch": 16, "learning_rate": 1e-3},
+        **{"sparsity": (0.7, 0.85), "slope": (0.5, 0.9), "seed": 0, "together": 1},
+    }
+    return settings.Settings(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("depth")
+    assert depth(*TINY, "--output", folder) == 0
+    return folder
+
+
+# What nets do before training.
+
+
+def test_a_layer_does_what_the_formulas_say():
+    """To 2 %, at a width at which what they leave out, of order 1/(width · open), is below that."""
+    wanted = settings.configurations(agreed(sparsity=(0.7,), slope=(0.5,)))
+    x = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    rows = np.asarray(training.prepared(x, 0.0))
+    measured = initialisation.measure(wanted, rows, width=400, depth=8, seed=1, nets=12)
+    assert [c.slope for c in wanted] == [None, None, 0.5]
+    for configuration, found in zip(wanted, measured, strict=True):
+        assert found.variance.shape == (12, 8, 8)
+        for agreement in (
+            initialisation.variance_agreement(configuration, found),
+            initialisation.gradient_agreement(configuration, found),
+        ):
+            assert agreement.ratio == pytest.approx(1, abs=0.02), configuration.name
+        assert np.mean(found.variance[:, 0]) == pytest.approx(1, abs=0.05)
+        share = configuration.sparsity or 0.5
+        assert np.mean(found.zeros) == pytest.approx(share, abs=0.02)
+
+
+def test_other_formulas_would_not_agree():
+    (wanted,) = settings.configurations(agreed())[-1:]
+    rows = np.asarray(training.prepared(np.random.default_rng(0).normal(size=(8, 64)), 0.0))
+    (found,) = initialisation.measure([wanted], rows, width=300, depth=5, seed=1, nets=4)
+    start = wanted.start._replace(weight_variance=1.15 * wanted.start.weight_variance)
+    wrong = settings.Configuration(wanted.sparsity, wanted.slope, start)
+    assert abs(initialisation.variance_agreement(wrong, found).ratio - 1) > 0.05
+    assert abs(initialisation.gradient_agreement(wrong, found).ratio - 1) > 0.05
+
+
+def test_layers_that_overflow_are_left_out():
+    variance = np.array([[[1.0], [2.0], [np.inf], [np.nan]]])
+    found = initialisation.Measured(variance, variance[:, ::-1], variance)
+    start = settings.Start(0.0, None, 2.0, 0.0)
+    relu = settings.Configuration(None, None, start)
+    assert initialisation.variance_agreement(relu, found).ratio == np.inf  # of those given 1 and 2
+    ordinary = found._replace(variance=variance[:, :2])
+    assert initialisation.variance_agreement(relu, ordinary).ratio == pytest.approx(2)
+    assert initialisation.drift(found) == (np.inf, np.inf)
+
+
+def test_the_activation_with_a_ceiling_is_that_of_the_library():
+    z = jnp.linspace(-1, 4, 101)
+    start = settings.Start(0.5, 0.8, 1.0, 0.0)
+    expected = np.clip(np.asarray(z) - 0.5, 0, 0.8)
+    np.testing.assert_allclose(network.activate(z, start), expected, atol=1e-6)
+    slope = jax.vmap(jax.grad(lambda z: network.activate(z, start)))(jnp.array([0.4, 1.0, 1.4]))
+    np.testing.assert_allclose(slope, [0, 1, 0])
+
+
+def test_images_are_moved_and_stay_what_they_are():
+    data = datasets.load("digits")
+    image = jnp.asarray(data.features[0])
+    keys = jax.random.split(jax.random.key(0), 50)
+    moved = np.asarray(jax.vmap(training._changed, (0, None))(keys, image))
+    alike = [np.corrcoef(image, other)[0, 1] for other in moved]
+    assert 0.2 < np.min(alike) < 0.9 and np.mean(alike) > 0.65
+
+
+# What it writes.
+
+
+def test_files_and_numbers(tiny):
+    names = {path.name for path in tiny.iterdir()}
+    figures = {
+        f"{name}.{kind}" for name in ("accuracy", "initialisation") for kind in ("png", "svg")
+    }
+    assert names == {"depth.json", "runs", *figures}
+    document = json.loads((tiny / "depth.json").read_text())
+    results = document["results"]
+    assert [r["name"] for r in results] == [
+        *("relu", "sparsity-0.7-no-ceiling", "sparsity-0.7-slope-0.5")
+    ]
+    assert list(results[0]) == list(document["columns"])
+    assert results[2]["ceiling"] == pytest.approx(1.051, abs=1e-3)  # of the paper's table
+    assert results[2]["weight_variance"] == pytest.approx(4.125, abs=1e-3)
+    for record in results:
+        assert 0 <= record["test_accuracy"] <= 1
+        seeds = document["per_seed"][record["name"]]
+        assert np.shape(seeds["loss"]) == (2, 2)
+        assert np.mean(seeds["test_accuracy"]) == pytest.approx(record["test_accuracy"])
+    assert np.shape(document["by_layer_at_start"]["relu"]["variance"]) == (3,)
+
+
+def test_a_run_goes_on_where_it_was_killed(tiny, capsys):
+    """What is there is taken, what is missing is trained, and comes out as it did."""
+    before = (tiny / "depth.json").read_text()
+    missing = tiny / runs.FOLDER / "sparsity-0.7-slope-0.5.json"
+    missing.write_text(missing.read_text()[:100])  # cut off
+    assert depth(*TINY, "--output", tiny) == 0
+    err = capsys.readouterr().err
+    assert err.count("(from ") == 2
+    assert (tiny / "depth.json").read_text() == before
+    assert depth(*TINY, "--output", tiny, "--learning-rate", "0.01") == 0
+    assert "(from " not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_together_and_fresh(tiny, tmp_path, capsys):
+    """Several configurations in one program are what they are alone."""
+    wide = [*TINY, "--slope", "0.5", "0.9"]
+    assert depth(*wide, "--output", tmp_path / "apart") == 0
+    assert depth(*wide, "--output", tmp_path / "beside", "--together", "4") == 0
+    first, second = (
+        json.loads((tmp_path / name / "depth.json").read_text()) for name in ("apart", "beside")
+    )
+    for name, found in first["per_seed"].items():
+        np.testing.assert_allclose(found["loss"], second["per_seed"][name]["loss"], rtol=1e-3)
+    capsys.readouterr()
+    assert depth(*wide, "--output", tmp_path / "apart", "--fresh") == 0
+    assert "(from " not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_quick(tmp_path, capsys):
+    assert depth("--quick", "--epochs", "1", "--output", tmp_path) == 0
+    document = json.loads((tmp_path / "depth.json").read_text())
+    assert (document["settings"]["depth"], document["settings"]["epochs"]) == (8, 1)
+    out = capsys.readouterr().out
+    assert "Within 2 points of ReLU" in out and f"wrote {tmp_path / 'depth.json'}" in out
+
+
+def test_relu_learns():
+    """And its loss falls from epoch to epoch."""
+    chosen = agreed(depth=4, width=32, epochs=6, seeds=1, batch=32, learning_rate=3e-3)
+    data = datasets.load("digits")
+    relu = settings.configurations(chosen)[:1]
+    ticks = []
+    parts = training.divide(data, chosen)
+    (found,) = training.train(relu, parts, 10, chosen, lambda: ticks.append(1))
+    assert len(ticks) == 6
+    assert found.test_accuracy[0] > 0.8 and found.loss[0, -1] < found.loss[0, 0] / 2
+    assert parts.train[0].shape[1] + parts.test[0].shape[1] == len(data.labels)
+
+
+# What it refuses.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--sparsity", "0.4"], "--sparsity should be from 0.5 to 0.99, but is 0.4"),
+        (["--slope", "1"], "--slope should be from 0.05 to 0.95"),
+        (["--depth", "1"], "--depth should be from 2"),
+        (["--data", "diabetes"], "regression"),
+        (["--width", "8192", "--depth", "1000"], "GB"),
+        (["--epochs", "10000", "--depth", "1000", "--width", "300", "--seeds", "1"], "operations"),
+    ],
+)
+def test_bad_arguments(arguments, words, tmp_path, capsys):
+    assert depth("--output", tmp_path / "out", *arguments) == 2
+    out, err = capsys.readouterr()
+    assert words in err and err.count("\n") == 1 and out == ""
+    assert not (tmp_path / "out").exists()
