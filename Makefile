@@ -42,8 +42,9 @@ demo: $(VENV)/.installed-cli  ## compare activations on real data, plot, train a
 	$(PY) -m jaxtrelu sae --output $(RESULTS)/sae
 	$(PY) -m jaxtrelu sae report $(RESULTS)/sae patches --output $(RESULTS)/report.html
 
-conformance: $(VENV)/.installed-test $(VENV)/.installed-conformance  ## run the tests against PyTorch and ONNX
-	$(PYTEST) --dist worksteal --all tests/test_conformance.py $(ARGS)
+conformance: $(VENV)/.installed-test $(VENV)/.installed-conformance  ## run the tests against PyTorch, ONNX, Keras and Equinox
+	$(PYTEST) --dist worksteal --all tests/test_conformance.py tests/test_interop_*.py \
+	    tests/test_pages.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff: rules and format
 	$(VENV)/bin/ruff check .
