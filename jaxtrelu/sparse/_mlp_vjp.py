@@ -26,6 +26,7 @@ from jaxtrelu._primitive.spec import (
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sparse._activity import Activity
 from jaxtrelu.sparse._block import Plan, Products, checked_products, finished
+from jaxtrelu.sparse._loops import at_most
 from jaxtrelu.sparse._mlp import (
     Operands,
     Residuals,
@@ -157,7 +158,7 @@ def sparse_mlp_vjp(
         )
     if touched is not None:
         touched = whole_number(touched, "touched", hint=" Pass None for the default.")
-    size = min(features, plan.size if touched is None else touched)
+    size = at_most(features, plan.size if touched is None else touched)
     screen = checked_screen(screen, operands.w_in)
     (total, activity), residuals = forward(plan, operands, screen)
     y = finished(total, block.b_out, block.lead, block.x.dtype)
