@@ -20,7 +20,7 @@ CACHED = JAX_COMPILATION_CACHE_DIR="$(XLA_CACHE)" JAX_PERSISTENT_CACHE_MIN_COMPI
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 RESULTS ?= results
 
-.PHONY: help test test-all demo conformance lint format types notebooks wheel bench clean
+.PHONY: help test test-all nightly faults typed demo conformance lint format types notebooks wheel bench clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -34,6 +34,17 @@ test: $(VENV)/.installed-test  ## test every law, function, command and docstrin
 test-all: $(VENV)/.installed-test  ## the same for every case of the table, with more random examples
 	@$(BOUNDED)
 	$(CACHED) $(PYTEST) --dist loadfile --all $(ARGS)
+
+FUZZ ?= 10000
+
+nightly: $(VENV)/.installed-test  ## 10,000 random compositions of transformations (FUZZ=...)
+	JAXTRELU_FUZZ=$(FUZZ) $(PY) -m pytest -q -n 0 --all tests/test_fuzz.py $(ARGS)
+
+faults: $(VENV)/.installed-test  ## kill, interrupt and starve `jaxtrelu sae`: what is lost (a long time)
+	JAX_PLATFORMS=cpu $(PY) tests/faults/run.py $(ARGS)
+
+typed: $(VENV)/.installed-test  ## mypy and pyright on a program that uses the installed wheel
+	$(PY) tests/typed/run.py $(ARGS)
 
 demo: $(VENV)/.installed-cli  ## compare activations on real data, plot, train an autoencoder, report on it
 	$(PY) -m jaxtrelu info
