@@ -20,7 +20,7 @@ CACHED = JAX_COMPILATION_CACHE_DIR="$(XLA_CACHE)" JAX_PERSISTENT_CACHE_MIN_COMPI
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 RESULTS ?= results
 
-.PHONY: help test test-all demo docs conformance lint format types notebooks pictures wheel dist bench clean
+.PHONY: help test test-all nightly faults typed demo docs conformance lint format types notebooks pictures wheel dist bench clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -35,6 +35,17 @@ test-all: $(VENV)/.installed-test  ## the same for every case of the table, with
 	@$(BOUNDED)
 	$(CACHED) $(PYTEST) --dist loadfile --all $(ARGS)
 
+FUZZ ?= 10000
+
+nightly: $(VENV)/.installed-test  ## 10,000 random compositions of transformations (FUZZ=...)
+	JAXTRELU_FUZZ=$(FUZZ) $(PY) -m pytest -q -n 0 --all tests/test_fuzz.py $(ARGS)
+
+faults: $(VENV)/.installed-test  ## kill, interrupt and starve `jaxtrelu sae`: what is lost (a long time)
+	JAX_PLATFORMS=cpu $(PY) tests/faults/run.py $(ARGS)
+
+typed: $(VENV)/.installed-test  ## mypy and pyright on a program that uses the installed wheel
+	$(PY) tests/typed/run.py $(ARGS)
+
 demo: $(VENV)/.installed-cli  ## compare activations on real data, plot, train an autoencoder, report on it
 	$(PY) -m jaxtrelu info
 	$(PY) -m jaxtrelu compare --data digits --output $(RESULTS)/compare
@@ -42,9 +53,9 @@ demo: $(VENV)/.installed-cli  ## compare activations on real data, plot, train a
 	$(PY) -m jaxtrelu sae --output $(RESULTS)/sae
 	$(PY) -m jaxtrelu sae report $(RESULTS)/sae patches --output $(RESULTS)/report.html
 
-conformance: $(VENV)/.installed-test $(VENV)/.installed-peers  ## run the tests against PyTorch, ONNX and SAELens
+conformance: $(VENV)/.installed-test $(VENV)/.installed-peers  ## run the tests against PyTorch, ONNX, Keras, Equinox and SAELens
 	JAXTRELU_PEERS=$(abspath $(PY)) $(PYTEST) --dist worksteal --all tests/test_conformance.py \
-	    tests/test_sae_formats.py $(ARGS)
+	    tests/test_interop_*.py tests/test_docs.py tests/test_sae_formats.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff: rules and format
 	$(VENV)/bin/ruff check .

@@ -11,6 +11,7 @@ from jaxtrelu._surrogates import Gaussian, Rectangle, Sigmoid, Surrogate, Triang
 
 if TYPE_CHECKING:
     from jaxtrelu import bits as bits
+    from jaxtrelu import interop as interop
     from jaxtrelu import linen as linen
     from jaxtrelu import nnx as nnx
     from jaxtrelu import plot as plot
@@ -59,7 +60,7 @@ __all__ = [
 
 #: Imported when first used: modules, some of which need packages that the core does not; and names,
 #: so that `import jaxtrelu` stays quick.
-_MODULES = ("bits", "linen", "nnx", "plot", "sae", "sparse", "theory")
+_MODULES = ("bits", "interop", "linen", "nnx", "plot", "sae", "sparse", "theory")
 _NAMES = {
     "Activity": "sparse",
     "FeatureGradients": "sparse",

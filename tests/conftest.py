@@ -48,6 +48,7 @@ def _set_flags(flags):
 
 _set_flags(_FLAGS)
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.pop("JAX_ENABLE_X64", None)
 
 import hypothesis

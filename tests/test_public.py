@@ -26,7 +26,10 @@ MODULES = {
     name: importlib.import_module(name)
     for name in (
         "jaxtrelu",
-        *(f"jaxtrelu.{m}" for m in ("bits", "sparse", "nnx", "linen", "sae", "theory", "plot")),
+        *(
+            f"jaxtrelu.{m}"
+            for m in ("bits", "sparse", "nnx", "linen", "sae", "theory", "plot", "interop")
+        ),
     )
 }
 # What is re-exported at the front door has its home there.

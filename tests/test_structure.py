@@ -23,7 +23,7 @@ MODULES = {
 }
 
 #: What users import, apart from the front door itself.
-PUBLIC = ["bits", "sparse", "nnx", "linen", "sae", "theory", "plot"]
+PUBLIC = ["bits", "sparse", "nnx", "linen", "sae", "theory", "plot", "interop"]
 
 # The rooms, from the ground up: a module may import from its own room and from the rows below; in a
 # list a row stands above those that precede it. Rooms of one row know nothing of each other.
@@ -37,6 +37,7 @@ LAYERS = [
     ["sparse"],
     ["_layers"],
     ["nnx", "linen"],
+    ["interop"],
     ["sae"],
     ["plot"],
     ["_cli"],
@@ -230,6 +231,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     added = json.loads(out.stdout.splitlines()[-1])
-    heavy = re.compile(r"flax|matplotlib|optax|orbax|sklearn|rich|jax\.extend|jax\..*\.?pallas")
+    names = ("flax", "keras", "matplotlib", "onnx", "optax", "orbax", "sklearn", "rich", "torch")
+    heavy = re.compile("|".join((*names, r"jax\.extend", r"jax\..*\.?pallas")))
     assert "jaxtrelu" in added
     assert not [name for name in added if heavy.match(name)]

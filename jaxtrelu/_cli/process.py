@@ -43,7 +43,7 @@ def restart_with_huge_pages() -> None:
 
     glibc reads the tunable when a process starts, so setting it from inside comes too late.
     """
-    if not _is_own_command_line():
+    if not is_own_command_line():
         return
     environment = huge_page_environment(os.environ)
     if environment is None:
@@ -113,7 +113,7 @@ def _collected_exceptions(logger: logging.Logger) -> Iterator[list[BaseException
         logger.handlers, logger.propagate = before
 
 
-def _is_own_command_line() -> bool:
+def is_own_command_line() -> bool:
     """True where the process is `jaxtrelu ...` or `python -m jaxtrelu ...`, and nobody else's."""
     if not sys.executable or not sys.argv:
         return False

@@ -25,7 +25,7 @@ from jaxtrelu._primitive.packing import (
 from jaxtrelu._primitive.partition import Layout, Share, from_columns, to_columns, to_rows
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu.sparse._block import Plan, biased, takes_dense
-from jaxtrelu.sparse._loops import ceil_div, repeat, take
+from jaxtrelu.sparse._loops import at_most, ceil_div, repeat, take
 
 # Entries listed per round: enough to keep both cores busy, few enough for a cache.
 _ROUND = 4096
@@ -70,7 +70,7 @@ def list_entries(groups: Groups, total: jax.Array, size: int) -> EntryList:
     A mark where each group starts and a running sum of marks tell an entry's group; what is left to
     search are the words of that group, and not those of the matrix.
     """
-    length = min(_ROUND, size)
+    length = at_most(_ROUND, size)
     padded = ceil_div(size, length) * length
     marks = varying_like(jnp.zeros(padded, jnp.int32), groups.starts)
     marks = marks.at[groups.starts].add(1, mode="drop")
@@ -98,12 +98,19 @@ def _member(groups: Groups, group: jax.Array, k: jax.Array) -> jax.Array:
     """The member of the matrix's k-th entry, which is in `group`; anything where there is none."""
     across = groups.words.shape[1]
     upto, first = groups.upto.reshape(-1), group * across
-    place = jnp.zeros_like(k)
-    half = 1 << (across - 1).bit_length()
-    while half > 1:
-        half //= 2
+
+    def narrowed(half, place):
         middle = jnp.minimum(place + (half - 1), across - 1)
-        place = jnp.where(take(upto, first + middle) <= k, middle + 1, place)
+        return jnp.where(take(upto, first + middle) <= k, middle + 1, place)
+
+    place = jnp.zeros_like(k)
+    if isinstance(across, int):
+        for step in reversed(range((across - 1).bit_length())):
+            place = narrowed(1 << step, place)
+    else:
+        # How often to halve is known when the program runs.
+        steps = 32 - lax.clz(jnp.asarray(across - 1, jnp.int32))
+        place = repeat(steps, lambda i, place: narrowed(1 << (steps - 1 - i), place), place)
     at = first + jnp.minimum(place, across - 1)
     word = take(groups.words.reshape(-1), at)
     bit = select_in_word(word, k - (take(upto, at) - population(word)))

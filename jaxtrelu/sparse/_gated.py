@@ -161,13 +161,18 @@ def gated_mlp(
 def gated_call(spec: Spec, capacity, products, block: Block) -> tuple[Plan, "GatedOperands"]:
     """The static part of a call, and operands that vary over the same axes of a `shard_map`."""
     examples, units = block.x.shape[0], block.w_out.shape[0]
-    share = CROSSOVER_FEW if examples <= FEW else CROSSOVER
+    share = CROSSOVER_FEW if _few(examples) else CROSSOVER
     (w_gate, w_up), (b_gate, b_up) = block.w_in, block.b_in
     operands = GatedOperands(block.x, w_gate, w_up, block.w_out, block.threshold, b_gate, b_up)
     leaves = jax.tree.leaves(operands)
     operands = jax.tree.map(lambda leaf: varying_like(leaf, *leaves), operands)
     layout = layout_of(block.x, block.w_out)
     return planned(spec, capacity, share, (examples, units), layout, products), operands
+
+
+def _few(examples) -> bool:
+    """Whether it is decoding; a batch of a size that is not known is none."""
+    return isinstance(examples, int) and examples <= FEW
 
 
 class GatedOperands(NamedTuple):
@@ -204,7 +209,7 @@ def _dense_rest(plan: Plan, operands: GatedOperands, product: jax.Array) -> jax.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gated(plan: Plan, operands: GatedOperands, screen: Screen | None = None) -> jax.Array:
     """Returns y (B, d_out), in the accumulator's type, without b_out."""
-    if operands.x.shape[0] > FEW:
+    if not _few(operands.x.shape[0]):
         return _passed(plan, operands, screen)[0]
     if plan.layout is None:
         return few_examples(plan, operands)[0]

@@ -33,7 +33,7 @@ from jaxtrelu.sparse._block import (
     encoded,
     gates,
 )
-from jaxtrelu.sparse._loops import ceil_div, take
+from jaxtrelu.sparse._loops import take
 
 # Slots whose rows of a table are added in one pass over the sums.
 _TOGETHER = 8
@@ -68,7 +68,7 @@ def by_gathers(plan: Plan, operands: Operands) -> tuple[jax.Array, Activity]:
 def _forward(plan: Plan, operands: Operands):
     x, w_in, b_in, threshold, w_out = operands
     (examples, _), (features, _) = x.shape, w_in.shape
-    number = ceil_div(plan.size, examples)
+    number = plan.size // examples  # without a rest
     product = encoded(x, w_in)
     z = biased(product, b_in)
     opened = visited = pack_last(~(z <= threshold[None]))

@@ -26,6 +26,11 @@ def ceil_div(a, b: int):
     return (a + (b - 1)) // b
 
 
+def at_most(limit: int, size) -> int:
+    """The smaller of the two; `limit` for a size that is not known, whose arrays are padded."""
+    return min(limit, size) if isinstance(size, int) else limit
+
+
 def take(table: jax.Array, index: jax.Array) -> jax.Array:
     """``table[index]`` along the first axis, for indices that are in bounds."""
     return table.at[index].get(mode="promise_in_bounds")

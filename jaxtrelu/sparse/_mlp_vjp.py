@@ -27,6 +27,7 @@ from jaxtrelu._primitive.spec import (
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sparse._activity import Activity
 from jaxtrelu.sparse._block import Plan, Products, checked_products, finished
+from jaxtrelu.sparse._loops import at_most
 from jaxtrelu.sparse._mlp import (
     Operands,
     Residuals,
@@ -159,7 +160,7 @@ def sparse_mlp_vjp(
         )
     if touched is not None:
         touched = whole_number(touched, "touched", hint=" Pass None for the default.")
-    size = min(features, plan.size if touched is None else touched)
+    size = at_most(features, plan.size if touched is None else touched)
     screen = checked_screen(screen, operands.w_in)
     found = once("sparse_mlp_vjp", partial(forward, plan))(operands, screen)
     (total, activity), residuals = found

@@ -37,7 +37,7 @@ from jaxtrelu.sparse._entries import (
     support_from,
     support_of,
 )
-from jaxtrelu.sparse._loops import ceil_div, repeat, take
+from jaxtrelu.sparse._loops import at_most, ceil_div, repeat, take
 from jaxtrelu.sparse._sums import entry_dots
 
 Precision = Literal["int8", "bfloat16"]
@@ -341,8 +341,8 @@ def _settled(plan, x, weights, bias, threshold, words, total, *, apart) -> Suppo
 def _with_bits(entries: EntryList, total, rows: int, across: int, chosen) -> jax.Array:
     """Words (rows, across) in which the bits of chosen entries are set."""
     size = chosen.shape[0]
-    length = min(_ROUND, size)
-    padding = (0, -size % length)
+    length = at_most(_ROUND, size)
+    padding = (0, ceil_div(size, length) * length - size)
     at = jnp.pad(entries.group * across + entries.member // WORD_BITS, padding)
     bit = jnp.uint32(1) << (entries.member % WORD_BITS).astype(jnp.uint32)
     bit = jnp.where(chosen & (jnp.arange(size, dtype=jnp.int32) < total), bit, 0)

@@ -14,7 +14,7 @@ from jax import lax
 
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu.sparse._entries import EntryList, Groups
-from jaxtrelu.sparse._loops import ceil_div, repeat, take, take_columns
+from jaxtrelu.sparse._loops import at_most, ceil_div, repeat, take, take_columns
 
 _UNROLL = 8
 _BLOCK = 128
@@ -56,12 +56,12 @@ def gather_sum(
         out = terms(0, groups.starts, groups.counts, direct)
     else:
         out = varying_like(jnp.zeros((number, table.shape[1]), dtype), values, table, members)
-    if not number:
+    if isinstance(number, int) and not number:
         return out
 
-    block = min(_BLOCK, number)
+    block = at_most(_BLOCK, number)
     order = jnp.argsort(-groups.counts, stable=False).astype(jnp.int32)
-    pad = -number % block
+    pad = ceil_div(number, block) * block - number
     order = jnp.concatenate([order, jnp.full(pad, number, jnp.int32)])
 
     def add_block(i, out):
@@ -93,7 +93,7 @@ def entry_dots(
 ) -> jax.Array:
     """``out[e] = by_group[group[e]] . by_member[member[e]]``, for the first `total` entries."""
     size, width = entries.group.shape[0], by_group.shape[1]
-    length = min(_DOTS, size)
+    length = at_most(_DOTS, size)
     padded = ceil_div(size, length) * length
     lists = [jnp.pad(ids, (0, padded - size)) for ids in entries]
     parts = math.gcd(width, _UNROLL)

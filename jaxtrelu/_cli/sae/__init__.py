@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from jaxtrelu._cli import UserError
+from jaxtrelu._cli import UserError, process
 
 HUGE_PAGES = True
 
@@ -103,9 +103,13 @@ def _note(message: Any, *_: Any, **__: Any) -> None:
     print(f"jaxtrelu: note: {_in_options(str(message))}", file=sys.stderr)
 
 
+#: What ends a run, and what is then said.
+_SIGNALS: dict[int, bytes] = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}
+
+
 @contextlib.contextmanager
 def _leaving_on_interrupt() -> Iterator[None]:
-    """Ends the process at Ctrl-C with one line and status 130, at whatever moment.
+    """Ends the process at Ctrl-C and SIGTERM with one line and status 130 or 143, at any moment.
 
     An exception would have to find its way out through compilers, threads and half-built state, and
     did not always. Nothing is lost: files are put in place whole, and a lock dies with its process.
@@ -114,14 +118,17 @@ def _leaving_on_interrupt() -> Iterator[None]:
     def leave(number: int, frame: Any) -> None:
         # A progress bar hides the cursor of a terminal.
         show = b"\x1b[?25h\r\x1b[K" if os.isatty(2) else b""
-        os.write(2, show + b"jaxtrelu: interrupted\n")
-        os._exit(130)
+        os.write(2, show + b"jaxtrelu: " + _SIGNALS[number] + b"\n")
+        os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # somebody else's program, who sees to interrupts
         return
-    before = signal.signal(signal.SIGINT, leave)
+    before = {number: signal.signal(number, leave) for number in _SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        # In a process of its own it lasts to the end: shutting down can be interrupted, too.
+        if not process.is_own_command_line():
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)

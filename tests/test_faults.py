@@ -1,0 +1,45 @@
+"""A few of the bad days of faults/run.py, which tries many: `make faults`."""
+
+import signal
+
+import pytest
+from faults import run
+
+pytestmark = pytest.mark.slow
+FAULTS = {
+    "SIGKILL": lambda room: run.killed(room, signal.SIGKILL, 3),
+    "SIGTERM": lambda room: run.killed(room, signal.SIGTERM, 3),
+    "SIGINT": lambda room: run.killed(room, signal.SIGINT, 3),
+    "full disk": lambda room: run.full_disk(room, 3),
+    "flipped byte": lambda room: run.flipped_bytes(room, 3),
+    "flipped byte of a model": lambda room: run.flipped_models(room, 2),
+    "two in one folder": lambda room: run.two_at_once(room, 1),
+    "clock, locale, names": run.odd_surroundings,
+}
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    return run.Room(tmp_path_factory.mktemp("faults"), seed=1)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_nothing_is_lost(room, fault):
+    tally = FAULTS[fault](room)
+    assert tally.tried and not tally.lost, "\n".join(tally.lost)
+
+
+def test_a_lost_checkpoint_would_be_noticed(room):
+    """The controls: a damaged file under its own name, another result, a traceback."""
+    output = room.fresh("damaged")
+    (output / "checkpoints").mkdir(parents=True)
+    (output / "checkpoints" / "step-0000000005.safetensors").write_bytes(b"not a checkpoint")
+    assert run.checkpoints(output) == {5: False}
+    assert run.faults_of("Traceback (most recent call last):\n ValueError: x")
+    assert run.faults_of("", lines=1) and not run.faults_of("jaxtrelu: terminated\n", lines=1)
+    room.expected["history.csv"] += b"\n"
+    try:
+        wrong = run.completed(room, output)
+    finally:
+        room.expected["history.csv"] = room.expected["history.csv"][:-1]
+    assert wrong == ["another result: history.csv"]

@@ -1,0 +1,63 @@
+"""Random compositions of transformations, against the float64 oracle.
+
+`make test` takes some, `make test-all` a few hundred, `make nightly` ten thousand: JAXTRELU_FUZZ
+is their number, one in twenty of which is of blocks. A failure prints the call, the composition and
+the seed, which run again as they were.
+"""
+
+import os
+
+import compositions
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import pytest
+from cases import examples
+
+COUNT = int(os.environ.get("JAXTRELU_FUZZ", 0))
+_done = 0
+
+
+def _settings(count: int, of_ten_thousand: int):
+    """`count` as `cases.examples` takes it, or the share of what JAXTRELU_FUZZ asks for."""
+    if not COUNT:
+        return examples(count)
+    return hypothesis.settings(max_examples=max(1, COUNT * of_ten_thousand // 10_000))
+
+
+def _run(call, composition, seed):
+    global _done
+    _done += 1
+    if _done % 300 == 0:
+        jax.clear_caches()  # nothing is compiled twice
+    hypothesis.note(f"{call.name}, {[o.shape for o in call.operands]}, {composition}, seed {seed}")
+    with jax.enable_x64(call.dtype == "float64"):
+        compositions.run(call, composition, seed)
+
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@_settings(240, 9_500)
+@hypothesis.given(compositions.activations(), compositions.compositions(compositions.EVERY), SEEDS)
+def test_activations(call, composition, seed):
+    _run(call, composition, seed)
+
+
+@_settings(12, 500)
+@hypothesis.given(compositions.blocks(), compositions.compositions(compositions.REVERSE), SEEDS)
+def test_blocks(call, composition, seed):
+    _run(call, composition, seed)
+
+
+def test_a_wrong_function_would_be_found():
+    @hypothesis.settings(max_examples=50, deadline=None, database=None)
+    @hypothesis.given(compositions.activations(), SEEDS)
+    def run(call, seed):
+        wrong = lambda x, t: call.function(x + 1e-3, t)  # noqa: E731
+        plain = compositions.Composition((), "value", (), "plain")
+        with jax.enable_x64(call.dtype == "float64"):
+            compositions.run(compositions.dataclasses.replace(call, function=wrong), plain, seed)
+
+    with pytest.raises(AssertionError):
+        run()
