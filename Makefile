@@ -74,7 +74,8 @@ NOTEBOOKS = $(patsubst %,build/%,$(wildcard notebooks/*.ipynb))
 notebooks: $(NOTEBOOKS)  ## execute the notebooks (results to build/notebooks)
 
 build/notebooks/%.ipynb: notebooks/%.ipynb $(shell find jaxtrelu -name '*.py') | $(VENV)/.installed-notebooks
-	JAX_PLATFORMS=cpu $(PY) -m nbconvert --to notebook --execute --output-dir $(@D) $<
+	JAX_PLATFORMS=cpu $(PY) -m nbconvert --to notebook --execute --output-dir $(@D) \
+	    --ExecutePreprocessor.record_timing=False $<
 
 docs: $(VENV)/.installed-docs $(VENV)/.installed-test $(NOTEBOOKS)  ## build the documentation into build/site and open every page
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --clean
