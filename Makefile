@@ -22,6 +22,8 @@ RESULTS ?= results
 
 .PHONY: help test test-all nightly faults typed demo docs conformance lint format types notebooks pictures wheel dist bench clean
 .DELETE_ON_ERROR:
+# Stamps that only patterns name would be taken for intermediate files, and removed.
+.PRECIOUS: $(VENV)/.installed-%
 .NOTPARALLEL:
 
 help:
