@@ -133,6 +133,15 @@ def test_drawings_are_those_of_their_script(monkeypatch):
             assert (pictures.PICTURES / f"{name}-{kind}.svg").stat().st_size > 10_000
 
 
+def test_the_drawing_has_every_room(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_site")
+    import drawings
+    from test_structure import LAYERS
+
+    drawn = [set(names.split(", ")) for names, _, _ in reversed(drawings._ROOMS)]
+    assert set().union(*drawn) == {name for row in LAYERS for name in row}
+
+
 def figures(name):
     """What a benchmark wrote: {(suite, shape, mode, peer): row}."""
     rows = json.loads((ROOT / "docs" / "figures" / f"{name}.json").read_text())["rows"]

@@ -143,6 +143,7 @@ _ROOMS = (
     ("_cli, __main__", "the command line", "grey"),
     ("plot", "pictures", "grey"),
     ("sae", "autoencoders", "grey"),
+    ("interop", "networks from ONNX, Keras, PyTorch", "grey"),
     ("nnx, linen, _layers", "layers for Flax", "grey"),
     ("sparse", "products that skip zeros", "red"),
     ("theory", "closed forms, thresholds", "grey"),
@@ -156,18 +157,18 @@ _ROOMS = (
 
 def inside(mode) -> str:
     """The rooms, and one element's way through them."""
-    height = 620
+    height = 635
     sheet = Drawing(
         980, height, "The rooms of the library, and one element's way through them", mode
     )
     sheet.text(20, 32, "The rooms", 17, bold=True)
     sheet.text(20, 52, "each imports only from those below it", 12.5, mode["grey"])
-    top, tall = 68, 44
+    top, tall = 68, 41
     for k, (name, what, colour) in enumerate(_ROOMS):
         y = top + (tall + 5) * k
         sheet.rect(20, y, 270, tall, mode["panel"], mode[colour])
-        sheet.text(32, y + 18, name, 13, bold=True, mono=True)
-        sheet.text(32, y + 35, what, 12, mode["grey"])
+        sheet.text(32, y + 17, name, 13, bold=True, mono=True)
+        sheet.text(32, y + 33, what, 12, mode["grey"])
 
     sheet.text(340, 32, "One element's way", 17, bold=True)
     sheet.text(340, 52, "forward", 12.5, mode["blue"], bold=True)
