@@ -75,8 +75,8 @@ def _after_training(outcomes: list[Outcome], data_name: str) -> Figure:
         colour, marker, _ = _look(outcome.name)
         error = np.nan_to_num([standard_error(column) for column in accuracy.T])
         axes.errorbar(
-            zeros.mean(0), accuracy.mean(0), yerr=error, capsize=2.5, elinewidth=1, color=colour, marker=marker,
-            ms=5, label=f"trained with {outcome.name}",
+            zeros.mean(0), accuracy.mean(0), yerr=error, capsize=2.5, elinewidth=1,
+            color=colour, marker=marker, ms=5, label=f"trained with {outcome.name}",
         )  # fmt: skip
         axes.axhline(outcome.accuracy.mean(), color=colour, lw=0.8, ls="--")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -16,13 +16,14 @@ def draw(
     records: list[dict[str, Any]],
     measured: list[Measured],
     title: str,
+    *,
+    trained: bool,
 ) -> dict[str, bytes]:
-    """Both figures, each as PNG and SVG: file name to content."""
+    """The figures, each as PNG and SVG: file name to content."""
     with style.applied():
-        drawn = {
-            "accuracy": _accuracy(records, title),
-            "initialisation": _initialisation(configurations, measured, title),
-        }
+        drawn = {"initialisation": _initialisation(configurations, measured, title)}
+        if trained:
+            drawn["accuracy"] = _accuracy(records, title)
         return {
             f"{name}.{kind}": style.to_bytes(figure, kind)
             for name, figure in drawn.items()
