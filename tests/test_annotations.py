@@ -48,6 +48,9 @@ CALLS = {
     "theory.information": ((ones(5),), {}, {0: jnp.ones(5, jnp.int32)}),
     "theory.critical_init": ((ones(5) / 2,), {}, {0: jnp.ones(5, jnp.int32)}),
     "theory.rate_at": ((ones(5) / 4,), {}, {0: jnp.ones(5, jnp.int32)}),
+    "theory.linear_probe": (
+        (ones(B, M), jnp.arange(B), ones(D, M), jnp.arange(D)), {}, {2: ones(D, M + 1)},
+    ),
     "theory.threshold_for_error": (
         (np.random.default_rng(0).normal(size=(9, M)).astype(np.float32), ones(M, D), 0.1),
         {}, {1: ones(M + 1, D)},

@@ -158,6 +158,16 @@ def test_quick(tmp_path, capsys):
     assert "Within 2 points of ReLU" in out and f"wrote {tmp_path / 'depth.json'}" in out
 
 
+def test_the_start_alone(tmp_path, capsys):
+    assert depth(*TINY, "--epochs", "0", "--output", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "Within" not in out and "Before training a layer misses" in out
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"depth.json", "initialisation.png", "initialisation.svg"}
+    first, *_ = json.loads((tmp_path / "depth.json").read_text())["results"]
+    assert first["test_accuracy"] is None and first["variance_ratio"] > 0
+
+
 def test_relu_learns():
     """And its loss falls from epoch to epoch."""
     chosen = agreed(depth=4, width=32, epochs=6, seeds=1, batch=32, learning_rate=3e-3)

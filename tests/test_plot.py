@@ -178,3 +178,18 @@ def test_import_does_not_load_matplotlib():
     code = "import sys, jaxtrelu.plot; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_information(axes):
+    """Against scipy's normal distribution, at the share drawn."""
+    best, linear, bits = plot.information(variant="hard", axes=axes).lines
+    share = best.get_xdata().astype(np.float64)
+    a = stats.norm.ppf(share)
+    mean = -stats.norm.pdf(a) / share  # of x below a
+    left = share * (1 + a * mean - mean**2)
+    np.testing.assert_allclose(best.get_ydata(), 1 - left, atol=2e-3)
+    np.testing.assert_allclose(
+        bits.get_ydata(), stats.entropy([share, 1 - share], base=2), atol=1e-3
+    )
+    assert np.all(linear.get_ydata() <= best.get_ydata() + 1e-5)
+    assert axes.get_xlabel() == "share of zeros"

@@ -762,3 +762,46 @@ def test_threshold_for_error(variant):
 def test_threshold_for_error_refuses(z, w, options, words):
     with pytest.raises(ValueError, match=words):
         theory.threshold_for_error(z, w, **{"error": 0.1, **options})
+
+
+# A linear probe.
+
+
+def probe_rows(seed, count=400):
+    x = np.random.default_rng(seed).normal(size=(count, 5))
+    return x, (x[:, 0] > 0).astype(int) + 2 * (x[:, 1] > 0)
+
+
+def test_linear_probe_against_least_squares():
+    """With next to no penalty it is least squares, and reads what is there."""
+    (x, y), (z, truth) = probe_rows(0), probe_rows(1)
+    found = theory.linear_probe(x, y, z, truth, ridge=1e-9)
+    columns = np.concatenate([x, np.ones((len(x), 1))], 1)
+    weights = np.linalg.lstsq(columns, np.eye(4)[y], rcond=None)[0]
+    expected = np.mean(
+        np.argmax(np.concatenate([z, np.ones((len(z), 1))], 1) @ weights, 1) == truth
+    )
+    assert found == expected > 0.8
+    # What is closed cannot be read: of one sign nothing is left above 3.
+    dead = theory.linear_probe(np.maximum(x - 9, 0), y, np.maximum(z - 9, 0), truth)
+    assert dead == pytest.approx(np.mean(truth == np.bincount(y).argmax()))
+    # In any units.
+    assert theory.linear_probe(1e3 * x, y, 1e3 * z, truth) == theory.linear_probe(x, y, z, truth)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"labels": np.ones(400)}, TypeError, "`labels` should be integers"),
+        ({"labels": np.ones(3, int)}, ValueError, r"`labels` \(rows,\)"),
+        ({"labels": -np.ones(400, int)}, ValueError, "at least 0, but holds -1"),
+        ({"held_out": np.ones((400, 4))}, ValueError, "the same features"),
+        ({"activations": np.full((400, 5), np.nan)}, ValueError, "should be finite"),
+        ({"ridge": 0.0}, ValueError, "`ridge` should be finite and greater than 0"),
+    ],
+)
+def test_linear_probe_refuses(change, error, words):
+    (x, y), (z, truth) = probe_rows(0), probe_rows(1)
+    given = {"activations": x, "labels": y, "held_out": z, "held_out_labels": truth, **change}
+    with pytest.raises(error, match=words):
+        theory.linear_probe(**given)

@@ -6,13 +6,14 @@ and labels are ordinary Matplotlib, to be changed on what is returned.
 """
 
 from jaxtrelu.plot._layers import accuracy, activations, sparsity, thresholds
-from jaxtrelu.plot._theory import correlation_map, curve, variance_map
+from jaxtrelu.plot._theory import correlation_map, curve, information, variance_map
 
 __all__ = [
     "accuracy",
     "activations",
     "correlation_map",
     "curve",
+    "information",
     "sparsity",
     "thresholds",
     "variance_map",

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from jax.scipy.special import ndtri
 
 from jaxtrelu import theory
 from jaxtrelu._primitive.spec import VariantName, checked_spec
@@ -189,6 +190,54 @@ def correlation_map(
     axes = axes_or_new(axes)
     _draw_map(axes, rho, np.asarray(found, np.float64), colour)
     axes.set(xlabel="correlation at this layer", ylabel="correlation at the next")
+    return axes
+
+
+def information(
+    *,
+    variant: VariantName = "shift",
+    ceiling: float | None = None,
+    points: int = 200,
+    colour: str = SEQUENCE[0],
+    axes: "Axes | None" = None,
+) -> "Axes":
+    """Draws what can still be read of a standard normal x from f(x), against the share of zeros.
+
+    As a share of its variance: by the best read-out of any kind, and dashed by the best linear one;
+    dotted the bits that the gate alone carries. See `jaxtrelu.theory.information`.
+
+    Args:
+      variant: as in `jaxtrelu.thresholded_relu`.
+      ceiling: for ``shift``, a positive Python number.
+      points: how many thresholds.
+      colour: any colour of Matplotlib's.
+      axes: what to draw on; by default new ones.
+
+    Returns:
+      The axes.
+
+    Raises:
+      TypeError, ValueError: as `jaxtrelu.theory.information`.
+
+    Example:
+      >>> from matplotlib.figure import Figure
+      >>> from jaxtrelu import plot
+      >>> axes = plot.information(axes=Figure().subplots())
+      >>> [line.get_label() for line in axes.lines]
+      ['best read-out', 'best linear read-out', 'bits of the gate']
+
+    Source: the definitions.
+    """
+    share = np.linspace(0.01, 0.995, points, dtype=np.float32)
+    kept = theory.information(ndtri(share), variant=variant, ceiling=ceiling)
+    axes = axes_or_new(axes)
+    axes.plot(share, 1 - np.asarray(kept.best_error), color=colour, label="best read-out")
+    linear = 1 - np.asarray(kept.linear_error)
+    axes.plot(share, linear, color=colour, ls="--", label="best linear read-out")
+    axes.plot(share, np.asarray(kept.gate_entropy), color=GREY, ls=":", label="bits of the gate")
+    axes.set(xlabel="share of zeros", ylabel="share of the variance, bits", xlim=(0, 1))
+    axes.set_ylim(0, 1.02)
+    axes.legend()
     return axes
 
 

@@ -2,7 +2,8 @@
 
 Moments in closed form; the maps of variance and correlation through a wide random net, and
 initialisation on the edge of chaos; thresholds for a wanted share of zeros or a wanted error, from
-the normal distribution and from data; the information that a layer keeps. All are plain functions
+the normal distribution and from data; the information that a layer keeps, in closed form and by a
+linear probe. All are plain functions
 of arrays, in float32 or float64, which broadcast; those without data are differentiable.
 """
 
@@ -12,6 +13,7 @@ from jaxtrelu.theory._information import Information, information, rate_at
 from jaxtrelu.theory._initialisation import CriticalInit, critical_init, gain
 from jaxtrelu.theory._maps import correlation_map, gradient_gain, smoothed, variance_map
 from jaxtrelu.theory._moments import Moments, moments
+from jaxtrelu.theory._probe import linear_probe
 
 __all__ = [
     "CriticalInit",
@@ -25,6 +27,7 @@ __all__ = [
     "gaussian_cutoff",
     "gradient_gain",
     "information",
+    "linear_probe",
     "moments",
     "quantile_threshold",
     "rate_at",

@@ -22,7 +22,9 @@ of --sparsity of the gates is closed, and 'learned' trains one per unit from 0.1
 rectangular surrogate gradient of bandwidth 0.5)."""
 
 _EPILOG = """\
-Writes compare.csv, compare.json and three figures (PNG and SVG) into the output folder.
+Writes compare.csv, compare.json and figures (PNG and SVG) into the output folder; one of them shows
+the networks trained with relu and gelu after their activations were exchanged for FATReLU,
+calibrated layer by layer to 60 to 98 % zeros.
 
   jaxtrelu compare
   jaxtrelu compare --data wine --activations gelu shift-learned hard-calibrated

@@ -10,12 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtrelu import theory
 from jaxtrelu._cli.compare import training
 from jaxtrelu._cli.compare.network import Network
 from jaxtrelu._cli.compare.settings import Settings
-from jaxtrelu._cli.compare.training import TEST, VALIDATION, Measures, Program, Rows, Run, State
+from jaxtrelu._cli.compare.training import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Measures,
+    Program,
+    Rows,
+    Run,
+    State,
+)
 from jaxtrelu._cli.console import Bar
 from jaxtrelu._cli.datasets import Dataset
+
+# Of zeros, to which a trained network is calibrated afterwards.
+SHARES = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+_PROBED = 4096  # rows of each part
 
 
 class Ratio(NamedTuple):
@@ -38,7 +52,11 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What one activation gave. Arrays hold one number per seed."""
+    """What one activation gave. Arrays hold one number per seed.
+
+    `read` is what a linear probe reads of the class from the first hidden layer; `cut` accuracy and
+    zeros (seeds, shares) with FATReLU put in after training, at the shares `SHARES`.
+    """
 
     name: str
     learning_rate: float
@@ -51,6 +69,8 @@ class Outcome:
     step_seconds: float
     ratio: Ratio
     history: History
+    read: np.ndarray
+    cut: tuple[np.ndarray, np.ndarray] | None
 
 
 def work(settings: Settings) -> int:
@@ -72,7 +92,7 @@ def run(data: Dataset, settings: Settings, bar: Bar) -> list[Outcome]:
         epoch = _timed(program, state, runs, rows)
         reference = reference or epoch
         outcome = _outcome(
-            name, program, settings, runs, (state, losses, measures), (epoch, reference)
+            name, program, settings, runs, rows, (state, losses, measures), (epoch, reference)
         )
         outcomes.append(outcome)
         bar.log(
@@ -116,6 +136,7 @@ def _outcome(
     program: Program,
     settings: Settings,
     runs: Run,
+    rows: Rows,
     trained: tuple[State, np.ndarray, Measures],
     timed: tuple[Callable[[], None], Callable[[], None]],
 ) -> Outcome:
@@ -128,6 +149,11 @@ def _outcome(
     first = jax.tree.map(lambda array: array[0], (state.params, state.rest))
     batch = min(settings.batch, runs.train.shape[1])
     ratio, seconds = time_ratio(*timed)
+    state, runs = jax.tree.map(lambda array: array[chosen], (state, runs))
+    cut = None
+    if program.cut is not None:
+        accuracy, zeros = program.cut(state, runs, rows, jnp.asarray(SHARES, jnp.float32))
+        cut = np.asarray(accuracy), np.asarray(zeros)
     return Outcome(
         name=name,
         learning_rate=settings.learning_rate[best],
@@ -145,7 +171,25 @@ def _outcome(
             of_seeds.closed,
             of_seeds.thresholds,
         ),
+        read=_read(program, state, runs, rows),
+        cut=cut,
     )
+
+
+def _read(program: Program, state: State, runs: Run, rows: Rows) -> np.ndarray:
+    """The accuracy of a linear probe on the first hidden layer, for each run."""
+    values, parts = np.asarray(program.first(state, runs, rows)), np.asarray(runs.part)
+    labels = np.asarray(rows.labels)
+    found = []
+    for of_run, part in zip(values, parts, strict=True):
+        seen, tested = (np.flatnonzero(part == p)[:_PROBED] for p in (TRAIN, TEST))
+        if not np.isfinite(of_run).all():
+            found.append(np.nan)
+            continue
+        found.append(
+            theory.linear_probe(of_run[seen], labels[seen], of_run[tested], labels[tested])
+        )
+    return np.array(found)
 
 
 def kept_bytes_per_unit(network: Network, batch: int) -> float:

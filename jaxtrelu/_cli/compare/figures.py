@@ -27,6 +27,8 @@ def draw(
             "accuracy_sparsity": _accuracy_sparsity(records, data_name),
             "learning_curves": _learning_curves(outcomes, data_name),
         }
+        if any(outcome.cut is not None for outcome in outcomes):
+            drawn["fatrelu_after_training"] = _after_training(outcomes, data_name)
         if any(outcome.name.endswith("-learned") for outcome in outcomes):
             drawn["learned_thresholds"] = _learned_thresholds(outcomes, data_name)
         for name, figure in drawn.items():
@@ -42,36 +44,46 @@ def _look(name: str) -> tuple[str, str, str]:
 
 
 def _accuracy_sparsity(records: list[dict[str, Any]], data_name: str) -> Figure:
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.subplots()
-    for record in records:
+    """A line for each activation, so that none hides another."""
+    figure = Figure(figsize=(8, 1.4 + 0.27 * len(records)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, record in enumerate(records):
         colour, marker, _ = _look(record["activation"])
+        look = {"color": colour, "marker": marker, "ms": 6, "ls": "none"}
+        spread = np.nan_to_num(record["test_accuracy_se"])
+        left.errorbar([record["test_accuracy"]], [place], xerr=[spread], capsize=2.5, **look)
+        right.plot([record["closed"]], [place], **look)
+    left.set_yticks(range(len(records)), [record["activation"] for record in records])
+    left.invert_yaxis()
+    left.xaxis.set_major_formatter(PercentFormatter(1))
+    right.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    right.set_xlim(-0.04, 1.04)
+    left.set(xlabel="test accuracy ± standard error")
+    right.set(xlabel="hidden units with derivative 0, on test rows")
+    left.set_title(f"Accuracy and sparsity, {data_name}")
+    return figure
+
+
+def _after_training(outcomes: list[Outcome], data_name: str) -> Figure:
+    """Accuracy against zeros, of networks whose activation was exchanged once they were trained."""
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for outcome in outcomes:
+        if outcome.cut is None:
+            continue
+        accuracy, zeros = outcome.cut
+        colour, marker, _ = _look(outcome.name)
+        error = np.nan_to_num([standard_error(column) for column in accuracy.T])
         axes.errorbar(
-            record["closed"],
-            record["test_accuracy"],
-            yerr=np.nan_to_num(record["test_accuracy_se"]),
-            color=colour,
-            elinewidth=1.2,
-            capsize=2.5,
-            linestyle="none",
-        )
-        axes.plot(
-            record["closed"],
-            record["test_accuracy"],
-            color=colour,
-            marker=marker,
-            markersize=8,
-            markeredgecolor="white",
-            linestyle="none",
-            label=record["activation"],
-        )
-    axes.set_xlim(-0.04, 1.0)
+            zeros.mean(0), accuracy.mean(0), yerr=error, capsize=2.5, elinewidth=1,
+            color=colour, marker=marker, ms=5, label=f"trained with {outcome.name}",
+        )  # fmt: skip
+        axes.axhline(outcome.accuracy.mean(), color=colour, lw=0.8, ls="--")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_xlabel("hidden units with derivative 0, on test rows")
-    axes.set_ylabel("test accuracy ± standard error")
-    axes.set_title(f"Accuracy and sparsity, {data_name}")
-    figure.legend(loc="outside right upper")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set(xlabel="zeros, on test rows", ylabel="test accuracy ± standard error")
+    axes.set_title(f"FATReLU after training, {data_name} (dashed: before)")
+    axes.legend()
     return figure
 
 
@@ -88,8 +100,8 @@ def _learning_curves(outcomes: list[Outcome], data_name: str) -> Figure:
         for name in dict.fromkeys((REFERENCE, *names)):
             history = by_name[name].history
             label = name.partition("-")[2] or name
-            _band(above, history.validation, name, label)
-            _band(below, history.loss, name, label)
+            _curve(above, history.validation, name, label)
+            _curve(below, history.loss, name, label)
         above.set_title(title)
         below.set_yscale("log")
         below.set_xlabel("epoch")
@@ -98,22 +110,27 @@ def _learning_curves(outcomes: list[Outcome], data_name: str) -> Figure:
     last = np.concatenate([outcome.history.validation[:, -1] for outcome in outcomes])
     grid[0, 0].set_ylim(bottom=max(0, 2.5 * last.min() - 1.5))
     grid[0, 0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    # From all of the losses but a few: the spike of one run would press the others together.
+    losses = np.concatenate([outcome.history.loss.mean(axis=0) for outcome in outcomes])
+    losses = losses[np.isfinite(losses) & (losses > 0)]
+    if losses.size:
+        grid[1, 0].set_ylim(0.7 * losses.min(), 1.5 * np.quantile(losses, 0.98))
     grid[0, 0].set_ylabel("validation accuracy")
     grid[1, 0].set_ylabel("training loss")
-    figure.suptitle(f"Learning curves, {data_name}: mean ± standard error", x=0.01, ha="left")
+    figure.suptitle(
+        f"Learning curves, {data_name}: mean, and its standard error at the end", x=0.01, ha="left"
+    )
     return figure
 
 
-def _band(axes: Axes, values: np.ndarray, name: str, label: str) -> None:
-    """The mean over seeds (axis 0) by epoch, with a band of one standard error."""
+def _curve(axes: Axes, values: np.ndarray, name: str, label: str) -> None:
+    """The mean over seeds (axis 0) by epoch; its standard error at the end alone: bands overlap."""
     epochs = np.arange(1, values.shape[1] + 1)
     mean = values.mean(axis=0)
-    error = np.nan_to_num([standard_error(column) for column in values.T])
     colour, _, dashes = _look(name)
     axes.plot(epochs, mean, dashes, color=colour, label=label)
-    axes.fill_between(
-        epochs, np.maximum(mean - error, mean / 10), mean + error, color=colour, alpha=0.15, lw=0
-    )
+    error = np.nan_to_num(standard_error(values[:, -1]))
+    axes.errorbar(epochs[-1:], mean[-1:], yerr=[error], color=colour, capsize=2.5, elinewidth=1.2)
 
 
 def _learned_thresholds(outcomes: list[Outcome], data_name: str) -> Figure:
@@ -127,7 +144,8 @@ def _learned_thresholds(outcomes: list[Outcome], data_name: str) -> Figure:
             low, median, high = quantiles[:, layer].T
             colour = style.SEQUENCE[layer % len(style.SEQUENCE)]
             axes.plot(epochs, median, color=colour, label=f"layer {layer + 1}")
-            axes.fill_between(epochs, low, high, color=colour, alpha=0.15, lw=0)
+            for edge in (low, high):
+                axes.plot(epochs, edge, color=colour, lw=0.8, ls=":")
         axes.axhline(0, color=style.GREY, lw=0.8)
         axes.set_title(outcome.name.partition("-")[0])
         axes.set_xlabel("epoch")
@@ -135,6 +153,8 @@ def _learned_thresholds(outcomes: list[Outcome], data_name: str) -> Figure:
     grid[0].set_ylabel("threshold")
     grid[-1].legend(loc="best")
     figure.suptitle(
-        f"Learned thresholds, {data_name}: median and middle 80 % of the units", x=0.01, ha="left"
+        f"Learned thresholds, {data_name}: median, and dotted the middle 80 % of the units",
+        x=0.01,
+        ha="left",
     )
     return figure

@@ -2,13 +2,13 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtrelu import Rectangle
+from jaxtrelu import Rectangle, thresholded_relu
 from jaxtrelu._primitive.variants import VARIANTS
 from jaxtrelu.nnx import ThresholdedReLU
 
@@ -56,7 +56,7 @@ def activation(name: str, width: int, threshold: float) -> nnx.Module:
     )
 
 
-def quantile(values: jax.Array, share: float) -> jax.Array:
+def quantile(values: jax.Array, share: float | jax.Array) -> jax.Array:
     """The smallest number, to a millionth of the range, that `share` of the values do not exceed.
 
     By bisection: XLA sorts slowly on the CPU.
@@ -122,6 +122,18 @@ class Network(nnx.Module):
             activate.threshold[...] = quantile(before, sparsity)
             x = activate(before)
 
+    def with_zeros(self, x: jax.Array, share: float | jax.Array) -> "Cut":
+        """Thresholds after training: of each layer the quantile of what arrives there, 0 at least.
+
+        Layer by layer, on rows x: what arrives has gone through the thresholds in front (FATReLU).
+        """
+        thresholds = []
+        for dense in self.dense:
+            before = dense(x)
+            thresholds.append(jnp.maximum(quantile(before, share), 0))
+            x = thresholded_relu(before, thresholds[-1], variant="hard")
+        return Cut(self, tuple(thresholds))
+
     def threshold_quantiles(self) -> jax.Array:
         """The quantiles .1, .5 and .9 of each layer's thresholds (depth, 3); NaN if it has none."""
         quantiles = []
@@ -132,3 +144,18 @@ class Network(nnx.Module):
                 jnp.quantile(jnp.asarray(value, jnp.float32), jnp.array([0.1, 0.5, 0.9]))
             )
         return jnp.stack(quantiles)
+
+
+class Cut(NamedTuple):
+    """A trained network whose activations were exchanged for FATReLU."""
+
+    network: Network
+    thresholds: tuple[jax.Array, ...]
+
+    def hidden(self, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        """Class scores (..., classes) and, layer by layer, hidden values (..., width)."""
+        values = []
+        for dense, threshold in zip(self.network.dense, self.thresholds, strict=True):
+            x = thresholded_relu(dense(x), threshold, variant="hard")
+            values.append(x)
+        return self.network.head(x), values

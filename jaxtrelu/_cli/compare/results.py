@@ -12,7 +12,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from jaxtrelu._cli.compare.experiment import Outcome
+from jaxtrelu._cli.compare.experiment import SHARES, Outcome
 from jaxtrelu._cli.compare.settings import REFERENCE, Settings
 from jaxtrelu._cli.console import spelled
 from jaxtrelu._cli.datasets import Dataset, stratified_split
@@ -30,6 +30,7 @@ COLUMNS = {
     "closed": "share of hidden units whose derivative is exactly 0, on test rows",
     "dead_units": "hidden units whose derivative is 0 on every training row, mean over seeds",
     "units": "hidden units of the network",
+    "read": "accuracy, on test rows, of a linear probe on the first hidden layer, mean over seeds",
     "kept_bytes": "bytes per hidden unit and row that jax.vjp of the jitted network keeps, "
     "including the 4 of the output that the next layer needs",
     "temporary_bytes": "temporary memory of the compiled training epoch, all runs together",
@@ -57,6 +58,7 @@ def records(outcomes: list[Outcome], settings: Settings) -> list[dict[str, Any]]
             float(outcome.closed.mean()),
             float(outcome.dead.mean()),
             settings.depth * settings.width,
+            float(outcome.read.mean()),
             outcome.kept_bytes,
             outcome.temporary_bytes,
             outcome.step_seconds,
@@ -93,16 +95,26 @@ def to_json(
                 "test_accuracy": outcome.accuracy.tolist(),
                 "loss_by_epoch": outcome.history.loss.tolist(),
                 "validation_accuracy_by_epoch": outcome.history.validation.tolist(),
+                "linear_probe": outcome.read.tolist(),
             }
             for outcome in outcomes
+        },
+        "fatrelu_after_training": {
+            outcome.name: {
+                "sparsity": list(SHARES),
+                "zeros": outcome.cut[1].tolist(),
+                "test_accuracy": outcome.cut[0].tolist(),
+            }
+            for outcome in outcomes
+            if outcome.cut is not None
         },
     }
     return encoded(document)
 
 
 # Given up one after the other where the terminal is too narrow for the whole table, which has some
-# 95 characters; without them it has less than 80.
-_OPTIONAL = ("rate", "quartiles")
+# 100 characters; without them it has less than 80.
+_OPTIONAL = ("rate", "quartiles", "read")
 _GAP = 2  # characters between two columns
 
 
@@ -134,8 +146,7 @@ def show(
 
     say(title, "bold")
     terminal.print(table)
-    say(legend(settings, columns), "dim")
-    say(f"{caveat(settings, data)}\n")
+    say(f"{sentences(settings, data)}\n")
 
 
 def _group(record: dict[str, Any]) -> str:
@@ -169,6 +180,7 @@ def _cells(record: dict[str, Any], without: Container[str] = ()) -> dict[str, st
         "zeros": f"{record['zeros']:.0%}",
         "closed": f"{record['closed']:.0%}",
         "dead": f"{record['dead_units']:.1f}",
+        "read": f"{100 * record['read']:.1f}",
         "bytes": f"{record['kept_bytes']:.2f}",
         "time": f"{record['time_ratio']:.2f}{'' if 'quartiles' in without else quartiles}",
         "rate": f"{record['learning_rate']:g}",
@@ -181,38 +193,18 @@ def _plus_minus(error: float) -> str:
     return "" if math.isnan(error) else f" ± {100 * error:.1f}"
 
 
-def legend(settings: Settings, columns: Container[str]) -> str:
-    """What each of these columns is, in full, a line each."""
-    units = settings.depth * settings.width
-    meanings = {
-        "accuracy, %": f"on test rows, mean ± standard error over {settings.seeds} seeds",
-        f"vs {REFERENCE}": "difference in points ± its standard error, paired by seed",
-        "zeros": "hidden values that are exactly 0, on test rows",
-        "closed": "hidden units with derivative exactly 0, on test rows",
-        "dead": f"of {units} hidden units, those closed on every training row",
-        "bytes": "that jax.vjp of the jitted network keeps for the backward pass, per\n"
-        "hidden unit and row; the next layer needs 4 of them",
-        "time": f"of a training step relative to {REFERENCE}'s, in turns: median (quartiles)",
-        "rate": "the learning rate that did best on validation rows",
-    }
-    shown = {name: text for name, text in meanings.items() if name in columns}
-    margin = max(map(len, shown)) + 2
-    return "\n".join(
-        f"{name:<{margin}}" + text.replace("\n", "\n" + " " * margin)
-        for name, text in shown.items()
-    )
-
-
-def caveat(settings: Settings, data: Dataset) -> str:
-    """One sentence on what the numbers show and what they do not."""
+def sentences(settings: Settings, data: Dataset) -> str:
+    """What the table shows, in two sentences; `COLUMNS` has it at length, in the JSON."""
     tested = len(stratified_split(data.labels, settings.seed).test)
     rates = len(settings.learning_rate)
     rate = "one learning rate" if rates == 1 else f"the best of the same {rates} learning rates"
-    splits = f"{settings.seeds} random split" + ("s" if settings.seeds > 1 else "")
+    splits = f"{settings.seeds} split" + ("s" if settings.seeds > 1 else "")
     return (
-        f"These numbers show how one small network ({settings.depth} × {settings.width} hidden "
-        f"units) does on {data.name} with each activation, at {rate}, over {splits} with {tested} "
-        "test rows each, so a difference below two standard errors may well be noise; they do not "
-        "show what another architecture, more data or tuning would give, and bytes and times hold "
-        "for these shapes and this machine, where zeros are not skipped and so save no time."
+        f"Means over {splits} with {tested} test rows each, ± their standard error, at {rate}: a "
+        "difference below two of them may be noise. zeros and closed (derivative 0) are shares of "
+        f"hidden values, dead counts units that no training row opens, of "
+        f"{settings.depth * settings.width}, read is what a linear probe reads from the first "
+        "hidden layer, bytes are kept for the backward pass per hidden value (4 of them for the "
+        f"next layer), and time is a training step's against {REFERENCE}'s on this machine, where "
+        "zeros are not skipped."
     )

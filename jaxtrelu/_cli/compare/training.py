@@ -20,6 +20,8 @@ _OPTIMISER = optax.scale_by_adam()
 _CHUNK = 512
 _CALIBRATION_ROWS = 128
 TRAIN, VALIDATION, TEST = range(3)
+# Those that are exchanged for FATReLU after training.
+CUT = ("relu", "gelu")
 
 
 class Rows(NamedTuple):
@@ -69,6 +71,9 @@ class Program:
             None for activations that are not calibrated.
         epoch: (state, runs, rows) to (state, mean loss); gives away its state.
         evaluate: (state, runs, rows) to `Measures`.
+        cut: (state, runs, rows, shares) to (accuracy, zeros) on test rows with activations
+            exchanged for FATReLU at each share of zeros; None where thresholds are there already.
+        first: (state, runs, rows) to the values of the first hidden layer (runs, rows, width).
         state: the state to begin with.
         temporary_bytes: what one epoch's program allocates beside its arguments and results.
         graph: the network without its arrays.
@@ -77,6 +82,8 @@ class Program:
     calibrate: Callable | None
     epoch: Callable
     evaluate: Callable
+    cut: Callable | None
+    first: Callable
     state: State
     temporary_bytes: int
     graph: Any
@@ -148,10 +155,47 @@ def compile_program(name: str, settings: Settings, runs: Run, rows: Rows) -> Pro
         calibrate=calibrate,
         epoch=epoch,
         evaluate=jax.jit(over_runs(partial(_evaluate, graph))),
+        cut=jax.jit(jax.vmap(partial(_cut, graph), (0, 0, None, None))) if name in CUT else None,
+        first=jax.jit(over_runs(partial(_first, graph))),
         state=state,
         temporary_bytes=0 if memory is None else memory.temp_size_in_bytes,
         graph=graph,
     )
+
+
+def _first(graph: Any, state: State, run: Run, rows: Rows) -> jax.Array:
+    network = nnx.merge(graph, state.params, state.rest)
+    return network.activations[0](network.dense[0](_inputs(run, rows.features)))
+
+
+def _cut(
+    graph: Any, state: State, run: Run, rows: Rows, shares: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    network = nnx.merge(graph, state.params, state.rest)
+    seen = _inputs(run, rows.features[run.train[:_CALIBRATION_ROWS]])
+
+    def at(share: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cut = network.with_zeros(seen, share)
+
+        def chunk(total, start):
+            features, labels, part = (
+                jax.lax.dynamic_slice_in_dim(array, start, _CHUNK)
+                for array in (rows.features, rows.labels, run.part)
+            )
+            scores, values = cut.hidden(_inputs(run, features))
+            tested = part == TEST
+            hits = jnp.sum(tested & (jnp.argmax(scores, axis=-1) == labels))
+            zeros = sum(jnp.sum(tested[:, None] & (value == 0)) for value in values)
+            return (total[0] + hits, total[1] + zeros), None
+
+        zero = jnp.zeros((), jnp.int32)
+        offsets = jnp.arange(0, len(rows.labels), _CHUNK)
+        (hits, zeros), _ = jax.lax.scan(chunk, (zero, zero), offsets)
+        count = jnp.sum(run.part == TEST)
+        units = len(network.dense) * network.head.in_features
+        return hits / count, zeros / (count * units)
+
+    return jax.lax.map(at, shares)
 
 
 def _inputs(run: Run, features: jax.Array) -> jax.Array:

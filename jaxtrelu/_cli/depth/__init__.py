@@ -22,6 +22,7 @@ into runs/ as soon as it is trained: a run that was killed goes on with what is 
 
   jaxtrelu depth                            # depth 100, width 300: see docs/mathematics.md
   jaxtrelu depth --quick                    # seconds, to see what it makes
+  jaxtrelu depth --depth 100 --width 300 --epochs 0     # the formulas alone, at the published size
   jaxtrelu depth --sparsity 0.85 --slope 0.5 0.6 0.7 --output results/slopes"""
 
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     title = f"{dataset.name}, {agreed.depth} layers of {agreed.width}"
     contents: dict[str, bytes | str] = {
         "depth.json": results.document(records, found, measured, agreed, _about(dataset)),
-        **figures.draw(wanted, records, measured, title),
+        **figures.draw(wanted, records, measured, title, trained=bool(found)),
     }
     # Files first: what can go wrong with the terminal must not cost the results.
     paths = _files.write_files(folder, contents)

@@ -36,6 +36,8 @@ def run(
         wanted, rows, width=settings.width, depth=settings.depth, seed=settings.seed
     )
     bar.advance(len(wanted))
+    if not settings.epochs:
+        return measured, []
     keys = [runs.key_of(configuration, settings, data) for configuration in wanted]
     found: list[Result | None] = [
         None if fresh else runs.load(folder, configuration, key)

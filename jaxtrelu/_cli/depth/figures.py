@@ -16,13 +16,14 @@ def draw(
     records: list[dict[str, Any]],
     measured: list[Measured],
     title: str,
+    *,
+    trained: bool,
 ) -> dict[str, bytes]:
-    """Both figures, each as PNG and SVG: file name to content."""
+    """The figures, each as PNG and SVG: file name to content."""
     with style.applied():
-        drawn = {
-            "accuracy": _accuracy(records, title),
-            "initialisation": _initialisation(configurations, measured, title),
-        }
+        drawn = {"initialisation": _initialisation(configurations, measured, title)}
+        if trained:
+            drawn["accuracy"] = _accuracy(records, title)
         return {
             f"{name}.{kind}": style.to_bytes(figure, kind)
             for name, figure in drawn.items()
@@ -68,7 +69,7 @@ def _initialisation(
     pairs = list(zip(configurations, measured, strict=True))
     slopes = list(dict.fromkeys(c.slope for c, _ in pairs if c.sparsity is not None))
     figure = Figure(figsize=(1.4 + 2.7 * len(slopes), 5.2), layout="constrained")
-    grid = figure.subplots(2, len(slopes), sharex=True, sharey="row", squeeze=False)
+    grid = figure.subplots(2, len(slopes), sharex=True, squeeze=False)
     for column, slope in enumerate(slopes):
         above, below = grid[:, column]
         for place, (configuration, start) in enumerate(
@@ -97,7 +98,11 @@ def _initialisation(
 
 def _by_layer(axes: Axes, values: np.ndarray, colour: str, label: str | None = None) -> None:
     layers = np.arange(1, values.shape[1] + 1)
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
+    # Of nets, not between them: half of infinity is no number. What is infinite is not drawn.
+    found = np.quantile(
+        np.nan_to_num(values, nan=np.inf), [0.25, 0.5, 0.75], axis=0, method="nearest"
+    )
+    low, median, high = np.where(np.isfinite(found), found, np.nan)
     axes.plot(layers, median, color=colour, lw=1.4, label=label)
     for edge in (low, high):  # lines, since bands of several colours mix to grey
         axes.plot(layers, edge, color=colour, lw=0.6, ls=":")

@@ -46,29 +46,40 @@ COLUMNS = {
 def records(
     configurations: list[Configuration], found: list[Result], measured: list[Measured]
 ) -> list[dict[str, Any]]:
-    """The outcomes as numbers, with the keys of `COLUMNS`; ReLU's comes first."""
-    reference = found[0]
+    """The outcomes as numbers, with the keys of `COLUMNS`; ReLU's comes first.
+
+    Where nothing was trained, what training would give is NaN.
+    """
     written = []
-    for configuration, result, start in zip(configurations, found, measured, strict=True):
-        difference = result.test_accuracy - reference.test_accuracy
+    results: list[Any] = list(found) or [None] * len(configurations)
+    for configuration, result, start in zip(configurations, results, measured, strict=True):
         values = (
             configuration.name,
             configuration.sparsity,
             configuration.slope,
             *configuration.start,
-            float(result.test_accuracy.mean()),
-            standard_error(result.test_accuracy),
-            float(difference.mean()),
-            standard_error(difference),
-            float(result.train_accuracy.mean()),
-            float(result.zeros[:, 1].mean()),
-            float(result.zeros[:, 0].mean()),
+            *_trained(result, found[0] if found else None),
             *initialisation.variance_agreement(configuration, start),
             *initialisation.gradient_agreement(configuration, start),
             *initialisation.drift(start),
         )
         written.append(dict(zip(COLUMNS, values, strict=True)))
     return written
+
+
+def _trained(result: Result | None, reference: Result | None) -> tuple[float, ...]:
+    if result is None or reference is None:
+        return (math.nan,) * 7
+    difference = result.test_accuracy - reference.test_accuracy
+    return (
+        float(result.test_accuracy.mean()),
+        standard_error(result.test_accuracy),
+        float(difference.mean()),
+        standard_error(difference),
+        float(result.train_accuracy.mean()),
+        float(result.zeros[:, 1].mean()),
+        float(result.zeros[:, 0].mean()),
+    )
 
 
 def document(
@@ -88,7 +99,7 @@ def document(
             "results": records,
             "per_seed": {
                 name: {field: part.tolist() for field, part in result._asdict().items()}
-                for name, result in zip(names, found, strict=True)
+                for name, result in zip(names, found, strict=False)
             },
             "by_layer_at_start": {
                 name: {field: part.mean((0, 2)).tolist() for field, part in start._asdict().items()}
@@ -131,14 +142,19 @@ def _cells(record: dict[str, Any]) -> list[str]:
         return f"{100 * value:{sign}.1f}{spread}"
 
     relu = record["sparsity"] is None
+    trained = [""] * 3
+    if not math.isnan(record["test_accuracy"]):
+        trained = [
+            plus_minus(record["test_accuracy"], record["test_accuracy_se"]),
+            "" if relu else plus_minus(record["difference"], record["difference_se"], "+"),
+            f"{record['zeros']:.0%}",
+        ]
     return [
         "ReLU" if relu else f"{record['sparsity']:g}",
         "-" if record["slope"] is None else f"{record['slope']:g}",
         f"{record['threshold']:.2f}",
         "-" if record["ceiling"] is None else f"{record['ceiling']:.2f}",
-        plus_minus(record["test_accuracy"], record["test_accuracy_se"]),
-        "" if relu else plus_minus(record["difference"], record["difference_se"], "+"),
-        f"{record['zeros']:.0%}",
+        *trained,
         f"{record['variance_ratio']:.3f}",
         f"{record['gradient_ratio']:.3f}",
         f"{record['drift_low']:.2g}–{record['drift_high']:.2g}",
@@ -154,16 +170,26 @@ def finding(records: list[dict[str, Any]]) -> str:
         close = [f"{r['sparsity']:g}" for r in row if r["difference"] >= -CLOSE]
         what = "without a ceiling" if slope is None else f"V' = {slope:g}"
         rows.append(f"{what}: {', '.join(close) if close else 'none'}")
-    worst = {
-        name: max(records, key=lambda record: abs(record[f"{name}_ratio"] - 1))
-        for name in ("variance", "gradient")
-    }
-    off = [
-        f"{what} by {abs(worst[name][f'{name}_ratio'] - 1):.1%} at most ({worst[name]['name']})"
-        for name, what in (("variance", "the variance"), ("gradient", "the squared gradient"))
-    ]
+    start = (
+        f"Before training a layer misses the formulas in {_worst(records, 'variance')} and in "
+        f"{_worst(records, 'gradient')}."
+    )
+    if math.isnan(relu["test_accuracy"]):
+        return start
     return (
         f"Within {100 * CLOSE:g} points of ReLU ({100 * relu['test_accuracy']:.1f} %) by share of "
-        f"zeros at the start: {'; '.join(rows)}. Before training a layer misses the formulas in "
-        f"{' and in '.join(off)}."
+        f"zeros at the start: {'; '.join(rows)}. {start}"
     )
+
+
+def _worst(records: list[dict[str, Any]], what: str) -> str:
+    """Where measured and predicted are furthest apart."""
+
+    def off(record: dict[str, Any]) -> float:
+        return abs(record[f"{what}_ratio"] - 1)
+
+    worst = max((r for r in records if not math.isnan(off(r))), key=off, default=None)
+    name = {"variance": "the variance", "gradient": "the squared gradient"}[what]
+    if worst is None:
+        return f"{name} by what is no number"
+    return f"{name} by {off(worst):.1%} at most ({worst['name']})"

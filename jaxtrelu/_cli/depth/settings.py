@@ -145,7 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "V' of the nets with a ceiling, smaller: more stable; none: only those without"
     add_several("slope", text, 0.05, 0.95, "*")
     add("seeds", int, "splits and initialisations of each net", 1, 64)
-    add("epochs", int, "passes over the training rows", 1, 10_000)
+    add("epochs", int, "passes over the training rows; 0: only measure the start", 0, 10_000)
     add("batch", int, "rows of a training step", 1, 65_536)
     add("learning_rate", float, "of Adam, after a warm-up", 1e-8, 10.0)
     add("seed", int, "seed of splits, initial weights and batches", 0, 2**32 - 1)
