@@ -124,7 +124,7 @@ def _leaving_on_interrupt() -> Iterator[None]:
     def leave(number: int, frame: Any) -> None:
         # A progress bar hides the cursor of a terminal.
         show = b"\x1b[?25h\r\x1b[K" if os.isatty(2) else b""
-        os.write(2, show + b"jaxtrelu: " + _SIGNALS[number] + b"\n")
+        os.write(2, show + b"jaxtrelu: " + _SIGNALS[signal.Signals(number)] + b"\n")
         os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
