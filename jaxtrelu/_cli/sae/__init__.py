@@ -52,6 +52,13 @@ def add_parser(subparsers: Any) -> None:
     parser.parse_known_args = parse_known_args
 
 
+def prepare(args: argparse.Namespace) -> None:
+    """Joins other processes, where the command has any."""
+    command = _load(args.sae_command)
+    if hasattr(command, "prepare"):
+        command.prepare(args)
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the command that was named, with what goes wrong in it as one sentence."""
     with _leaving_on_interrupt(), warnings.catch_warnings():
