@@ -68,12 +68,15 @@ class Size:
         """What XLA counts of these: three products once more, in loops that run beside a NaN."""
         return self.flops() * 8 / 5
 
-    def collective_bytes(self) -> float:
-        """Of one device: the sum of outputs over features, and of gradients over examples."""
+    def sums(self) -> list[tuple[int, float]]:
+        """Over how many devices a device sums how many bytes: outputs, and gradients."""
         outputs = self.examples / self.example_devices * self.dimension
         gradients = self.features / self.feature_devices * (2 * self.dimension + 1)
-        found = outputs * (self.feature_devices > 1) + gradients * (self.example_devices > 1)
-        return WORD * found
+        return [(self.feature_devices, WORD * outputs), (self.example_devices, WORD * gradients)]
+
+    def collective_bytes(self) -> float:
+        """Of one device."""
+        return sum(number for devices, number in self.sums() if devices > 1)
 
     def memory(self) -> float:
         """Of one device, at least."""
@@ -186,10 +189,8 @@ def show(base: Size, seconds: float, console: Console) -> float:
 def predicted(size: Size, args: argparse.Namespace) -> tuple[float, float]:
     """(seconds of computing, seconds of summing over the network, one after the other)."""
     computing = size.flops() / (args.share_of_peak * args.peak * 1e12)
-    parts = {size.feature_devices, size.example_devices} - {1}
-    largest = max(parts, default=1)
     # A ring sends each byte twice, but for the share that a device has already.
-    sent = 2 * (largest - 1) / largest * size.collective_bytes()
+    sent = sum(2 * (n - 1) / n * number for n, number in size.sums())
     return computing, sent / (args.network * 1e9)
 
 
