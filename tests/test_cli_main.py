@@ -155,7 +155,7 @@ def test_spelling():
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
 def test_stdout_of_the_c_locale_lacks_nothing(errors):
-    """There its errors are "surrogateescape", which raises for a λ: a finished run ended with it."""
+    """There its errors are "surrogateescape", which raises for a λ as well."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=errors)
     console.spell_out(stream)
     stream.write("λ ± 1, caf\udcc3 é")  # a name whose byte C3 could not be decoded

@@ -36,8 +36,8 @@ def spelled(text: str, encoding: str) -> str:
 def spell_out(stream: TextIO) -> None:
     """Makes a stream write what its encoding lacks as `spelled` does, rather than raise.
 
-    In the C locale Python's stdout is not strict, but raises as well: "surrogateescape" is for names
-    of files that could not be decoded, which are written as the bytes that they are.
+    In the C locale Python's stdout is not strict, but raises as well: "surrogateescape" is for
+    names of files that could not be decoded, which are written as the bytes that they are.
     """
     raises = getattr(stream, "errors", None) in ("strict", "surrogateescape")
     if raises and hasattr(stream, "reconfigure"):
