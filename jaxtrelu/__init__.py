@@ -73,14 +73,16 @@ _NAMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"jaxtrelu.{name}")
-    if name in _NAMES:
-        value = getattr(importlib.import_module(f"jaxtrelu.{_NAMES[name]}"), name)
-        globals()[name] = value  # found at once from now on
-        return value
-    raise AttributeError(f"module 'jaxtrelu' has no attribute {name!r}")
+if not TYPE_CHECKING:  # or a type checker takes any name for one of this module
+
+    def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f"jaxtrelu.{name}")
+        if name in _NAMES:
+            value = getattr(importlib.import_module(f"jaxtrelu.{_NAMES[name]}"), name)
+            globals()[name] = value  # found at once from now on
+            return value
+        raise AttributeError(f"module 'jaxtrelu' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -51,6 +51,8 @@ def _run(argv: Sequence[str] | None) -> int:
         if argv is None and getattr(command, "HUGE_PAGES", False):
             process.restart_with_huge_pages()
         process.avoid_wrong_sums(version("jaxlib"))
+        if (prepare := getattr(command, "prepare", None)) is not None:
+            prepare(args)  # what has to be done before JAX looks for devices
         process.check_platforms()
         return command.run(args)
     except ModuleNotFoundError as error:

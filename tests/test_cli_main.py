@@ -153,6 +153,17 @@ def test_spelling():
     assert console.spelled("θ ± 1 – é", "ascii") == "theta +- 1 - \\xe9"
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_stdout_of_the_c_locale_lacks_nothing(errors):
+    """There its errors are "surrogateescape", which raises for a λ as well."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=errors)
+    console.spell_out(stream)
+    stream.write("λ ± 1, caf\udcc3 é")  # a name whose byte C3 could not be decoded
+    stream.flush()
+    assert stream.buffer.getvalue().startswith(b"lambda +- 1, caf\xc3")
+    assert stream.buffer.getvalue().endswith(b" \\xe9")
+
+
 def test_help_in_ascii():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     with contextlib.redirect_stdout(stream):

@@ -1,7 +1,16 @@
-"""What the wheel and the sdist hold, asked of the build back end without building them."""
+"""What the wheel and the sdist hold, that they are built to the same bytes, and what is needed."""
 
+import ast
+import collections
+import io
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -46,3 +55,109 @@ def test_there_is_one_version():
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
     newest = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest[1] == version
+
+
+# the same bytes, from wherever they are built
+
+#: The folders of the distribution, and how many files each holds at least.
+FOLDERS = {
+    "jaxtrelu": 100, "tests": 80, "benchmarks": 15, "notebooks": 4, "docs": 10,
+}  # fmt: skip
+
+
+def _copied(to: Path, when: int) -> Path:
+    """The project elsewhere, with other dates: what is built may not depend on either."""
+    ignored = shutil.ignore_patterns(
+        "__pycache__", ".*_cache", ".hypothesis", ".venv*", "build", "dist", "results"
+    )
+    shutil.copytree(ROOT, to, ignore=ignored, symlinks=True)
+    for path in to.rglob("*"):
+        if not path.is_symlink():
+            os.utime(path, (when, when))
+    return to
+
+
+def _built(root: Path, to: Path) -> dict[str, bytes]:
+    for builder in (sdist.SdistBuilder(str(root)), WheelBuilder(str(root))):
+        list(builder.build(directory=str(to), versions=["standard"]))
+    return {path.suffix: path.read_bytes() for path in sorted(to.iterdir())}
+
+
+def test_builds_are_reproducible_and_hold_what_is_listed(tmp_path, monkeypatch):
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    first = _built(_copied(tmp_path / "one", 10**9), tmp_path / "first")
+    second = _built(_copied(tmp_path / "a longer path", 2 * 10**9), tmp_path / "second")
+    assert set(first) == {".gz", ".whl"}
+    assert first == second
+
+    with tarfile.open(fileobj=io.BytesIO(first[".gz"])) as archive:
+        paths = [member.name.partition("/")[2] for member in archive]
+    assert len(set(paths)) == len(paths)
+    top = collections.Counter(path.partition("/")[0] for path in paths if "/" in path)
+    assert set(top) == set(FOLDERS)
+    assert all(top[folder] >= least for folder, least in FOLDERS.items())
+    alone = {path for path in paths if "/" not in path}
+    assert alone == {
+        ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO",
+        "README.md", "pyproject.toml",
+    }  # fmt: skip
+    assert not [path for path in paths if re.search(r"__pycache__|\.pyc$|\.venv|\.part$", path)]
+
+    with zipfile.ZipFile(io.BytesIO(first[".whl"])) as archive:
+        names = archive.namelist()
+        (record,) = (name for name in names if name.endswith("RECORD"))
+        listed = {line.partition(",")[0] for line in archive.read(record).decode().splitlines()}
+    assert listed == set(names) and len(names) == len(set(names))
+    (about,) = {name.partition("/")[0] for name in names} - {"jaxtrelu"}
+    assert about.endswith(".dist-info")
+    others = {name.partition("/")[2] for name in names if name.startswith(about)}
+    assert others == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
+
+
+@pytest.mark.slow
+def test_the_tests_of_the_sdist_find_what_they_read(tmp_path):
+    """Collected where nothing else is: what a test module reads when it is imported is there."""
+    list(sdist.SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (root,) = (one for one in tmp_path.iterdir() if one.is_dir())
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "--collect-only", "tests"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "tests/test_structure.py"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+# what is needed
+
+#: What the core imports; ml_dtypes and NumPy are requirements of JAX itself.
+CORE = {"jax", "jaxtyping", "numpy"}
+#: Rooms that need an extra.
+EXTRAS = {"linen", "nnx", "sae", "plot", "_cli", "interop", "__main__", "theory"}
+
+
+def test_the_core_needs_jax_alone():
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "jaxtrelu").rglob("*.py"):
+        room = path.relative_to(ROOT / "jaxtrelu").with_suffix("").parts[0]
+        if room in EXTRAS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            else:
+                continue
+            for name in names:
+                top = name.partition(".")[0]
+                if top not in sys.stdlib_module_names | {"jaxtrelu"}:
+                    found.setdefault(top, set()).add(path.name)
+    assert set(found) <= CORE, found
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {re.split(r"[<>=]", one)[0] for one in required} == CORE
+    # By range: a lower end, and no upper one that would keep a newer JAX away.
+    assert all(">=" in one and "<" not in one and "==" not in one for one in required)

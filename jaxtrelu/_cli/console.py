@@ -34,16 +34,25 @@ def spelled(text: str, encoding: str) -> str:
 
 
 def spell_out(stream: TextIO) -> None:
-    """Makes a stream write what its encoding lacks as `spelled` does, rather than raise."""
-    if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+    """Makes a stream write what its encoding lacks as `spelled` does, rather than raise.
+
+    In the C locale Python's stdout is not strict, but raises as well: "surrogateescape" is for
+    names of files that could not be decoded, which are written as the bytes that they are.
+    """
+    raises = getattr(stream, "errors", None) in ("strict", "surrogateescape")
+    if raises and hasattr(stream, "reconfigure"):
         codecs.register_error(_HANDLER, _spell_failed)
         stream.reconfigure(errors=_HANDLER)
 
 
-def _spell_failed(error: UnicodeError) -> tuple[str, int]:
+def _spell_failed(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return spelled(error.object[error.start : error.end], "ascii"), error.end
+    character, after = error.object[error.start], error.start + 1
+    try:
+        return character.encode(error.encoding, "surrogateescape"), after
+    except UnicodeEncodeError:
+        return spelled(character, "ascii"), after
 
 
 def out() -> "Console":

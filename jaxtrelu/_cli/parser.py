@@ -54,7 +54,7 @@ class Number:
 
 
 def add_number(
-    parser: argparse.ArgumentParser,
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup,
     option: str,
     kind: type[int] | type[float],
     default: float | list[float] | None,

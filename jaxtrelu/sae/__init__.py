@@ -119,11 +119,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # These need Flax, and are imported when first used.
-    if name in ("InputScale", "SparseAutoencoder"):
-        return getattr(importlib.import_module("jaxtrelu.sae._module"), name)
-    raise AttributeError(f"module 'jaxtrelu.sae' has no attribute {name!r}")
+if not TYPE_CHECKING:  # or a type checker takes any name for one of this module
+
+    def __getattr__(name: str) -> Any:
+        # These need Flax, and are imported when first used.
+        if name in ("InputScale", "SparseAutoencoder"):
+            return getattr(importlib.import_module("jaxtrelu.sae._module"), name)
+        raise AttributeError(f"module 'jaxtrelu.sae' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

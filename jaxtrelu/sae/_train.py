@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxtrelu.sae._model import Autoencoder
 from jaxtrelu.sae._recipes import Recipe, short_run
@@ -30,6 +31,7 @@ def train(
     checkpoint_folder: str | os.PathLike | None = None,
     checkpoint_every: int = 500,
     fresh: bool = False,
+    mesh: Mesh | None = None,
     on_read: Callable[[int], None] | None = None,
     on_step: Callable[[int, dict[str, float] | None], None] | None = None,
 ) -> Autoencoder:
@@ -52,6 +54,7 @@ def train(
       checkpoint_folder: where to keep checkpoints, and to look for one to resume from.
       checkpoint_every: steps between two checkpoints.
       fresh: whether to remove the checkpoints in the folder first.
+      mesh: the devices to train on; as in `run`.
       on_read: as in `run`.
       on_step: as in `run`.
 
@@ -86,6 +89,7 @@ def train(
         checkpoint_folder=checkpoint_folder,
         checkpoint_every=checkpoint_every,
         fresh=fresh,
+        mesh=mesh,
         on_read=on_read,
         on_step=on_step,
     )

@@ -21,11 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jaxtrelu.sae import _losses as losses
 from jaxtrelu.sae._checkpoints import Checkpoints
 from jaxtrelu.sae._controller import ControllerState, L0Controller, l0_target_controller
+from jaxtrelu.sae._devices import Devices
 from jaxtrelu.sae._diagnostics import diagnostics
 from jaxtrelu.sae._recipes import Recipe, gemma_scope
 from jaxtrelu.sae._result import Result
@@ -282,6 +284,7 @@ def run(
     checkpoint_folder: str | os.PathLike | None = None,
     checkpoint_every: int = 500,
     fresh: bool = False,
+    mesh: Mesh | None = None,
     on_read: Callable[[int], None] | None = None,
     on_step: Callable[[int, dict[str, float] | None], None] | None = None,
 ) -> Result:
@@ -296,6 +299,9 @@ def run(
         of its new length.
       checkpoint_every: steps between two checkpoints.
       fresh: whether to remove the checkpoints in the folder first, whatever run they are of.
+      mesh: the devices to train on, with the axes "examples", "features" or both, automatic ones;
+        of several processes, too, each of which calls this with the same arguments, on one folder
+        of checkpoints (docs/many_processes.md). Checkpoints do not depend on it. None: one device.
       on_read: called while the rows are checked, with the number of rows since the last call.
       on_step: called after every step with the number of steps done, and with a row of the history
         where one was taken (else None).
@@ -305,7 +311,8 @@ def run(
       thresholds that hardly moved.
 
     Raises:
-      ValueError: rows that are not finite or all the same; a checkpoint of another run (the message
+      ValueError: rows that are not finite or all the same; a batch or a dictionary that the mesh
+        cannot share equally; a checkpoint of another run (the message
         says what differs, and nothing is overwritten); a folder that another run writes to.
       FloatingPointError: the loss is not finite any more; the message says at which step.
       MemoryError: the run would need more memory than is free.
@@ -315,17 +322,21 @@ def run(
     check_memory(settings, rows.dimension)
     size = settings.recipe.batch_size
     rows.check_batch(size)
+    devices = Devices(mesh)
+    devices.check(size, settings.features)
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoint_folder is not None:
+            store = own = Checkpoints(checkpoint_folder)
+
             # Locked, and tried by writing, before the data are read, which can take long.
-            store = stack.enter_context(Checkpoints(checkpoint_folder))
+            devices.agreed(lambda: stack.enter_context(own))
         found = checked_statistics(rows, on_read)
         if store is not None:
             if fresh:
-                store.clear()
+                devices.agreed(store.clear)
             store.identity = identity_of(settings, rows, found.fingerprint)
-        return _run(rows, settings, found, store, checkpoint_every, on_step)
+        return _run(rows, settings, found, store, devices, checkpoint_every, on_step)
 
 
 def check_interval(checkpoint_every: int) -> None:
@@ -351,6 +362,7 @@ def _run(
     settings: Settings,
     found: Statistics,
     store: Checkpoints | None,
+    devices: Devices,
     checkpoint_every: int,
     on_step: Callable[[int, dict[str, float] | None], None] | None,
 ) -> Result:
@@ -362,13 +374,14 @@ def _run(
     variance = found.variance * scale**2
     history = np.zeros((0, len(HISTORY)))
     if store is not None:
-        (state, history), skipped = store.restore((state, history))
+        (state, history), skipped = devices.restored(store, (state, history))
         for sentence in skipped:
             warnings.warn(sentence, stacklevel=3)
     resumed_from = int(state.step)
+    state = devices.state(state, settings.features)
     before: tuple[int, Any] | None = None
     for step in range(resumed_from, settings.steps):
-        x = rows.batch(step, size)
+        x = devices.batch(rows.batch(step, size))
         state, terms = train_step(state, x, scale, settings)
         # Looked at one step late, when it is there anyway: asking now would stop the pipeline.
         if before is not None:
@@ -390,13 +403,14 @@ def _run(
             total = sum(jnp.sum(jnp.abs(value)) for value in state.weights)
             _check_finite(step + 1, total)
             if store is not None:
-                store.save(step + 1, (state, history))
+                held = devices.whole(state), history
+                devices.agreed(partial(store.save, step + 1, held))
         if on_step:
             on_step(step + 1, entry)
     columns = dict(zip(HISTORY, history.T, strict=True))
     for sentence in shortcomings(columns, settings, settings.target_l0):
         warnings.warn(sentence, stacklevel=3)
-    return Result(state.weights, scale, columns, resumed_from, found.fingerprint)
+    return Result(devices.whole(state.weights), scale, columns, resumed_from, found.fingerprint)
 
 
 def shortcomings(

@@ -44,6 +44,13 @@ def add_parser(subparsers: Any) -> None:
     parser.without_command, parser.commands = "train", _COMMANDS
 
 
+def prepare(args: argparse.Namespace) -> None:
+    """Joins other processes, where the command has any."""
+    command = _load(args.sae_command)
+    if hasattr(command, "prepare"):
+        command.prepare(args)
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the command that was named, with what goes wrong in it as one sentence."""
     with _leaving_on_interrupt(), warnings.catch_warnings():
@@ -118,7 +125,7 @@ def _leaving_on_interrupt() -> Iterator[None]:
     def leave(number: int, frame: Any) -> None:
         # A progress bar hides the cursor of a terminal.
         show = b"\x1b[?25h\r\x1b[K" if os.isatty(2) else b""
-        os.write(2, show + b"jaxtrelu: " + _SIGNALS[number] + b"\n")
+        os.write(2, show + b"jaxtrelu: " + _SIGNALS[signal.Signals(number)] + b"\n")
         os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():

@@ -58,6 +58,7 @@ def add_parser(subparsers: Any) -> None:
         "feature in 32 and the recipe allows it",
     )
     add_run(parser, "results/sae")
+    add_devices(parser)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +118,65 @@ def add_run(parser: argparse.ArgumentParser, output: str) -> None:
     )
 
 
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Adds on which devices, and in how many processes."""
+    group = parser.add_argument_group("several devices (docs/many_processes.md)")
+    group.add_argument(
+        "--all-devices",
+        action="store_true",
+        help="share the examples of a batch among all devices, and not one alone",
+    )
+    add_number(
+        group, "--feature-devices", int, 1, "of these, among how many features are shared", low=1
+    )
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where the first of several processes listens, each of which runs this command on all "
+        "its devices; 'auto': as Slurm, Open MPI, Kubernetes or the TPU pod says",
+    )
+    add_number(group, "--processes", int, None, "how many processes", low=1, shown="the cluster's")
+    add_number(group, "--process", int, None, "which one, from 0", low=0, shown="the cluster's")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Joins the other processes; before JAX looks for devices."""
+    if args.coordinator is None:
+        if args.processes is not None or args.process is not None:
+            raise UserError("--processes and --process need a --coordinator.")
+        return
+    import jax
+
+    own = args.coordinator != "auto"
+    if own and (args.processes is None or args.process is None):
+        raise UserError("--coordinator needs --processes and --process, unless it is 'auto'.")
+    if own and args.process >= args.processes:
+        raise UserError(f"--process should be below --processes, but is {args.process}.")
+    try:
+        jax.distributed.initialize(args.coordinator if own else None, args.processes, args.process)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(f"the processes do not find each other: {reason}.") from None
+
+
+def _mesh(args: argparse.Namespace) -> Any:
+    """The devices to train on, or None: one."""
+    if not (args.all_devices or args.coordinator is not None):
+        if args.feature_devices > 1:
+            raise UserError("--feature-devices needs --all-devices or a --coordinator.")
+        return None
+    import jax
+    from jax.sharding import AxisType
+
+    number, features = jax.device_count(), args.feature_devices
+    if number % features:
+        raise UserError(
+            f"--feature-devices should divide the number of devices, {number}, but is {features}."
+        )
+    shape, kinds = (number // features, features), (AxisType.Auto,) * 2
+    return jax.make_mesh(shape, ("examples", "features"), axis_types=kinds)
+
+
 def run(args: argparse.Namespace) -> int:
     """Trains, writes and prints."""
     folder = _files.check_folder(args.output)
@@ -129,7 +189,10 @@ def run(args: argparse.Namespace) -> int:
     _check_l0(args)
     rows = open_data(args.data, args.seed, args.held_out)
     started = time.perf_counter()
-    model = _train(rows, args, recipe, folder / "checkpoints")
+    mesh = _mesh(args)
+    model = _train(rows, args, recipe, folder / "checkpoints", mesh)
+    if mesh is not None and not _first():
+        return 0
     seconds = time.perf_counter() - started
     found = results.Results(rows, model)
     contents: dict[str, bytes | str] = {
@@ -147,7 +210,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(rows: "Rows", args: argparse.Namespace, recipe: "Recipe", folder: Path) -> "Autoencoder":
+def _first() -> bool:
+    """Whether this process writes and prints."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def _train(
+    rows: "Rows", args: argparse.Namespace, recipe: "Recipe", folder: Path, mesh: Any
+) -> "Autoencoder":
     """The run, with its progress on stderr."""
     from jaxtrelu import sae
     from jaxtrelu._cli.console import progress
@@ -166,7 +238,7 @@ def _train(rows: "Rows", args: argparse.Namespace, recipe: "Recipe", folder: Pat
             label = f"L0 {entry['l0']:.1f}" if entry else None
             bar.advance(step - seen, label)
             seen = step
-            if entry and step % (10 * log_every) == 0:
+            if entry and step % (10 * log_every) == 0 and (mesh is None or _first()):
                 bar.log(_line(entry))
 
         return sae.train(
@@ -181,6 +253,7 @@ def _train(rows: "Rows", args: argparse.Namespace, recipe: "Recipe", folder: Pat
             checkpoint_folder=folder,
             checkpoint_every=args.checkpoint_every,
             fresh=args.fresh,
+            mesh=mesh,
             on_read=on_read,
             on_step=on_step,
         )
