@@ -98,8 +98,8 @@ def test_builds_are_reproducible_and_hold_what_is_listed(tmp_path, monkeypatch):
     assert all(top[folder] >= least for folder, least in FOLDERS.items())
     alone = {path for path in paths if "/" not in path}
     assert alone == {
-        ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO",
-        "README.md", "pyproject.toml",
+        ".gitignore", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile",
+        "PKG-INFO", "README.md", "SECURITY.md", "mkdocs.yml", "pyproject.toml",
     }  # fmt: skip
     assert not [path for path in paths if re.search(r"__pycache__|\.pyc$|\.venv|\.part$", path)]
 

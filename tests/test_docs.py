@@ -1,12 +1,15 @@
 """README and pages: their lines run, their commands exist, and what they link to is there."""
 
 import doctest
+import importlib
 import importlib.util
 import json
 import os
 import re
 import shlex
+import types
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 
@@ -111,6 +114,23 @@ def test_links_lead_somewhere(page):
         assert target.is_file() and target.is_relative_to(ROOT), link
         if anchor:
             assert anchor in anchors(target), link
+
+
+MODULES = ("", ".bits", ".sparse", ".nnx", ".linen", ".theory", ".plot", ".sae", ".interop")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_is_in_the_reference(module):
+    """Under its module, or where the same thing is called from the top."""
+    text = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    found = set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
+    public = importlib.import_module(f"jaxtrelu{module}")
+    for name in public.__all__:
+        thing = getattr(public, name)
+        if isinstance(thing, types.ModuleType | str):
+            continue
+        same = {one for one in found if one.endswith(f".{name}") and locate(one) is thing}
+        assert same, f"jaxtrelu{module}.{name}"
 
 
 def test_every_command_of_the_makefile_that_is_named_exists():
