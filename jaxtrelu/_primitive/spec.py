@@ -231,9 +231,8 @@ def real_array(x, name: str) -> jax.Array:
     numeric = isinstance(x, (jax.Array, np.ndarray, np.generic, bool, int, float))
     dtype = jnp.result_type(x) if numeric and not _is_odd(x) else None
     if dtype is None or not any(jnp.issubdtype(dtype, t) for t in (jnp.floating, jnp.integer)):
-        raise TypeError(
-            f"{wanted}, but is {_described(x)}. Pass for example jnp.asarray({name}, 'float32')."
-        )
+        advice = f"{name}.astype('float32')" if hasattr(x, "astype") else "a float32 array"
+        raise TypeError(f"{wanted}, but is {_described(x)}. Pass for example {advice}.")
     return jnp.asarray(x, dtype)
 
 
