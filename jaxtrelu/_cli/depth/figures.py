@@ -98,11 +98,11 @@ def _initialisation(
 
 def _by_layer(axes: Axes, values: np.ndarray, colour: str, label: str | None = None) -> None:
     layers = np.arange(1, values.shape[1] + 1)
-    # Of nets, not between them: half of infinity is no number. What is infinite is not drawn.
+    # Of nets, not between them: half of infinity is no number. What is beyond float32 is not drawn.
     found = np.quantile(
         np.nan_to_num(values, nan=np.inf), [0.25, 0.5, 0.75], axis=0, method="nearest"
     )
-    low, median, high = np.where(np.isfinite(found), found, np.nan)
+    low, median, high = np.where(found < 1e30, found, np.nan)
     axes.plot(layers, median, color=colour, lw=1.4, label=label)
     for edge in (low, high):  # lines, since bands of several colours mix to grey
         axes.plot(layers, edge, color=colour, lw=0.6, ls=":")
