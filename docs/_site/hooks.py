@@ -94,5 +94,7 @@ def _notebook_files(name: str, config) -> list[File]:
         File.generated(config, f"notebooks/{path}", content=content)
         for path, content in resources["outputs"].items()
     ]
+    # In the repository pages are in docs/, beside notebooks/; in the site notebooks/ is among them.
+    text = text.replace("](../docs/", "](../")
     page = File.generated(config, f"notebooks/{stem}.md", content=text)
     return [page, *pictures]
