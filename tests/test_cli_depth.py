@@ -120,6 +120,7 @@ def test_files_and_numbers(tiny):
     assert np.shape(document["by_layer_at_start"]["relu"]["variance"]) == (3,)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_killed(tiny, capsys):
     """What is there is taken, what is missing is trained, and comes out as it did."""
     before = (tiny / "depth.json").read_text()
@@ -168,6 +169,7 @@ def test_the_start_alone(tmp_path, capsys):
     assert first["test_accuracy"] is None and first["variance_ratio"] > 0
 
 
+@pytest.mark.slow
 def test_relu_learns():
     """And its loss falls from epoch to epoch."""
     chosen = agreed(depth=4, width=32, epochs=6, seeds=1, batch=32, learning_rate=3e-3)

@@ -44,6 +44,7 @@ def test_activations(call, composition, seed):
     _run(call, composition, seed)
 
 
+@pytest.mark.slow
 @_settings(12, 500)
 @hypothesis.given(compositions.blocks(), compositions.compositions(compositions.REVERSE), SEEDS)
 def test_blocks(call, composition, seed):

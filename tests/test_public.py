@@ -351,7 +351,13 @@ def with_gradient(call: Call) -> Callable:
     return run
 
 
-@by_name(CALLS)
+# Step by step: of the products one, in `make test`, tells for all that share its checks and lists.
+SLOWLY = {"gated_mlp", "compact_mlp", "sparse_mlp_vjp"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOWLY)) for n in CALLS]
+)
 def test_in_strict_modes(name):
     """No promotion of ranks or dtypes is relied on, in 32 and in 64 bits, and no tracer leaks."""
     call = CALLS[name]

@@ -191,9 +191,14 @@ def compare(case, precision, args, capacity=CAPACITY, screen=None):
     return screened[2]
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("side", "precision"), [("sparse", "int8"), ("dense", "bfloat16")])
-def test_gates_values_and_gradients_are_those_without(case, side, precision):
+WAYS = [("sparse", "int8", case) for case in CASES] + [
+    pytest.param("dense", "bfloat16", case, marks=[pytest.mark.slow] * (case != "jump"))
+    for case in CASES
+]
+
+
+@pytest.mark.parametrize(("side", "precision", "case"), WAYS)
+def test_gates_values_and_gradients_are_those_without(side, precision, case):
     activity = compare(case, precision, operands(SIDES[side]))
     assert bool(activity.overflow) == (side == "dense")
 
