@@ -25,7 +25,7 @@ def _settings(count: int, of_ten_thousand: int):
     return hypothesis.settings(max_examples=max(1, COUNT * of_ten_thousand // 10_000))
 
 
-def _run(call, composition, seed):
+def _assert_agrees(call, composition, seed):
     global _done
     _done += 1
     if _done % 300 == 0:
@@ -41,14 +41,14 @@ SEEDS = st.integers(0, 2**32 - 1)
 @_settings(240, 9_500)
 @hypothesis.given(compositions.activations(), compositions.compositions(compositions.EVERY), SEEDS)
 def test_activations(call, composition, seed):
-    _run(call, composition, seed)
+    _assert_agrees(call, composition, seed)
 
 
 @pytest.mark.slow
 @_settings(12, 500)
 @hypothesis.given(compositions.blocks(), compositions.compositions(compositions.REVERSE), SEEDS)
 def test_blocks(call, composition, seed):
-    _run(call, composition, seed)
+    _assert_agrees(call, composition, seed)
 
 
 def test_a_wrong_function_would_be_found():

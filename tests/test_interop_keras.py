@@ -22,7 +22,7 @@ def _seeded():
     keras.utils.set_random_seed(0)
 
 
-def close(network, model, *shape):
+def assert_close(network, model, *shape):
     x = RNG.normal(size=shape).astype(np.float32)
     expected = np.asarray(model(x, training=False))
     np.testing.assert_allclose(jax.jit(network.__call__)(x), expected, rtol=1e-5, atol=1e-5)
@@ -51,7 +51,7 @@ def test_weights_and_thresholds_are_taken_over():
     assert network.parameters["first.threshold"] == np.float32(0.25)
     dense = model.layers[0]
     np.testing.assert_array_equal(network.parameters[f"{dense.name}.kernel"], dense.kernel)
-    x, _ = close(network, model, 9, 6)
+    x, _ = assert_close(network, model, 9, 6)
     gradient = jax.grad(lambda network: (network(x)[:, 0] ** 2).sum())(network)
     assert gradient.parameters["first.threshold"] != 0
     assert gradient.parameters["second.threshold"] != 0
@@ -77,7 +77,7 @@ def test_images_and_branches():
         variable.assign(RNG.uniform(0.5, 1.5, size=variable.shape))
     network = interop.from_keras(model)
     assert network.thresholds == ("open.threshold",)
-    close(network, model, 2, 10, 14, 3)
+    assert_close(network, model, 2, 10, 14, 3)
 
 
 @pytest.mark.parametrize("kind", ["keras", "h5"])
@@ -87,7 +87,7 @@ def test_files_that_keras_wrote(kind, tmp_path):
     for model, shape in ((perceptron(), (4, 6)), (images(), (2, 10, 14, 3))):
         path = tmp_path / f"model.{kind}"
         model.save(path)
-        close(interop.from_keras(path), model, *shape)
+        assert_close(interop.from_keras(path), model, *shape)
 
 
 def test_the_thresholded_relu_of_keras_2(tmp_path):
@@ -117,7 +117,7 @@ def test_through_onnx_and_back(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     for model, shape in ((perceptron(), (4, 6)), (images(), (2, 10, 14, 3))):
         network = interop.from_keras(model)
-        x, expected = close(network, model, *shape)
+        x, expected = assert_close(network, model, *shape)
         interop.to_onnx(network, tmp_path / "a.onnx")
         session = runtime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
         (theirs,) = session.run(None, {session.get_inputs()[0].name: x})

@@ -16,7 +16,7 @@ from torch.nn import functional
 RNG = np.random.default_rng(0)
 
 
-def close(network, module, *shape):
+def assert_close(network, module, *shape):
     x = RNG.normal(size=shape).astype(np.float32)
     with torch.no_grad():
         expected = module.eval()(torch.tensor(x)).numpy()
@@ -39,7 +39,7 @@ def test_weights_and_thresholds_are_taken_over():
     for name, tensor in module.state_dict().items():
         np.testing.assert_array_equal(network.parameters[name], tensor.numpy())
     assert network.parameters["4.threshold"] == np.float32(-0.1)
-    x, _ = close(network, module, 9, 6)
+    x, _ = assert_close(network, module, 9, 6)
     assert module.training is False or module.train()
     gradient = jax.grad(lambda network: (network(x)[:, 0] ** 2).sum())(network)
     assert gradient.parameters["1.threshold"] != 0
@@ -84,7 +84,7 @@ def test_images_and_functions():
     network = interop.from_torch(module)
     assert network.thresholds == ("threshold.threshold",)
     assert "norm.running_mean" in network.graph.constants
-    close(network, module, 2, 3, 10, 14)
+    assert_close(network, module, 2, 3, 10, 14)
 
 
 def test_through_onnx_and_back(tmp_path):
@@ -92,7 +92,7 @@ def test_through_onnx_and_back(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     for module, shape in ((perceptron(), (4, 6)), (Images(), (2, 3, 10, 14))):
         network = interop.from_torch(module)
-        x, expected = close(network, module, *shape)
+        x, expected = assert_close(network, module, *shape)
         interop.to_onnx(network, tmp_path / "a.onnx", shapes=[("batch", *shape[1:])])
         session = runtime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
         (theirs,) = session.run(None, {session.get_inputs()[0].name: x})

@@ -326,7 +326,7 @@ def test_a_surrogate_of_ones_own_is_refused_in_words(tmp_path):
 # --- hostile files -------------------------------------------------------------------------------
 
 
-def refused(path, words):
+def assert_refused(path, words):
     """One sentence that names the file; nothing was run."""
     with pytest.raises(ValueError, match=words) as caught:
         sae.load(path)
@@ -341,7 +341,7 @@ def test_a_truncated_file_is_refused(tmp_path, where, format):
     (file,) = sae.save(model(), tmp_path / "file.npz", format=format)
     data = file.read_bytes()
     file.write_bytes(data[: int(where * len(data))])
-    refused(file, r"damaged|empty|ends too early|cannot be loaded")
+    assert_refused(file, r"damaged|empty|ends too early|cannot be loaded")
 
 
 def test_any_flipped_byte_of_the_own_file_is_noticed(tmp_path):
@@ -359,7 +359,7 @@ def test_a_newer_file_is_refused(tmp_path):
     (file,) = sae.save(model(), tmp_path / "m.safetensors")
     tensors, metadata = safetensors.read(file)
     file.write_bytes(safetensors.sealed(tensors, {**metadata, "version": "2"}))
-    refused(file, r"newer version of jaxtrelu \(format 2\)")
+    assert_refused(file, r"newer version of jaxtrelu \(format 2\)")
 
 
 def header(length, text):
@@ -385,7 +385,7 @@ def header(length, text):
 def test_absurd_safetensors_are_refused(tmp_path, data):
     file = tmp_path / "bad.safetensors"
     file.write_bytes(data)
-    refused(file, r"damaged|no known autoencoder")
+    assert_refused(file, r"damaged|no known autoencoder")
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_wrong_arrays_are_refused(tmp_path, name, value, words):
     sae.save(model(), tmp_path / "p.npz", format="gemma_scope")
     arrays = {**npz.read(tmp_path / "p.npz"), name: value}
     np.savez(tmp_path / "p.npz", **{k: v for k, v in arrays.items() if v is not None})
-    refused(tmp_path / "p.npz", words)
+    assert_refused(tmp_path / "p.npz", words)
 
 
 def npy(text):
@@ -433,7 +433,7 @@ def npy(text):
 def test_npz_members_that_are_no_arrays_are_refused(tmp_path, member, words):
     with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive:
         archive.writestr("W_enc.npy", member)
-    refused(tmp_path / "p.npz", words)
+    assert_refused(tmp_path / "p.npz", words)
 
 
 class Evil:
@@ -487,17 +487,17 @@ def storage_program(shape, strides, count, offset=0):
     ],
 )
 def test_pickles_that_are_no_tensors_are_refused_and_not_run(tmp_path, program, words):
-    refused(pt(tmp_path / "ae.pt", program, _0=np.ones(4, np.float32).tobytes()), words)
+    assert_refused(pt(tmp_path / "ae.pt", program, _0=np.ones(4, np.float32).tobytes()), words)
     assert not Path("/tmp/jaxtrelu-was-here").exists()
 
 
 def test_bare_and_nested_pickles_are_refused(tmp_path):
     (tmp_path / "ae.pt").write_bytes(pickle.dumps(Evil()))
-    refused(tmp_path / "ae.pt", "bare pickle, as torch.save wrote it before version 1.6")
+    assert_refused(tmp_path / "ae.pt", "bare pickle, as torch.save wrote it before version 1.6")
     lists = b"\x80\x02]" + b"q\x00h\x00h\x00\x86" * 60 + b"."  # 2^60 values, if one counts them
-    refused(pt(tmp_path / "ae.pt", lists), "no dictionary of tensors")
+    assert_refused(pt(tmp_path / "ae.pt", lists), "no dictionary of tensors")
     itself = b"\x80\x02]q\x00h\x00a."
-    refused(pt(tmp_path / "ae.pt", itself), "no dictionary of tensors")
+    assert_refused(pt(tmp_path / "ae.pt", itself), "no dictionary of tensors")
 
 
 def test_a_compressed_storage_is_refused(tmp_path):
@@ -506,7 +506,7 @@ def test_a_compressed_storage_is_refused(tmp_path):
         archive.writestr("archive/data.pkl", storage_program((2, 2), (2, 1), 4))
         archive.writestr("archive/data/0", bytes(10**7))
     (tmp_path / "ae.pt").write_bytes(stream.getvalue())
-    refused(tmp_path / "ae.pt", "data/0 is compressed")
+    assert_refused(tmp_path / "ae.pt", "data/0 is compressed")
 
 
 @given(st.integers(0, 2**31))
@@ -543,20 +543,20 @@ def test_folders_and_files_that_are_no_models(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         sae.load(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "holds none of the known files")
+    assert_refused(tmp_path / "empty", "holds none of the known files")
     (tmp_path / "text.txt").write_text("hello, this is a text")
-    refused(tmp_path / "text.txt", "none of the known kinds of files")
+    assert_refused(tmp_path / "text.txt", "none of the known kinds of files")
     (tmp_path / "cfg.json").write_text("{")
     (tmp_path / "sae_weights.safetensors").write_bytes(b"")
-    refused(tmp_path, "its cfg.json is no JSON")
+    assert_refused(tmp_path, "its cfg.json is no JSON")
     (tmp_path / "sparsify").mkdir()
     for name in ("cfg.json", "sae.safetensors"):
         (tmp_path / "sparsify" / name).write_text("{}")
-    refused(tmp_path / "sparsify", "sparsify|damaged")
+    assert_refused(tmp_path / "sparsify", "sparsify|damaged")
     clt = {"w_enc": random((5, 7)), "w_dec": random((7, 3, 5)), "b_enc": random(7)}
     clt |= {"b_dec": random((3, 5)), "threshold": random(7)}
     (tmp_path / "clt.safetensors").write_bytes(safetensors.to_bytes(clt))
-    refused(tmp_path / "clt.safetensors", "decoder writes to 3 layers")
+    assert_refused(tmp_path / "clt.safetensors", "decoder writes to 3 layers")
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):

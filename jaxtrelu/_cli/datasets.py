@@ -1,5 +1,6 @@
 """Data sets for classification: scikit-learn's own, or a user's `.npz` with X and y."""
 
+import argparse
 import dataclasses
 import zipfile
 import zlib
@@ -42,6 +43,17 @@ class Split:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that names what is trained on."""
+    parser.add_argument(
+        "--data",
+        default="digits",
+        metavar="NAME",
+        help=f"{', '.join(BUNDLED)}, or the path of a .npz file with X (rows, features) "
+        "and y (rows,) (default: digits)",
+    )
 
 
 def load(name: str) -> Dataset:

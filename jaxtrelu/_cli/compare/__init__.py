@@ -40,13 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--data",
-        default="digits",
-        metavar="NAME",
-        help=f"{', '.join(datasets.BUNDLED)}, or the path of a .npz file with X (rows, features) "
-        "and y (rows,) (default: digits)",
-    )
+    datasets.add_data(parser)
     parser.add_argument(
         "--output",
         default="results/compare",

@@ -20,7 +20,7 @@ _EPILOG = """\
 Writes depth.json and two figures (PNG and SVG) into the output folder, and there each configuration
 into runs/ as soon as it is trained: a run that was killed goes on with what is missing.
 
-  jaxtrelu depth                            # depth 100, width 300: see docs/mathematics.md
+  jaxtrelu depth                            # depth 30, width 100: see docs/initialisation.md
   jaxtrelu depth --quick                    # seconds, to see what it makes
   jaxtrelu depth --depth 100 --width 300 --epochs 0     # the formulas alone, at the published size
   jaxtrelu depth --sparsity 0.85 --slope 0.5 0.6 0.7 --output results/slopes"""
@@ -35,13 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--data",
-        default="digits",
-        metavar="NAME",
-        help=f"{', '.join(datasets.BUNDLED)}, or the path of a .npz file with X (rows, features) "
-        "and y (rows,) (default: digits)",
-    )
+    datasets.add_data(parser)
     parser.add_argument(
         "--output",
         default="results/depth",
