@@ -1,11 +1,15 @@
 #!/usr/bin/env python
 """The gated product (FATReLU) against dense ones, at several sparsities, for one and more rows.
 
-ratio is the time relative to dense JAX in the same turn, so below 1 is faster; "gate only" is the
-first product alone, which stays dense.
+ratio is the time relative to the dense form that is best for that number of rows, in the same turn,
+so below 1 is faster; "gate only" is the first product alone, which stays dense, in that form too.
+
+Warm: the same weights in every call, of which a large cache keeps some. Cold: the weights of
+`--layers` layers in turn, as in a model, so that each call reads its own from memory.
 """
 
 import functools
+import itertools
 import statistics
 import sys
 
@@ -18,64 +22,92 @@ from _harness import Case, run
 from jaxtrelu import gated_mlp
 
 
-def dense(x, w_gate, w_up, w_out, threshold):
-    gate = x @ w_gate.T
-    return (jnp.where(gate > threshold, gate, 0) * (x @ w_up.T)) @ w_out
+def _as_matrix(x, w):
+    return x @ w.T
+
+
+def _as_vectors(x, w):
+    return jnp.stack([w @ row for row in x])
+
+
+def _dense(product, x, w_gate, w_up, w_out, threshold):
+    gate = product(x, w_gate)
+    hidden = jnp.where(gate > threshold, gate, 0) * product(x, w_up)
+    return jnp.stack([row @ w_out for row in hidden]) if product is _as_vectors else hidden @ w_out
 
 
 def fatrelu_mlp(*operands):
     return gated_mlp(*operands, variant="hard")
 
 
-def torch_forward(x, w_gate, w_up, w_out, threshold):
+def _torch_forward(torch, x, w_gate, w_up, w_out, threshold):
+    with torch.inference_mode():
+        gate = torch.nn.functional.threshold(x @ w_gate.T, float(threshold), 0)
+        return (gate * (x @ w_up.T)) @ w_out
+
+
+def _torch(operands):
     torch = _peers.optional("torch")
     if torch is None:
         return {}
     torch.set_num_threads(_peers.THREADS)
-    x, w_gate, w_up, w_out = (torch.from_numpy(np.array(a)) for a in (x, w_gate, w_up, w_out))
+    operands = [[torch.from_numpy(np.array(part)) for part in of_layer] for of_layer in operands]
+    return {"PyTorch": _in_turn(functools.partial(_torch_forward, torch), operands)}
 
-    def forward():
-        with torch.inference_mode():
-            gate = torch.nn.functional.threshold(x @ w_gate.T, float(threshold), 0)
-            return (gate * (x @ w_up.T)) @ w_out
 
-    return {"PyTorch": forward}
+def _in_turn(function, operands):
+    """Calls it with the operands of the next layer each time."""
+    layers = itertools.cycle(operands)
+    return lambda: function(*next(layers))
 
 
 def gated(args):
     rng = np.random.default_rng(0)
     d, h = args.width, args.hidden
-    w_gate, w_up, w_out = (
-        jnp.asarray(w / d**0.5) for w in rng.standard_normal((3, h, d), np.float32)
-    )
-    encode = jax.jit(lambda x, w: x @ w.T)
+    weights = [
+        [
+            jnp.asarray(rng.standard_normal((h, d), np.float32) / np.float32(d**0.5))
+            for _ in range(3)
+        ]
+        for _ in range(args.layers)
+    ]
+    dense = {
+        "dense JAX": jax.jit(functools.partial(_dense, _as_matrix)),
+        "dense JAX, vectors": jax.jit(functools.partial(_dense, _as_vectors)),
+    }
+    gate = {"dense JAX": jax.jit(_as_matrix), "dense JAX, vectors": jax.jit(_as_vectors)}
+    ours = jax.jit(fatrelu_mlp)
     for rows in args.rows:
         x = jnp.asarray(rng.standard_normal((rows, d), np.float32))
         x = x / jnp.linalg.norm(x, axis=1, keepdims=True) * d**0.5
-        for sparsity in args.sparsity:
+        few = rows <= 2  # from four rows on a matrix is the faster form on most machines
+        baseline = "dense JAX, vectors" if few else "dense JAX"
+        forms = dense if rows <= 8 else {"dense JAX": dense["dense JAX"]}
+        for sparsity, state in itertools.product(args.sparsity, ("cold", "warm")):
             theta = jnp.float32(statistics.NormalDist().inv_cdf(sparsity))
-            operands = (x, w_gate, w_up, w_out, theta)
-            peers = {
-                "dense JAX": functools.partial(jax.jit(dense), *operands),
-                "jaxtrelu": functools.partial(jax.jit(fatrelu_mlp), *operands),
-                "gate only": functools.partial(encode, x, w_gate),
-            }
-            # "gate only" is a part of the work, so its result is not compared.
-            compared = {k: v for k, v in peers.items() if k != "gate only"}
-            difference = float(jnp.max(jnp.abs(compared["jaxtrelu"]() - compared["dense JAX"]())))
+            layers = [(x, *layer, theta) for layer in weights[: None if state == "cold" else 1]]
+            peers = {name: _in_turn(function, layers) for name, function in forms.items()}
+            peers["jaxtrelu"] = _in_turn(ours, layers)
+            peers["gate only"] = _in_turn(gate[baseline], [layer[:2] for layer in layers])
+            difference = float(jnp.max(jnp.abs(ours(*layers[0]) - dense["dense JAX"](*layers[0]))))
             moved = 4 * d * h * (1 + 2 * min(1, rows * (1 - sparsity)))
+            if not args.no_torch:
+                peers |= _torch(layers)
             yield Case(
-                f"{rows} x {d} x {h}, {sparsity:.0%}", "forward",
-                peers | torch_forward(*operands), "dense JAX", "dense JAX",
-                f"{moved / 1e6:.3g} MB, diff {difference:.1g}", compare=False,
+                f"{rows} x {d} x {h}, {sparsity:.0%}", f"forward, {state}", peers, baseline,
+                baseline, f"{moved / 1e6:.3g} MB, diff {difference:.1g}", compare=False,
             )  # fmt: skip
 
 
 def add_arguments(parser):
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 64])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 64])
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--hidden", type=int, default=8192)
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9, 0.95, 0.99])
+    parser.add_argument(
+        "--layers", type=int, default=6, help="whose weights together are larger than any cache"
+    )
+    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ from jaxtrelu.sparse._screen import (
     dimensions_of,
     screened_support,
 )
-from jaxtrelu.sparse._sums import entry_dots, gather_sum, scalar_sum
+from jaxtrelu.sparse._sums import entry_dots, gather_sum, row_dots, scalar_sum, weighted_rows
 
 # Up to this many examples the weights of all units that any of them opens are read together.
 FEW = 8
@@ -71,6 +71,8 @@ FEW = 8
 CROSSOVER_FEW = 1 / 2
 # Units in a round of small dense products.
 _ROUND = 128
+# The same for a single example, whose weights are not copied together first.
+_ROUND_OF_ONE = 32
 
 
 def gated_mlp(
@@ -227,19 +229,24 @@ def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Ar
     z = biased(product, b_gate)
     examples, units = z.shape
     most = plan.size // examples
+    alone = examples == 1
+    length = _ROUND_OF_ONE if alone else _ROUND
     found, _, number = bits.compact(
-        bits.pack(jnp.any(~(z <= threshold[None]), axis=0)), ceil_div(most, _ROUND) * _ROUND
+        bits.pack(jnp.any(~(z <= threshold[None]), axis=0)), ceil_div(most, length) * length
     )
     a = activated(plan, z, threshold)
 
     def more(i, y):
-        unit = lax.dynamic_slice(found, (i * _ROUND,), (_ROUND,))
+        unit = lax.dynamic_slice(found, (i * length,), (length,))
         used = unit < units
         unit = jnp.minimum(unit, units - 1)
-        up = encoded(x, take(w_up, unit))
+        up = row_dots(x[0], unit, w_up, z.dtype)[None] if alone else encoded(x, take(w_up, unit))
         if b_up is not None:
             up = biased(up, take(b_up, unit))
         hidden = passed(jnp.where(used[None], a[:, unit], 0), up).astype(w_out.dtype)
+        if alone:
+            hidden, unit = lax.optimization_barrier((hidden[0].astype(z.dtype), unit))
+            return y + weighted_rows(hidden[:, None], unit[:, None], w_out)
         return y + product_of_nonzeros(hidden, take(w_out, unit), z.dtype)
 
     start = varying_like(jnp.zeros((x.shape[0], w_out.shape[1]), z.dtype), z)

@@ -23,6 +23,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu import bits
+from jaxtrelu._compat import row_sums
 from jaxtrelu._primitive import formulas
 from jaxtrelu._primitive.packing import WORD_BITS, pack_last, words_for
 from jaxtrelu._primitive.rules import varying_like
@@ -38,7 +39,7 @@ from jaxtrelu.sparse._entries import (
     support_of,
 )
 from jaxtrelu.sparse._loops import at_most, ceil_div, repeat, take
-from jaxtrelu.sparse._sums import entry_dots
+from jaxtrelu.sparse._sums import column_slices, entry_dots
 
 Precision = Literal["int8", "bfloat16"]
 
@@ -184,23 +185,30 @@ def rounded(array: jax.Array, precision: str) -> Rounded:
     unit = top / 127 if precision == "int8" else top
     scale = jnp.clip(unit, _SMALLEST, _LARGEST)
     inverse = (1 / scale)[:, None]
-    if precision == "int8":
-        ratio = array * inverse
+
+    # Rounded once for the product and again in the passes over slices that sum up squares, which
+    # costs less than a matrix read twice more. Where the same quotient, found in another way, falls
+    # to the other side of a tie, `unseen` covers the difference.
+    def parts(columns: slice) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Of these columns: the rounded values, the same over the scale, and what was lost."""
+        some = array[:, columns]
+        if precision == "bfloat16":
+            # XLA may skip a rounding that is written as two casts; this one it keeps.
+            values = lax.reduce_precision(some, 8, 7)
+            return values, values * inverse, (some - values) * inverse
+        ratio = some * inverse
         whole = jnp.clip(jnp.round(ratio), -127, 127)
         # Of a NaN, which has no integer, only the infinite bounds matter.
-        values = jnp.where(whole == whole, whole, 0).astype(jnp.int8)
-        found = values.astype(jnp.float32)
-        left = ratio - found
-        # `ratio` is off by two roundings of numbers up to 127, or what was flushed to zero.
-        unseen = 2.0**-13
-    else:
-        # XLA may skip a rounding that is written as two casts; this one it keeps.
-        values = lax.reduce_precision(array, 8, 7)
-        found, left = values * inverse, (array - values) * inverse
-        values = values.astype(jnp.bfloat16)
-        unseen = 2.0**-20
+        values = jnp.where(whole == whole, whole, 0)
+        return values, values, ratio - values
+
+    # `ratio` is off by two roundings of numbers up to 127, or what was flushed to zero.
+    unseen = 2.0**-13 if precision == "int8" else 2.0**-20
+    values = parts(slice(None))[0].astype(precision)
     upwards = 1 + (width + 32) * 2.0**-23
-    norm, lost = _norm(found) * upwards, _norm(left) * upwards + math.sqrt(width) * unseen
+    norm = _norm(lambda columns: parts(columns)[1], width) * upwards
+    lost = _norm(lambda columns: parts(columns)[2], width) * upwards
+    lost = lost + math.sqrt(width) * unseen
     # Products of the bounds themselves are rounded as well.
     norm, lost = scale * norm * (1 + _ROUNDING), scale * lost * (1 + _ROUNDING)
     sound = (top <= _LARGEST) & jnp.isfinite(lost)
@@ -264,10 +272,11 @@ def _largest(array: jax.Array) -> jax.Array:
     return jnp.max(jnp.max(array.reshape(number, width // step, step), axis=1), axis=1)
 
 
-def _norm(array: jax.Array) -> jax.Array:
-    """Norms of rows, by a batched product: on a CPU a tenth of a minor-axis reduction."""
-    numbers = (((1,), (1,)), ((0,), (0,)))
-    return jnp.sqrt(lax.dot_general(array, array, numbers, precision=lax.Precision.HIGHEST))
+def _norm(of_columns: Callable[[slice], jax.Array], width: int) -> jax.Array:
+    """Norms of rows that are given by slices of columns: a fifth of a minor-axis reduction."""
+    number, step = column_slices(width)
+    squares = (of_columns(slice(k * step, (k + 1) * step)) ** 2 for k in range(number))
+    return jnp.sqrt(row_sums(lax.optimization_barrier(sum(squares))))
 
 
 # what is left of a latent

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxtrelu._compat import row_sums
 from jaxtrelu._primitive.rules import varying_like
 from jaxtrelu.sparse._entries import EntryList, Groups
 from jaxtrelu.sparse._loops import at_most, ceil_div, repeat, take, take_columns
@@ -19,6 +20,9 @@ from jaxtrelu.sparse._loops import at_most, ceil_div, repeat, take, take_columns
 _UNROLL = 8
 _BLOCK = 128
 _DOTS = 4096
+# At most so many slices of so many columns at least: more are no faster, narrower ones slower.
+_SLICES = 16
+_COLUMNS = 16
 
 
 def gather_sum(
@@ -43,14 +47,7 @@ def gather_sum(
         at = jnp.where(there, starts[None] + slots, 0)
         weights = jnp.where(there, take(values, at), 0)
         # Held back from the loop over the table, into which XLA would fuse it once per element.
-        held = lax.optimization_barrier((weights != 0, weights, take(members, at)))
-        there, weights, chosen = held
-        acc = None
-        for r in range(width):
-            term = weights[r][:, None] * take(table, chosen[r]).astype(dtype)
-            term = jnp.where(there[r][:, None], term, 0)
-            acc = term if acc is None else acc + term
-        return acc
+        return weighted_rows(*lax.optimization_barrier((weights, take(members, at))), table)
 
     if direct:
         out = terms(0, groups.starts, groups.counts, direct)
@@ -81,6 +78,40 @@ def gather_sum(
     return repeat(ceil_div(large, block), add_block, out)
 
 
+def weighted_rows(weights: jax.Array, rows: jax.Array, table: jax.Array) -> jax.Array:
+    """``out[g] = sum over r of weights[r, g] * table[rows[r, g]]``, in one pass, (groups, d).
+
+    A weight that is exactly 0 contributes nothing, whatever the table holds there.
+    """
+    there = lax.optimization_barrier(weights != 0)
+    acc = None
+    for r in range(weights.shape[0]):
+        term = weights[r][:, None] * take(table, rows[r]).astype(weights.dtype)
+        term = jnp.where(there[r][:, None], term, 0)
+        acc = term if acc is None else acc + term
+    assert acc is not None
+    return acc
+
+
+def row_dots(vector: jax.Array, rows: jax.Array, table: jax.Array, dtype) -> jax.Array:
+    """``out[e] = table[rows[e]] . vector``, without a copy of the rows."""
+    parts, step = column_slices(vector.shape[0])
+    folded = sum(
+        take_columns(table, rows, k * step, step).astype(dtype)
+        * vector[k * step : (k + 1) * step].astype(dtype)
+        for k in range(parts)
+    )
+    return row_sums(lax.optimization_barrier(folded))
+
+
+def column_slices(width: int) -> tuple[int, int]:
+    """How many slices of how many columns a row is folded in, before it is summed up."""
+    parts = math.gcd(width, _SLICES)
+    while parts > 1 and width // parts < _COLUMNS:
+        parts //= 2
+    return parts, width // parts
+
+
 def scalar_sum(number: int, group: jax.Array, values: jax.Array, total: jax.Array) -> jax.Array:
     """``out[g] = sum of values[e] over the entries e of g``, (number,), in the first `total`."""
     there = jnp.arange(values.shape[0], dtype=jnp.int32) < total
@@ -96,21 +127,17 @@ def entry_dots(
     length = at_most(_DOTS, size)
     padded = ceil_div(size, length) * length
     lists = [jnp.pad(ids, (0, padded - size)) for ids in entries]
-    parts = math.gcd(width, _UNROLL)
-    step = width // parts
+    parts, step = column_slices(width)
 
     def dots(i, out):
         group, member = (lax.dynamic_slice(ids, (i * length,), (length,)) for ids in lists)
-        # Products of slices first, in one fused pass over both gathers; a minor-axis reduction
-        # of XLA's CPU back end is five times slower than this sum followed by a product with ones.
+        # Products of slices first, in one fused pass over both gathers, which leaves a few columns.
         folded = sum(
             take_columns(by_group, group, k * step, step).astype(dtype)
             * take_columns(by_member, member, k * step, step).astype(dtype)
             for k in range(parts)
         )
-        folded = lax.optimization_barrier(folded)
-        ones = jnp.ones(step, dtype)
-        sums = lax.dot(folded, ones, precision=lax.Precision.HIGHEST)
+        sums = row_sums(lax.optimization_barrier(folded))
         return lax.dynamic_update_slice(out, sums, (i * length,))
 
     start = varying_like(jnp.zeros(padded, dtype), by_group, by_member)
