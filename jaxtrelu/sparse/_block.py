@@ -30,7 +30,7 @@ _VECTORS = (1, 2)
 # Elements of a latent that a device can count, in 32 bits.
 _COUNTED = 2**32
 # Entries per feature summed in the first pass over a weight gradient.
-DIRECT = 4
+DIRECT = 8
 
 
 @dataclasses.dataclass(frozen=True)
