@@ -5,6 +5,7 @@ functions  the three variants, what their derivatives and integrals are
 idea       element, word, gate, list
 inside     the rooms of the library, and the way of one element through them
 sparsity   memory and time against the share of open entries, from docs/figures/sparsity.json
+candidates what a screen leaves to compute, against threshold and width
 """
 
 import argparse
@@ -172,7 +173,45 @@ def sparsity(mode):
     return figure
 
 
-PLOTS = {"functions": functions, "sparsity": sparsity}
+def candidates(mode):
+    """Entries that a screen leaves to compute for each open one, on Gaussian rows."""
+    import jax.numpy as jnp
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from jaxtrelu.sparse import prepare_screen
+
+    rng, thresholds = np.random.default_rng(0), np.arange(1, 3.61, 0.1)
+    styles = zip(("blue", "green", "red"), ("-", (0, (2, 1.6)), (0, (6, 2))), strict=True)
+    figure = Figure(figsize=(10, 3.7), layout="constrained")
+    panels = dict(zip(("int8", "bfloat16"), figure.subplots(1, 2, sharey=True), strict=True))
+    for width, (colour, dashes) in zip((64, 768, 2304), styles, strict=True):
+        x = jnp.asarray(rng.standard_normal((512, width), np.float32))
+        w = jnp.asarray(rng.standard_normal((8192, width), np.float32)) / width**0.5
+        product = np.asarray(x @ w.T)
+        for precision, axes in panels.items():
+            rows, weights = prepare_screen(x, precision), prepare_screen(w, precision)
+            left, right = (
+                s.weights.astype("float32") * s.scale[:, None] if s.scale is not None
+                else s.weights.T.astype("float32")
+                for s in (rows, weights)
+            )  # fmt: skip
+            bound = jnp.outer(rows.norm - rows.lost, weights.lost)
+            bound = np.asarray(left @ right.T + bound + jnp.outer(rows.lost, weights.norm))
+            ratio = [np.sum(bound > t) / np.sum(product > t) for t in thresholds]
+            axes.plot(thresholds, ratio, c=mode[colour], ls=dashes, lw=2.2, label=f"d = {width}")
+    for precision, axes in panels.items():
+        axes.set_yscale("log")
+        axes.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+        axes.set_ylim(0.9, 20)
+        axes.yaxis.set_minor_formatter("")
+        axes.set_xlabel("threshold, standard deviations of the pre-activation")
+        axes.set_title(f"{precision}: candidates for each open entry", fontweight="bold")
+        axes.legend(loc="upper left", labelcolor=mode["ink"])
+    return figure
+
+
+PLOTS = {"functions": functions, "sparsity": sparsity, "candidates": candidates}
 
 
 def settings(mode):
