@@ -106,7 +106,7 @@ def elementwise(size: int, dtype: str, torch) -> list[Case]:
     where = Peer(jax.jit(lambda x: jnp.where(x > THETA, x, 0)), ("x",), copied, whole=True)
     first = {"copy": copy, "where, no words": where}
     second = {"copy": copy}
-    for name in ("xla", "mosaic_gpu"):
+    for name in ("xla", "experimental_mosaic_gpu"):
         first[name], second[name] = forward(name), backward(name)
     if torch is not None:
         threshold = torch.nn.functional.threshold
@@ -190,7 +190,7 @@ def linear(rows: int, depth: int, columns: int, torch) -> list[Case]:
         "three products": peer(three, products, 3 * flops),
         "three products, cuBLASLt": peer(three, products, 3 * flops, **CUBLASLT),
     }
-    for name in ("xla", "mosaic_gpu"):
+    for name in ("xla", "experimental_mosaic_gpu"):
         first[name], second[name] = forward(name), gradients(name)
         first[f"{name}, no words"] = peer(layer(name), "xwb", flops)
     if torch is not None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from jaxtrelu._files import write_file
 
-OURS = ("xla", "mosaic_gpu")
+OURS = ("xla", "experimental_mosaic_gpu")
 NUMBERS = ("ms", "spread", "device ms", "per second", "relative", "difference", "MB")
 
 

@@ -75,7 +75,7 @@ def dry_run(report: Report, console: Console) -> None:
         )
     console.print(f"lowered for cuda at full size: {_lowered(report)} programs")
     for case in cases(SMALL, None):
-        kept = {n: p for n, p in case.peers.items() if not n.startswith("mosaic_gpu")}
+        kept = {n: p for n, p in case.peers.items() if not n.startswith("experimental_mosaic_gpu")}
         rows = measure(dataclasses.replace(case, peers=kept), None, report.budget)
         for i, row in enumerate(rows):
             note = row.note if row.milliseconds is None else ""

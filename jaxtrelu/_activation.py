@@ -62,8 +62,8 @@ def thresholded_relu(
         the jump, the threshold receives -J D(x - threshold) times the cotangent, and with
         ``to_input`` x receives the opposite on top of the gate. For ``shift``: the gate is
         smoothed, in the backward pass only, for x and threshold alike, to the integral of D.
-      implementation: None chooses a lowering by platform and shape; ``"xla"``, ``"mosaic_gpu"`` or
-        ``"mosaic_tpu"`` asks for one by name.
+      implementation: None chooses a lowering by platform and shape; ``"xla"``, ``"mosaic_tpu"`` or
+        ``"experimental_mosaic_gpu"``, of which nothing was timed, asks for one by name.
 
     Returns:
       An array of x's shape and dtype.

@@ -65,8 +65,8 @@ def thresholded_linear(
       ceiling: for ``shift``, the largest value, a positive Python number.
       fill: for ``hard``, the value where the gate is closed.
       surrogate: as in `thresholded_relu`, in the output's units; XLA only.
-      implementation: None chooses a lowering by platform and shape; ``"xla"``, ``"mosaic_gpu"`` or
-        ``"mosaic_tpu"`` asks for one by name.
+      implementation: None chooses a lowering by platform and shape; ``"xla"``, ``"mosaic_tpu"`` or
+        ``"experimental_mosaic_gpu"``, of which nothing was timed, asks for one by name.
 
     Returns:
       An array (..., n) of x's dtype.

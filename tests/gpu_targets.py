@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+GPU = "experimental_mosaic_gpu"
 # What XLA has to know about a device; the numbers are the data sheets'.
 TARGETS = {
     "h100": {"major": "9 feature_extension: ACCELERATED_FEATURES", "cores": 132, "shared": 227},
@@ -65,11 +66,11 @@ def main(target: str, room: str) -> None:
             found[case] = f"{type(error).__name__}: {error}"
 
     def elementwise(x, threshold, **options):
-        y = jaxtrelu.thresholded_relu(x, threshold, implementation="mosaic_gpu", **options)
+        y = jaxtrelu.thresholded_relu(x, threshold, implementation=GPU, **options)
         return y.astype(jnp.float32).sum()
 
     def linear(x, w, b, threshold):
-        y = jaxtrelu.thresholded_linear(x, w, threshold, b=b, implementation="mosaic_gpu")
+        y = jaxtrelu.thresholded_linear(x, w, threshold, b=b, implementation=GPU)
         return y.astype(jnp.float32).sum()
 
     for dtype in ("float32", "bfloat16", "float16"):

@@ -17,8 +17,8 @@ from jaxtrelu._linear import linear_gradient_p, linear_p
 from jaxtrelu._primitive.lowering import BACK_ENDS
 from jaxtrelu._primitive.rules import gate_p, thresholded_p
 
-#: The last is how "mosaic_gpu" runs before compute capability 9.0, without TMA.
-IMPLEMENTATIONS = ("xla", "mosaic_tpu", "mosaic_gpu", "mosaic_gpu direct")
+#: The last is how "experimental_mosaic_gpu" runs before compute capability 9.0, without TMA.
+IMPLEMENTATIONS = ("xla", "mosaic_tpu", "experimental_mosaic_gpu", "experimental_mosaic_gpu direct")
 
 
 def interpreter(name):
@@ -61,7 +61,7 @@ def on_this_machine(implementation, monkeypatch, linear_config=None) -> str:
     linear = Interpreted(f"{room}.linear", **options)
     if linear_config is not None:
         linear.options["config"] = linear.module.Config(**linear_config)
-    if name == "mosaic_gpu":
+    if name == "experimental_mosaic_gpu":
         options["direct"] = bool(direct)
     elementwise = Interpreted(f"{room}.elementwise", **options)
     monkeypatch.setattr(f"{room}._elementwise", lambda: elementwise)

@@ -127,7 +127,7 @@ NOTES = {
 REFUSED = {
     "¹": [({"fill": 1, "variant": "hard"}, ValueError), ({"variant": "clamp"}, ValueError)],
     "²": [({"surrogate": jaxtrelu.Gaussian(0.1)}, ValueError)],
-    "³": [({"implementation": "mosaic_gpu"}, NotImplementedError)],
+    "³": [({"implementation": "experimental_mosaic_gpu"}, NotImplementedError)],
 }
 
 

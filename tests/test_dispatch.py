@@ -15,11 +15,12 @@ import jaxtrelu
 from jaxtrelu._primitive.lowering import BACK_ENDS
 
 PLATFORM = {name: back_end.platform for name, back_end in BACK_ENDS.items()}
+GPU = "experimental_mosaic_gpu"
 X = jnp.linspace(-2, 2, 64).reshape(2, 32)
 W = jnp.eye(32)
 
 
-@pytest.mark.parametrize(("name", "platform"), [("mosaic_gpu", "cuda"), ("mosaic_tpu", "tpu")])
+@pytest.mark.parametrize(("name", "platform"), [(GPU, "cuda"), ("mosaic_tpu", "tpu")])
 @pytest.mark.parametrize(
     "call",
     [
@@ -54,7 +55,7 @@ def test_disabled_jit():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"'xla', 'mosaic_gpu', 'mosaic_tpu', but is 'triton'"):
+    with pytest.raises(ValueError, match=r"'mosaic_tpu', but is 'triton'"):
         jaxtrelu.thresholded_relu(X, implementation="triton")
 
 
@@ -62,7 +63,7 @@ def lowered_for(platform, function, *operands):
     return export.export(jax.jit(function), platforms=(platform,))(*operands)
 
 
-@pytest.mark.parametrize("name", ["mosaic_tpu", "mosaic_gpu"])
+@pytest.mark.parametrize("name", ["mosaic_tpu", GPU])
 @pytest.mark.parametrize(
     ("dtype", "words"),
     [
@@ -101,8 +102,14 @@ def test_compute_capability(monkeypatch, capability, elementwise, linear):
     monkeypatch.setattr(jax.extend.backend, "get_default_device", lambda: found)
     x = jax.ShapeDtypeStruct((64, 64), jnp.bfloat16)
     for runs, call in (
-        (elementwise, lambda x: jaxtrelu.thresholded_relu(x, implementation="mosaic_gpu")),
-        (linear, lambda x: jaxtrelu.thresholded_linear(x, x, implementation="mosaic_gpu")),
+        (
+            elementwise,
+            lambda x: jaxtrelu.thresholded_relu(x, implementation=GPU),
+        ),
+        (
+            linear,
+            lambda x: jaxtrelu.thresholded_linear(x, x, implementation=GPU),
+        ),
     ):
         if runs:
             assert "custom_call @" in lowered_for("cuda", call, x).mlir_module()
@@ -154,7 +161,7 @@ def test_what_the_linear_layer_takes_on_tpu(depth, columns, kernels):
     assert text.count("@tpu_custom_call") == kernels
 
 
-@pytest.mark.parametrize("name", ["mosaic_tpu", "mosaic_gpu"])
+@pytest.mark.parametrize("name", ["mosaic_tpu", GPU])
 def test_kernels_are_counted_by_name(name):
     """One forward and one gate: what is differentiated twice over is not computed twice."""
     x = jax.ShapeDtypeStruct((8, 256), jnp.float32)
@@ -187,7 +194,7 @@ print(sorted([*kernels, *(m for m in sys.modules if "pallas" in m)]))
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("mosaic_tpu", "float32"), ("mosaic_gpu", "bfloat16")])
+@pytest.mark.parametrize(("name", "dtype"), [("mosaic_tpu", "float32"), (GPU, "bfloat16")])
 def test_vmap_of_a_linear_kernel_runs_it_per_example(name, dtype):
     def loss(x, w):
         return jaxtrelu.thresholded_linear(x, w, implementation=name).astype(jnp.float32).sum()
@@ -210,7 +217,7 @@ def test_what_the_linear_kernel_does_not_take(dtype, threshold, words):
     x = jax.ShapeDtypeStruct((64, 64), dtype)
 
     def linear(x, w):
-        return jaxtrelu.thresholded_linear(x, w, threshold, implementation="mosaic_gpu")
+        return jaxtrelu.thresholded_linear(x, w, threshold, implementation=GPU)
 
     with pytest.raises(NotImplementedError, match=words):
         lowered_for("cuda", linear, x, x)

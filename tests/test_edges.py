@@ -330,7 +330,7 @@ def test_linear_with_a_rectangle_keeps_words_alone():
     assert 0 < kept - operands <= 2 * 64 * 1024 / 8 + 64
 
 
-@pytest.mark.parametrize("implementation", ["mosaic_gpu", "mosaic_tpu"])
+@pytest.mark.parametrize("implementation", ["experimental_mosaic_gpu", "mosaic_tpu"])
 def test_kernels_of_linear_layers_have_no_surrogate(implementation):
     x, options = jnp.ones((2, 2)), {"surrogate": Rectangle(0.1), "variant": "hard"}
     with pytest.raises(NotImplementedError, match=f"'{implementation}'.*have no surrogate"):

@@ -13,6 +13,7 @@ from jax import export
 import jaxtrelu
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+GPU = "experimental_mosaic_gpu"
 X = jax.ShapeDtypeStruct((6, 256), jnp.float32)
 
 
@@ -50,7 +51,7 @@ print("jaxtrelu" in sys.modules)
 @pytest.mark.parametrize("shape", [(256, 4096), (5, 3, 70)])
 def test_cuda_kernels(dtype, shape):
     def named(x, threshold):
-        y = jaxtrelu.thresholded_relu(x, threshold, implementation="mosaic_gpu")
+        y = jaxtrelu.thresholded_relu(x, threshold, implementation=GPU)
         return (y.astype(jnp.float32) ** 2).sum()
 
     operands = (jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[-1:], "float32"))
@@ -65,9 +66,7 @@ def test_cuda_kernels_inside_shard_map():
     rows = jax.sharding.PartitionSpec("data", None)
 
     def gradient(x):
-        return jax.grad(
-            lambda x: jaxtrelu.thresholded_relu(x, 0.5, implementation="mosaic_gpu").sum()
-        )(x)
+        return jax.grad(lambda x: jaxtrelu.thresholded_relu(x, 0.5, implementation=GPU).sum())(x)
 
     mapped = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=rows, out_specs=rows))
     x = jax.ShapeDtypeStruct((64, 256), jnp.float32)
@@ -109,7 +108,7 @@ def test_cuda_linear_kernels(dtype, sizes):
     rows, depth, columns = sizes
 
     def named(x, w, b):
-        y = jaxtrelu.thresholded_linear(x, w, 0.5, b=b, implementation="mosaic_gpu")
+        y = jaxtrelu.thresholded_linear(x, w, 0.5, b=b, implementation=GPU)
         return y.astype(jnp.float32).sum()
 
     shapes = ((rows, depth), (depth, columns), (columns,))

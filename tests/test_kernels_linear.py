@@ -16,7 +16,7 @@ SMALL_BLOCKS = {"rows": 16, "columns": 128, "depth": 128}  # so that there are s
 DTYPES = {
     "xla": ("float32", "bfloat16", "float16"),
     "mosaic_tpu": ("float32", "bfloat16"),
-    "mosaic_gpu": ("bfloat16", "float16"),
+    "experimental_mosaic_gpu": ("bfloat16", "float16"),
 }
 CASES = [  # shape of x, columns, shape of the threshold, bias, options
     ((20, 48), 64, (), False, {"variant": "shift"}),
@@ -44,7 +44,7 @@ def with_back_ends():
     found = []
     for name, dtypes in DTYPES.items():
         for i, (shape, columns, threshold_shape, *rest) in enumerate(CASES):
-            if name == "mosaic_gpu" and len(threshold_shape) > 1:
+            if name == "experimental_mosaic_gpu" and len(threshold_shape) > 1:
                 continue  # one threshold per column there; the refusal is in test_dispatch.py
             for j, dtype in enumerate(dtypes):
                 interpreted = i % 2 == 1 and i // 2 % 2 == j

@@ -121,7 +121,7 @@ ALL = [sparse_mlp, sparse_mlp_vjp, compact_mlp]
 
 @pytest.mark.parametrize("product", ALL)
 def test_wrong_operands_say_what_to_pass(product):
-    float8, kernel = W_IN.astype("float8_e4m3fn"), {"implementation": "mosaic_gpu"}
+    float8, kernel = W_IN.astype("float8_e4m3fn"), {"implementation": "experimental_mosaic_gpu"}
     for words, error, args, options in (
         ("`threshold` is NaN", ValueError, (X, W_IN, W_OUT, float("nan")), {}),
         ("`threshold` should be a real array", TypeError, (X, W_IN, W_OUT, 1j), {}),

@@ -25,7 +25,7 @@ from jaxtrelu._surrogates import Surrogate
 #: What may be passed as ``variant=``: the selectable rows of the table.
 VariantName = Literal["shift", "hard", "clamp"]
 #: What may be passed as ``implementation=``: XLA, and the back ends that come with the library.
-ImplementationName = Literal["xla", "mosaic_gpu", "mosaic_tpu"]
+ImplementationName = Literal["xla", "experimental_mosaic_gpu", "mosaic_tpu"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The back end "mosaic_gpu": Pallas kernels for NVIDIA GPUs, through Mosaic GPU.
+"""The back end "experimental_mosaic_gpu": Pallas kernels for NVIDIA GPUs, through Mosaic GPU.
 
 Never the default: no figure of a kernel against XLA on such a GPU has been measured yet.
 """
@@ -66,7 +66,7 @@ _elementwise_kernel = functools.partial(Kernel, refuses=_elementwise_refuses)
 _linear_kernel = functools.partial(Kernel, refuses=_linear_refuses)
 
 MOSAIC_GPU = BackEnd(
-    name="mosaic_gpu",
+    name="experimental_mosaic_gpu",
     platform="cuda",
     dtypes=("float32", "bfloat16", "float16"),
     kernels={
