@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxtrelu
+import jaxtrelu._linear  # loaded at the first use otherwise, and its primitives unknown until then
 from jaxtrelu import Rectangle
 from jaxtrelu._primitive.lowering import XLA_FORMS, BackEnd, Kernel, register_back_end
 from jaxtrelu._primitive.variants import VARIANTS, Variant

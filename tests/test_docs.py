@@ -202,7 +202,9 @@ def test_a_table_says_where_it_is_from_and_what_is_amiss(tables):
     written = [tables.short(0.5625), tables.short(1.083), tables.short(0.0), tables.short(0.025, 3)]
     assert written == [".56", "1.08", "0", ".025"]
     assert [tables.significant(x) for x in (14.94, 3629.6, 0.5)] == ["14.9", "3,630", "0.50"]
-    assert tables.table(("a", ""), [("1", "2")]) == "| a | |\n| --- | --- |\n| 1 | 2 |\n"
+    assert tables.table(("a", "", ""), [("1", "", "")]) == (
+        "| a | | |\n| --- | --- | --- |\n| 1 | | |\n"
+    )
 
 
 def test_the_readme_has_the_figures_that_were_measured(tables):

@@ -11,6 +11,7 @@ import oracle
 import pytest
 
 import jaxtrelu
+import jaxtrelu._linear  # whose primitives are in XLA_FORMS from then on
 from jaxtrelu import Rectangle, Triangle
 from jaxtrelu._cli import style
 from jaxtrelu._primitive import lowering, spec

@@ -77,7 +77,8 @@ def significant(value: float, digits: int = 3) -> str:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """In Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines).replace("|  |", "| |")
+    text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return re.sub(r"\|  (?=\|)", "| ", text)
 
 
 # memory of models
@@ -127,7 +128,7 @@ def costs(figures: Figures) -> str:
         (
             "kept by `jax.vjp`, bytes per element: float32 / bfloat16 / float64",
             " / ".join(f"{one:g}" for one in before),
-            " / ".join(f"{one:g}" for one in after),
+            " / ".join(f"1/{1 / one:g}" for one in after),
             " / ".join(short(b / a, 3) for a, b in zip(before, after, strict=True)),
         ),
         temporary(
@@ -403,7 +404,7 @@ class Made:
         found = [Figures.read(name) for name in self.figures]
         if not found or self.quietly:
             return self.lines(*found)
-        sources = "; ".join(one.source() for one in found)
+        sources = "; ".join(dict.fromkeys(one.source() for one in found))
         return f"{self.lines(*found)}\n({sources}.)\n"
 
 

@@ -62,7 +62,7 @@ class BackEnd:
 
 #: By name, in the order in which they are tried.
 BACK_ENDS: dict[str, BackEnd] = {}
-#: Default and reference of every primitive, by its name.
+#: Default and reference of every primitive, by its name, from when its module was loaded.
 XLA_FORMS: dict[str, Callable] = {}
 
 
