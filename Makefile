@@ -20,7 +20,7 @@ CACHED = JAX_COMPILATION_CACHE_DIR="$(XLA_CACHE)" JAX_PERSISTENT_CACHE_MIN_COMPI
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 RESULTS ?= results
 
-.PHONY: help test test-all nightly faults typed demo docs conformance lint format types notebooks pictures wheel dist bench clean
+.PHONY: help test test-all nightly faults typed demo docs conformance lint format types notebooks pictures tables wheel dist bench clean
 .DELETE_ON_ERROR:
 # Stamps that only patterns name would be taken for intermediate files, and removed.
 .PRECIOUS: $(VENV)/.installed-%
@@ -57,7 +57,8 @@ demo: $(VENV)/.installed-cli  ## compare activations on real data, plot, train a
 
 conformance: $(VENV)/.installed-test $(VENV)/.installed-peers  ## run the tests against PyTorch, ONNX, Keras, Equinox and SAELens
 	JAXTRELU_PEERS=$(abspath $(PY)) $(PYTEST) --dist worksteal --all tests/test_conformance.py \
-	    tests/test_interop_*.py tests/test_docs.py tests/test_sae_formats.py $(ARGS)
+	    tests/test_examples.py tests/test_interop_*.py tests/test_docs.py \
+	    tests/test_sae_formats.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff: rules and format
 	$(VENV)/bin/ruff check .
@@ -86,6 +87,9 @@ docs: $(VENV)/.installed-docs $(VENV)/.installed-test $(NOTEBOOKS)  ## build the
 
 pictures: $(VENV)/.installed-docs  ## draw the pictures of README and site again
 	$(PY) docs/_site/pictures.py
+
+tables: $(VENV)/.installed-test  ## write the tables of figures into the pages again, from docs/figures
+	$(PY) docs/_site/tables.py
 
 wheel: $(VENV)/.installed-cli  ## build the wheel into dist/
 	rm -rf dist

@@ -17,7 +17,9 @@ import json
 import os
 import platform
 import random
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -161,6 +163,25 @@ def environment() -> dict[str, str]:
     return found
 
 
+def command() -> str:
+    """This process's, as it is typed to have its figures again, but for where they go."""
+    words = ["python", f"benchmarks/{Path(sys.argv[0]).name}"]
+    arguments = iter(sys.argv[1:])
+    for word in arguments:
+        if word == "--json":
+            next(arguments, None)
+        elif not word.startswith("--json="):
+            words.append(word)
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return (f"GLIBC_TUNABLES={tunables} " if tunables else "") + shlex.join(words)
+
+
+def write_figures(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """What docs/figures holds: rows of (suite, shape, mode, peer, …), and where they are from."""
+    found = {"command": command()} | environment()
+    write_file(path, json.dumps({"environment": found, "rows": list(rows)}, indent=1) + "\n")
+
+
 def _readable(seconds: float) -> str:
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= scale:
@@ -250,6 +271,5 @@ def run(
             console.print(_fact_table(name, facts))
         rows += [*timings, *facts]
     if args.json:
-        content = {"environment": found, "rows": [dataclasses.asdict(row) for row in rows]}
-        write_file(Path(args.json), json.dumps(content, indent=1) + "\n")
+        write_figures(Path(args.json), map(dataclasses.asdict, rows))
     return 0

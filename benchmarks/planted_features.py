@@ -23,15 +23,16 @@ Needs `pip install sae-lens==6.*`.
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
+from _harness import write_figures
 
 from jaxtrelu import Rectangle, sae
-from jaxtrelu._files import check_file, write_file
+from jaxtrelu._files import check_file
 
 BATCH, FEATURES = 512, 128
 BANDWIDTH, FIRST = 0.1, 0.1
@@ -145,6 +146,18 @@ def saelens(world, rows: sae.Rows, steps: int, seed: int, norm: float) -> Outcom
     return score(world, weights, seed)
 
 
+def figures(results: dict[str, list[Outcome]], steps: int) -> Iterator[dict]:
+    """Mean, standard deviation and single seeds of each score, for docs/figures."""
+    for peer, outcomes in results.items():
+        for field in dataclasses.fields(Outcome):
+            seeds = [getattr(outcome, field.name) for outcome in outcomes]
+            yield {
+                "suite": "planted", "shape": f"{steps} steps", "mode": field.name, "peer": peer,
+                "value": statistics.fmean(seeds), "seeds": seeds,
+                "spread": statistics.stdev(seeds) if len(seeds) > 1 else 0.0,
+            }  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -181,8 +194,7 @@ def main() -> int:
         )
     print("± is the standard deviation over seeds; every seed is another world.")
     if args.json:
-        rows_ = {name: [dataclasses.asdict(o) for o in found] for name, found in results.items()}
-        write_file(args.json, json.dumps(rows_, indent=1) + "\n")
+        write_figures(args.json, figures(results, args.steps))
     return 0
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How a training step of a sparse autoencoder scales over devices: measured, compiled, predicted.
 
-    python benchmarks/scaling.py --plot scaling.png
+    python benchmarks/scaling.py --examples 512 --plot scaling.png
 
 On 1, 2, 4 and 8 devices (of the CPU unless there are others), strong (one size) and weak (examples
 or features grow with the devices): the time of a step, and what the compiled program says of one
@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from _harness import write_figures
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
@@ -153,8 +154,8 @@ def series(base: Size) -> dict[str, list[Size]]:
     }
 
 
-def show(base: Size, seconds: float, console: Console) -> float:
-    """Prints what was measured; returns the largest relative error of the model."""
+def show(base: Size, seconds: float, console: Console) -> tuple[float, list[dict]]:
+    """Prints what was measured; returns the largest relative error of the model, and all rows."""
     table = Table(title=f"B = {base.examples}, d = {base.dimension}, m = {base.features}")
     heads = (
         "",
@@ -167,7 +168,7 @@ def show(base: Size, seconds: float, console: Console) -> float:
     )
     for head in heads:
         table.add_column(head, justify="left" if not head else "right")
-    worst = 0.0
+    worst, rows = 0.0, []
     for name, sizes in series(base).items():
         for size in sizes:
             found = measured(size, seconds)
@@ -177,13 +178,24 @@ def show(base: Size, seconds: float, console: Console) -> float:
             elif found["collective"]:
                 errors.append(float("inf"))
             worst = max(worst, *map(abs, errors))
+            figures = {
+                "operations of the model": (size.flops() / 1e6, "Mflop"),
+                "operations that XLA counts": (found["flops"] / 1e6, "Mflop"),
+                "collectives": (found["collective"] / 1e6, "MB"),
+                "time": (found["ms"], "ms"),
+            }
+            rows += [
+                {"suite": name, "shape": str(size.devices), "mode": mode, "peer": "jaxtrelu",
+                 "value": value, "unit": unit}
+                for mode, (value, unit) in figures.items()
+            ]  # fmt: skip
             table.add_row(
                 name, str(size.devices), f"{found['ms']:.1f}", f"{found['flops'] / 1e6:,.0f}",
                 f"{found['bytes'] / 1e6:,.1f}", f"{found['collective'] / 1e6:.2f}",
                 ", ".join(f"{error:+.1%}" for error in errors),
             )  # fmt: skip
     console.print(table)
-    return worst
+    return worst, rows
 
 
 def predicted(size: Size, args: argparse.Namespace) -> tuple[float, float]:
@@ -274,12 +286,16 @@ def main() -> None:
         help="GB/s of an accelerator, one way (default: 50, InfiniBand of 400 Gbit/s each)",
     )  # fmt: skip
     add("--plot", type=Path, help="draw the prediction into this file (png, svg or pdf)")
+    add("--json", type=check_file, metavar="PATH", help="also write what was measured here")
     args = parser.parse_args()
     path = check_file(args.plot) if args.plot else None
     console = Console()
     if jax.device_count() < max(COUNTS):
         parser.error(f"{max(COUNTS)} devices are needed, and there are {jax.device_count()}.")
-    worst = show(Size(args.examples, args.dimension, args.features), args.seconds, console)
+    base = Size(args.examples, args.dimension, args.features)
+    worst, rows = show(base, args.seconds, console)
+    if args.json:
+        write_figures(args.json, rows)
     console.print(f"The model is off by {worst:.1%} at most.")
     lines = predictions(args, console)
     if path:

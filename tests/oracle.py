@@ -21,6 +21,11 @@ RTOL = {
 }
 
 
+def undefined(variant):
+    """Of a variant that is written down here incompletely."""
+    return ValueError(f"tests/oracle.py does not define {variant!r}")
+
+
 def taken(number, dtype):
     """A Python number as the library takes it: in x's dtype."""
     return rounded(np.asarray(number, np.float64), dtype)
@@ -53,9 +58,11 @@ def value(x, threshold, *, variant="shift", ceiling=None, fill=0):
     elif variant == "hard":
         out = np.full(x.shape, float(fill))
         out[above] = x[above]
-    else:
+    elif variant == "clamp":
         out = np.array(threshold)
         out[above] = x[above]
+    else:
+        raise undefined(variant)
     out[np.isnan(x) | np.isnan(threshold)] = np.nan
     return out
 
@@ -70,8 +77,10 @@ def antiderivative(x, threshold, *, variant="shift", ceiling=None, fill=0):
             above = np.where(way > ceiling, ceiling**2 / 2 + ceiling * (way - ceiling), above)
     elif variant == "hard":
         below, above = fill * way, (x**2 - threshold**2) / 2
-    else:
+    elif variant == "clamp":
         below, above = threshold * way, (x**2 - threshold**2) / 2
+    else:
+        raise undefined(variant)
     return np.where(way > 0, above, below)
 
 
@@ -95,10 +104,12 @@ def cotangents(x, threshold, cotangent, *, variant="shift", ceiling=None, fill=0
         dt = np.where(gate, -ct, 0.0)
     elif variant == "clamp":
         dt = np.where(gate, 0.0, ct)
-    else:
+    elif variant == "hard":
         dt = np.zeros(x.shape)
         if density is not None:
             dt = -(threshold - fill) * density(x - threshold) * ct
+    else:
+        raise undefined(variant)
     return dx, summed_to(dt, shape)
 
 

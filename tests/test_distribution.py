@@ -29,7 +29,7 @@ def _held(builder) -> set[str]:
 
 def test_the_sdist_holds_what_its_tests_read():
     held = _held(sdist.SdistBuilder(str(ROOT)))
-    for folder in ("jaxtrelu", "tests", "benchmarks", "notebooks", "docs"):
+    for folder in ("jaxtrelu", "tests", "benchmarks", "examples", "notebooks", "docs"):
         wanted = {
             str(path.relative_to(ROOT))
             for path in (ROOT / folder).rglob("*.*")
@@ -61,7 +61,7 @@ def test_there_is_one_version():
 
 #: The folders of the distribution, and how many files each holds at least.
 FOLDERS = {
-    "jaxtrelu": 100, "tests": 80, "benchmarks": 15, "notebooks": 4, "docs": 10,
+    "jaxtrelu": 100, "tests": 80, "benchmarks": 15, "examples": 4, "notebooks": 4, "docs": 10,
 }  # fmt: skip
 
 

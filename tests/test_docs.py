@@ -89,7 +89,8 @@ def test_commands_are_understood(page, line):
     script = ROOT / words[1]
     if script.name == "train.py":
         return  # the reader's own
-    known = script.read_text() + (script.parent / "_harness.py").read_text()
+    harness = script.parent / "_harness.py"
+    known = script.read_text() + (harness.read_text() if harness.is_file() else "")
     for option in re.findall(r"--[\w-]+", line):
         assert f'"{option}"' in known, f"{script.name} has no {option}"
 
@@ -162,17 +163,52 @@ def test_the_drawing_has_every_room(monkeypatch):
     assert set().union(*drawn) == {name for row in LAYERS for name in row}
 
 
-def figures(name):
-    """What a benchmark wrote: {(suite, shape, mode, peer): row}."""
-    rows = json.loads((ROOT / "docs" / "figures" / f"{name}.json").read_text())["rows"]
-    return {(r["suite"], r["shape"], r["mode"], r["peer"]): r for r in rows}
+@pytest.fixture
+def tables(monkeypatch):
+    """The script that writes the tables of figures."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_site")
+    return importlib.import_module("tables")
 
 
-def test_the_tables_have_the_figures_that_were_measured():
+def test_tables_are_those_of_their_figures(tables):
+    found = tables.pages()
+    names = [name for page in found.values() for name in page]
+    assert sorted(names) == sorted(tables.TABLES)  # each in one place
+    for page in found:
+        text = page.read_text(encoding="utf-8")
+        assert tables.written(text)[0] == text, f"{page.name}: run `make tables`"
+
+
+def test_every_file_of_figures_says_how_it_was_made():
+    files = sorted((ROOT / "docs" / "figures").glob("*.json"))
+    assert len(files) >= 2
+    for file in files:
+        environment = json.loads(file.read_text())["environment"]
+        assert {"command", "date", "jax", "python", "device", "threads"} <= set(environment)
+        words = [w for w in shlex.split(environment["command"]) if not re.match(r"[A-Z_]+=", w)]
+        assert words[0] == "python" and (ROOT / words[1]).is_file(), file.name
+
+
+def test_a_table_says_where_it_is_from_and_what_is_amiss(tables):
+    row = {"suite": "s", "shape": "1", "mode": "m", "peer": "p", "value": 0.5625}
+    key = ("s", "1", "m", "p")
+    environment = {"command": "python x.py", "jax": "0.10.2", "date": "2026-11-28"}
+    found = tables.Figures(environment, {key: row, ("s", "2", "m", "p"): row})
+    assert found.source() == "`python x.py`, JAX 0.10.2, 2026-11-28"
+    assert found.value("s", "1", "", "") == 0.5625
+    for asked, count in ((("s", "", "m", "p"), 2), (("s", "3", "m", "p"), 0)):
+        with pytest.raises(KeyError, match=f"{count} rows"):
+            found.value(*asked)
+    written = [tables.short(0.5625), tables.short(1.083), tables.short(0.0), tables.short(0.025, 3)]
+    assert written == [".56", "1.08", "0", ".025"]
+    assert [tables.significant(x) for x in (14.94, 3629.6, 0.5)] == ["14.9", "3,630", "0.50"]
+    assert tables.table(("a", "", ""), [("1", "", "")]) == (
+        "| a | | |\n| --- | --- | --- |\n| 1 | | |\n"
+    )
+
+
+def test_the_readme_has_the_figures_that_were_measured(tables):
     readme = (ROOT / "README.md").read_text()
-    memory = (ROOT / "docs" / "memory.md").read_text()
-    for (suite, shape, mode, peer), row in figures("models").items():
-        if suite == "memory" and mode == "temporary memory":
-            assert f"{row['value']:.0f} MB" in memory, (shape, peer)
-            if shape.startswith(("MLP", "ConvNet")):
-                assert f"{row['value']:.0f} MB" in readme, (shape, peer)
+    for (suite, shape, mode, peer), row in tables.Figures.read("models").rows.items():
+        if (suite, mode) == ("memory", "temporary memory") and shape.startswith(("MLP", "ConvNet")):
+            assert f"{row['value']:.0f} MB" in readme, (shape, peer)

@@ -3,16 +3,21 @@
 import functools
 import typing
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 
 import jaxtrelu
-from jaxtrelu import Rectangle, Triangle, _linear
-from jaxtrelu._primitive import lowering, rules, spec
+import jaxtrelu._linear  # whose primitives are in XLA_FORMS from then on
+from jaxtrelu import Rectangle, Triangle
+from jaxtrelu._cli import style
+from jaxtrelu._primitive import lowering, spec
 from jaxtrelu._primitive.lowering import BackEnd, Kernel, register_back_end
 from jaxtrelu._primitive.variants import VARIANTS, Variant
+from jaxtrelu.interop import _onnx
 
 # Compiled once and run on a few numbers: the compiler need not try hard.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -47,6 +52,15 @@ DOUBLE = Variant(
 def test_types_name_what_the_tables_hold():
     assert typing.get_args(spec.VariantName) == spec.selectable_variants()
     assert typing.get_args(spec.ImplementationName) == lowering.implementations()
+
+
+def test_every_list_of_variants_has_each():
+    """What a variant needs beside its row; CONTRIBUTING.md names the same."""
+    names = set(spec.selectable_variants())
+    assert set(oracle.VARIANTS) == names
+    assert set(_onnx._BODIES) == names
+    assert set(style.VARIANTS) == names and names <= set(style.COLOURS)
+    assert {options.get("variant", "shift") for options in cases.VARIANTS.values()} == names
 
 
 @pytest.fixture
@@ -219,13 +233,7 @@ def logged_back_end(log, wins):
 
         return Kernel(run, wins=lambda avals, **params: wins)
 
-    forms = {
-        "thresholded_relu": rules._thresholded_xla,
-        "thresholded_gate": rules._gate_xla,
-        "thresholded_linear": _linear._linear_xla,
-        "thresholded_linear_gradient": _linear._gradient_xla,
-    }
-    kernels = {name: kernel(name, xla) for name, xla in forms.items()}
+    kernels = {name: kernel(name, xla) for name, xla in lowering.XLA_FORMS.items()}
     return BackEnd(name="logged", platform="cpu", dtypes=("float32",), kernels=kernels)
 
 

@@ -174,7 +174,7 @@ def test_benchmarks_do_without_the_command_line(path):
 
 TEXTS = [
     path
-    for pattern in ("*.md", "docs/**/*.md", "jaxtrelu/**/*.py", "benchmarks/*.py")
+    for pattern in ("*.md", "docs/**/*.md", "jaxtrelu/**/*.py", "benchmarks/*.py", "examples/*.py")
     for path in sorted(PROJECT.glob(pattern))
 ]
 

@@ -62,6 +62,8 @@ class BackEnd:
 
 #: By name, in the order in which they are tried.
 BACK_ENDS: dict[str, BackEnd] = {}
+#: Default and reference of every primitive, by its name, from when its module was loaded.
+XLA_FORMS: dict[str, Callable] = {}
 
 
 def register_back_end(back_end: BackEnd) -> None:
@@ -88,6 +90,7 @@ def register(
     that are not known here take `xla`. Concrete operands are computed by the compiled lowering, but
     by `xla` step by step where jit is disabled.
     """
+    XLA_FORMS[primitive.name] = xla
     multiple = primitive.multiple_results
     primitive.def_impl(_evaluate(primitive, xla, implementation_of, static))
     mlir.register_lowering(primitive, mlir.lower_fun(xla, multiple_results=multiple))

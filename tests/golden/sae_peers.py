@@ -5,61 +5,20 @@
 
 Needs torch, safetensors, einops, packaging, pydantic, pyyaml, requests and tqdm, and with
 `pip install --no-deps` sae-lens, dictionary-learning and sae-bench: what else they ask for is a
-language-model stack of gigabytes, in place of which modules without content stand here, since only
+language-model stack of gigabytes, in place of which those of stand_ins.py stand, since only
 classes of weights and of results are used. Made with torch 2.13.0, safetensors 0.8.0,
 sae-lens 6.54.12, dictionary-learning 0.1.0; checked with sae-bench 0.6.0.
 """
 
-import importlib.abc
-import importlib.machinery
 import json
 import sys
-import types
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
+import stand_ins
 import torch
 
-ABSENT = {
-    "IPython", "babe", "circuitsvis", "datasets", "dotenv", "huggingface_hub", "matplotlib", "nltk",
-    "nnsight", "pandas", "plotly", "simple_parsing", "tenacity", "transformer_lens", "transformers",
-    "wandb", "zstandard",
-}  # fmt: skip
-
-
-class HookPoint(torch.nn.Identity):
-    pass
-
-
-class HookedRootModule(torch.nn.Module):
-    def setup(self):
-        pass
-
-
-class Absent(types.ModuleType):
-    __path__ = ()
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return {"HookPoint": HookPoint, "HookedRootModule": HookedRootModule}.get(name, MagicMock())
-
-
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name, path, target=None):
-        if name.split(".")[0] in ABSENT:
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec):
-        return Absent(spec.name)
-
-    def exec_module(self, module):
-        pass
-
-
-sys.meta_path.append(Finder())
+stand_ins.install()
 
 import sae_lens.saes as lens
 from dictionary_learning.dictionary import JumpReluAutoEncoder

@@ -1,0 +1,465 @@
+#!/usr/bin/env python
+"""Writes the tables of figures into the pages, from what the benchmarks wrote to docs/figures.
+
+In a page a table stands between `<!-- table: NAME -->` and `<!-- end of the table -->`, with the
+command that measured it, its version of JAX and its date behind it. Written again by `make tables`;
+a test compares. A table whose figures are not in docs/figures yet is left as it stands.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jaxtrelu._files import write_file
+
+ROOT = Path(__file__).parent.parent.parent
+FIGURES = ROOT / "docs" / "figures"
+_MARKED = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end of the table -->\n", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What a benchmark wrote: its environment, and its rows by (suite, shape, mode, peer)."""
+
+    environment: dict[str, str]
+    rows: dict[tuple[str, str, str, str], dict]
+
+    @classmethod
+    def read(cls, name: str) -> "Figures":
+        """From docs/figures."""
+        content = json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))
+        rows = {(r["suite"], r["shape"], r["mode"], r["peer"]): r for r in content["rows"]}
+        return cls(content["environment"], rows)
+
+    def source(self) -> str:
+        """The command, the version of JAX and the date."""
+        found = self.environment
+        return f"`{found['command']}`, JAX {found['jax']}, {found['date']}"
+
+    def row(self, *key: str) -> dict:
+        """The one row whose suite, shape, mode and peer are these; "" stands for any."""
+        found = [
+            row
+            for there, row in self.rows.items()
+            if all(asked in ("", one) for asked, one in zip(key, there, strict=True))
+        ]
+        if len(found) != 1:
+            raise KeyError(f"{key}: {len(found)} rows")
+        return found[0]
+
+    def value(self, *key: str) -> float:
+        """Of a fact."""
+        return self.row(*key)["value"]
+
+    def ms(self, *key: str) -> float:
+        """The median time of a case."""
+        return 1e3 * self.row(*key)["median"]
+
+    def ratio(self, *key: str) -> float:
+        """To the baseline of its case, in the same turns."""
+        return self.row(*key)["ratio"]
+
+
+def short(value: float, digits: int = 2) -> str:
+    """A number of size 1, without the zero in front: .56, 1.08."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("0") if value else "0"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """As many digits as were measured, without an exponent."""
+    return f"{float(f'{value:.{digits}g}'):,.{max(0, digits - len(str(int(abs(value)))))}f}"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return re.sub(r"\|  (?=\|)", "| ", text)
+
+
+# memory of models
+
+
+def models(figures: Figures) -> str:
+    """Temporary memory of the gradient of whole models."""
+    rows = []
+    for (_, shape, mode, peer), row in figures.rows.items():
+        if mode == "temporary memory" and peer == "jaxtrelu":
+            before = figures.value("memory", shape, mode, "nnx.relu")
+            name = shape.replace(" x ", " × ").replace("jax.checkpoint", "`jax.checkpoint`")
+            cells = f"{before:.0f} MB", f"{row['value']:.0f} MB", short(row["ratio"])
+            rows.append((name, *cells))
+    return table(("", "`nnx.relu`", "jaxtrelu", "ratio"), rows)
+
+
+# the activation alone, and in networks
+
+
+def costs(figures: Figures) -> str:
+    """What is kept, temporary memory, and times."""
+
+    def kept(peer):
+        modes = [f"jax.vjp, {dtype}" for dtype in ("float32", "bfloat16", "float64")]
+        return [figures.value("residual", "", mode, peer) for mode in modes]
+
+    def temporary(what, name):
+        mode = f"{name}, temporary memory"
+        before, after = (figures.value("network", "", mode, p) for p in ("jax.nn.relu", "jaxtrelu"))
+        return what, f"{before:.0f} MB", f"{after:.0f} MB", short(after / before)
+
+    def times(what, suite, cases, baseline, ours="jaxtrelu"):
+        keys = [(suite, shape, mode) for shape, mode in cases]
+        before = [figures.ms(*key, baseline) for key in keys]
+        after = [figures.ms(*key, ours) for key in keys]
+        ratios = [
+            figures.ratio(*key, ours) / figures.ratio(*key, baseline) for key in keys
+        ]  # fmt: skip
+        cells = [" / ".join(map(significant, found)) + " ms" for found in (before, after)]
+        return what, *cells, " / ".join(map(short, ratios))
+
+    large = ("2^24", "2^25")
+    before, after = kept("jax.nn.relu(x-θ)"), kept("jaxtrelu")
+    ways = ("plain", "residual", "scan")
+    rows = [
+        (
+            "kept by `jax.vjp`, bytes per element: float32 / bfloat16 / float64",
+            " / ".join(f"{one:g}" for one in before),
+            " / ".join(f"1/{1 / one:g}" for one in after),
+            " / ".join(short(b / a, 3) for a, b in zip(before, after, strict=True)),
+        ),
+        temporary(
+            "temporary memory of the gradient of 12 layers of f(x @ W), 2048 × 1024", "plain"
+        ),
+        temporary("the same with a residual connection, h + c·f(h @ W)", "residual"),
+        temporary("the same inside `lax.scan`", "scan"),
+        times(
+            "time of that gradient step: plain / residual / in `lax.scan`",
+            "network", [("", f"{way}, gradient step") for way in ways], "jax.nn.relu",
+        ),
+        times(
+            "forward of 2^24 / 2^25 elements",
+            "forward", [(shape, "shift, forward") for shape in large], "jnp.where",
+        ),
+        times(
+            "forward in place, 2^24 / 2^25 elements",
+            "forward", [(shape, "shift, in place") for shape in large], "jnp.where",
+        ),
+        times(
+            "value and gradient of the bare function, 2^24 / 2^25 elements",
+            "forward", [(shape, "shift, forward+backward") for shape in large], "jnp.where",
+        ),
+    ]  # fmt: skip
+    return table(("", "`jax.nn.relu`, `jnp.where`", "jaxtrelu", "ratio"), rows)
+
+
+# sparse products
+
+
+def sparsity(figures: Figures) -> str:
+    """Memory and time against the share of open entries."""
+    shares = {
+        shape.partition(" of")[0]: shape for suite, shape, _, _ in figures.rows if suite == "memory"
+    }
+    times = {share: ("time", f"{share} of 16384 open, 1024 x 768", "gradient") for share in shares}
+    # Both keep the same at any share, and are measured at its ends only.
+    dense, words = (
+        {figures.value(*key) for key in figures.rows if key[0] == "memory" and key[3] == peer}
+        for peer in ("jax.nn.relu", "thresholded_relu")
+    )
+    (dense,), (words,) = dense, words
+    same = ["the same"] * (len(shares) - 1)
+    rows = [
+        ("`jax.nn.relu`, bytes per hidden element", f"{dense:.2f}", *same),
+        ("`thresholded_relu`", f"{words:.2f}", *same),
+        (
+            "`compact_mlp`",
+            *(short(figures.value("memory", s, "", "compact_mlp")) for s in shares.values()),
+        ),
+        (
+            "`sparse_mlp`, time of a gradient step, dense 1",
+            *(short(figures.ratio(*times[share], "sparse_mlp")) for share in shares),
+        ),
+    ]
+    return table(("open", *(share.replace("%", " %") for share in shares)), rows)
+
+
+def product(*runs: Figures) -> str:
+    """Forward, gradient and step of `sparse_mlp`, in milliseconds."""
+    names = {
+        "gradient": "gradient", "forward": "forward", "Adam step": "step with Adam"
+    }  # fmt: skip
+    rows = []
+    for mode, name in names.items():
+        for run in runs:
+            key = ("product", "", mode)
+            cells = [significant(run.ms(*key, p)) for p in ("dense JAX", "PyTorch", "jaxtrelu")]
+            faster = f"{1 / run.ratio(*key, 'jaxtrelu'):.1f}"
+            rows.append((f"{name}, {pages_of(run)}", *cells, faster))
+    for run in runs:
+        encode = significant(run.ms("product", "", "limit", "dense encode"))
+        rows.append((f"the dense encode alone, {pages_of(run)}", encode, "", "", ""))
+    (shape,) = {shape for suite, shape, _, _ in runs[0].rows if suite == "product"}
+    return table((shape, "dense JAX", "PyTorch", "jaxtrelu", "times dense JAX"), rows)
+
+
+def pages_of(run: Figures) -> str:
+    """Whether it had huge pages."""
+    return f"huge pages {run.environment['huge pages']}"
+
+
+def find(*runs: Figures) -> str:
+    """The open entries of a mask, in milliseconds."""
+    peers = ("vmapped jnp.nonzero", "lax.top_k", "jaxtrelu.bits")
+    rows = []
+    for run in runs:
+        times = [run.ms("find", "", "find", peer) for peer in peers]
+        faster = ", ".join(f"{one / times[-1]:.2g}" for one in times[:-1])
+        rows.append((pages_of(run), *map(significant, times), faster))
+    (shape,) = {shape for suite, shape, _, _ in runs[0].rows if suite == "find"}
+    head = f"find the open entries of {shape.replace('x', ' × ')}"
+    return table((head, "`jnp.nonzero`", "`lax.top_k`", "jaxtrelu", "times as fast"), rows)
+
+
+def gated(*runs: Figures) -> str:
+    """Times dense of `gated_mlp`, by rows and sparsity."""
+    sizes = sorted({int(shape.split(" x ")[0]) for _, shape, _, _ in runs[0].rows})
+    shares = sorted({shape.rpartition(", ")[2] for _, shape, _, _ in runs[0].rows})
+    rows = []
+    for size in sizes:
+        for run in runs:
+            of = {
+                shape.rpartition(", ")[2]: shape
+                for _, shape, _, _ in run.rows
+                if shape.startswith(f"{size} x ")
+            }
+            faster = [f"{1 / run.ratio('', of[s], '', 'jaxtrelu'):.1f}" for s in shares]
+            alone = f"{1 / run.ratio('', of[shares[-1]], '', 'gate only'):.1f}"
+            rows.append((f"{size}, {pages_of(run)}", *faster, alone))
+    heads = ("rows", *(share.replace("%", " %") for share in shares), "gate alone")
+    return table(heads, rows)
+
+
+def compact(deep: Figures, shallow: Figures, frozen: Figures) -> str:
+    """What blocks of `compact_mlp` keep, and the time of a step."""
+    peers = ("dense", "words", "compact")
+
+    def grown(what: str, run: Figures):
+        return what, *(short(run.value("memory", "", "growth", peer)) for peer in peers)
+
+    def step(what: str, run: Figures):
+        return what, *(short(run.ratio("time", "", "gradient step", peer)) for peer in peers)
+
+    rows = [
+        grown("growth per layer from 48 to 96 layers, bytes per hidden element", deep),
+        step("gradient step of 48 layers", deep),
+        step("of 12 layers", shallow),
+        grown("the same for the gradient of the input alone: growth", frozen),
+        step("step", frozen),
+    ]
+    return table(("", "dense", "packed words", "compact"), rows)
+
+
+# the README
+
+
+def overview(whole: Figures, alone: Figures, deep: Figures, sparse: Figures, one: Figures) -> str:
+    """What it gives, in one table."""
+
+    def temporary(what: str, shape: str):
+        before, after = (
+            whole.value("memory", shape, "temporary memory", peer)
+            for peer in ("nnx.relu", "jaxtrelu")
+        )
+        return what, f"{before:.0f} MB", f"{after:.0f} MB", short(after / before)
+
+    kept = [
+        alone.value("residual", "", "jax.vjp, float32", p) for p in ("jax.nn.relu(x-θ)", "jaxtrelu")
+    ]
+    grown = [deep.value("memory", "", "growth", peer) for peer in ("dense", "compact")]
+    key = ("product", "", "gradient")
+    times = [significant(sparse.ms(*key, peer)) for peer in ("dense JAX", "jaxtrelu")]
+    gates = [
+        f"{1 / one.ratio('', f'1 x 2048 x 8192, {share}%', '', 'jaxtrelu'):.1f}"
+        for share in (90, 99)
+    ]
+    rows = [
+        temporary(
+            "gradient of an MLP, 8 layers, 2048 × 1024: temporary memory",
+            "MLP, 8 layers, 2048 x 1024",
+        ),
+        temporary("of a small ConvNet with strides", "ConvNet with strides, 64 x 32 x 32 x 3"),
+        (
+            "kept by `jax.vjp` of the activation alone, per element of float32",
+            f"{kept[0]:g} bytes", f"1/{1 / kept[1]:.0f} byte", short(kept[1] / kept[0], 3),
+        ),
+        (
+            "latent of two layers kept between the passes, a tenth open (`compact_mlp`), "
+            "per element",
+            f"{grown[0]:.0f} bytes", f"{short(grown[1])} bytes", short(grown[1] / grown[0]),
+        ),
+        (
+            "gradient step with 64 of 16,384 features open (`sparse_mlp`)",
+            f"{times[0]} ms", f"{times[1]} ms",
+            f"{1 / sparse.ratio(*key, 'jaxtrelu'):.1f} times as fast",
+        ),
+        (
+            "one row through a gated block, 90 / 99 % zeros (`gated_mlp`)",
+            "", "", f"{' / '.join(gates)} times as fast",
+        ),
+    ]  # fmt: skip
+    return table(("", "without", "with jaxtrelu", ""), rows)
+
+
+# devices
+
+
+def scaling(figures: Figures) -> str:
+    """What the compiled programs say of one device."""
+    names = {
+        "strong, examples": "one size, examples shared",
+        "strong, features": "one size, features shared",
+        "weak, examples": "examples grow with the devices",
+        "weak, features": "features grow with the devices",
+    }
+    rows = []
+    for series, name in names.items():
+        devices, flops, sums = ([] for _ in range(3))
+        for suite, count, mode, _ in figures.rows:
+            if suite == series and mode == "operations of the model":
+                devices.append(count)
+                flops.append(f"{figures.value(suite, count, mode, ''):,.0f}")
+                sums.append(short(figures.value(suite, count, "collectives", "")))
+        rows.append((name, " / ".join(devices), " / ".join(flops), " / ".join(sums)))
+    return table(("", "devices", "Mflop a device", "MB in collectives"), rows)
+
+
+# autoencoders
+
+
+def planted(figures: Figures) -> str:
+    """Planted features: means and standard deviations over the seeds."""
+    rows = []
+    for peer in dict.fromkeys(peer for _, _, _, peer in figures.rows):
+
+        def column(name, peer=peer):
+            row = figures.row("planted", "", name, peer)
+            return row["value"], row["spread"]
+
+        cells = [
+            "{} ± {}".format(*(short(x, 3) for x in column(n))) for n in ("f1", "mean_correlation")
+        ]
+        l0 = "{:.2f} ± {}".format(column("l0")[0], short(column("l0")[1]))
+        rows.append((peer, *cells, l0, f"{100 * column('lost_variance')[0]:.1f} %"))
+    return table(("five seeds", "F1", "mean correlation", "L0", "lost variance"), rows)
+
+
+# closed forms
+
+
+def information() -> str:
+    """How much of one normal entry is left; nothing is measured."""
+    from statistics import NormalDist
+
+    import jax.numpy as jnp
+
+    from jaxtrelu import theory
+
+    zeros = (50, 60, 70, 80, 90, 95, 98)
+    thresholds = jnp.array([NormalDist().inv_cdf(share / 100) for share in zeros])
+    hard, shift = (theory.information(thresholds, variant=v) for v in ("hard", "shift"))
+    rows = [
+        (
+            f"{share} %",
+            short(1 - float(hard.best_error[k])),
+            " / ".join(short(1 - float(one.linear_error[k])) for one in (hard, shift)),
+            f"{float(hard.gate_entropy[k]):.2f}".removeprefix("0"),
+        )
+        for k, share in enumerate(zeros)
+    ]
+    linear = "by a linear one, `hard` / `shift`"
+    return table(("zeros", "of the variance, by any read-out", linear, "bits of the gate"), rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """How a table is made, from the figures of these names; without any, from the library itself.
+
+    Where a table is from stands behind it, or, with `quietly`, is left to the page.
+    """
+
+    lines: Callable[..., str]
+    figures: tuple[str, ...] = ()
+    quietly: bool = False
+
+    def missing(self) -> list[str]:
+        """Which figures have not been measured for docs/figures."""
+        return [name for name in self.figures if not (FIGURES / f"{name}.json").is_file()]
+
+    def text(self) -> str:
+        """The table, and where it is from."""
+        found = [Figures.read(name) for name in self.figures]
+        if not found or self.quietly:
+            return self.lines(*found)
+        sources = "; ".join(dict.fromkeys(one.source() for one in found))
+        return f"{self.lines(*found)}\n({sources}.)\n"
+
+
+TABLES = {
+    "overview": Made(
+        overview, ("models", "activation", "compact_mlp", "sparse_mlp", "gated_mlp"), quietly=True
+    ),
+    "models": Made(models, ("models",)),
+    "costs": Made(costs, ("activation",)),
+    "sparsity": Made(sparsity, ("sparsity",)),
+    "product": Made(product, ("sparse_mlp", "sparse_mlp_small_pages")),
+    "product-wide": Made(product, ("sparse_mlp_wide",)),
+    "find": Made(find, ("sparse_mlp", "sparse_mlp_small_pages")),
+    "gated": Made(gated, ("gated_mlp", "gated_mlp_small_pages")),
+    "compact": Made(compact, ("compact_mlp", "compact_mlp_12", "compact_mlp_frozen")),
+    "scaling": Made(scaling, ("scaling",)),
+    "planted": Made(planted, ("planted_features",)),
+    "information": Made(information),
+}
+
+
+def written(page: str) -> tuple[str, list[str]]:
+    """A page with its tables as the figures have them, and the names of those without figures."""
+    left = []
+
+    def again(found: re.Match) -> str:
+        made = TABLES[found[1]]
+        if made.missing():
+            left.append(found[1])
+            return found[0]
+        return f"<!-- table: {found[1]} -->\n\n{made.text()}\n<!-- end of the table -->\n"
+
+    return _MARKED.sub(again, page), left
+
+
+def pages() -> dict[Path, list[str]]:
+    """Each page that has such tables, and their names."""
+    found = {}
+    for path in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]):
+        if names := [name for name, _ in _MARKED.findall(path.read_text(encoding="utf-8"))]:
+            found[path] = names
+    return found
+
+
+def main() -> None:
+    """Writes every page that has such tables."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    for path, names in pages().items():
+        text, left = written(path.read_text(encoding="utf-8"))
+        write_file(path, text)
+        for name in names:
+            print(f"{path.relative_to(ROOT)}: {name}{' left: no figures' * (name in left)}")
+
+
+if __name__ == "__main__":
+    main()
