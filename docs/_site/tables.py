@@ -8,6 +8,7 @@ a test compares. A table whose figures are not in docs/figures yet is left as it
 
 import argparse
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -225,22 +226,37 @@ def find(*runs: Figures) -> str:
 
 
 def gated(*runs: Figures) -> str:
-    """Times dense of `gated_mlp`, by rows and sparsity."""
-    sizes = sorted({int(shape.split(" x ")[0]) for _, shape, _, _ in runs[0].rows})
-    shares = sorted({shape.rpartition(", ")[2] for _, shape, _, _ in runs[0].rows})
+    """Times dense of `gated_mlp`, by rows, whose weights are cold or warm, and sparsity."""
+    shapes = [shape.rpartition(", ")[::2] for _, shape, _, _ in runs[0].rows]
+    sized = {int(size.split(" x ")[0]): size for size, _ in shapes}
+    shares = sorted({share for _, share in shapes})
     rows = []
-    for size in sizes:
-        for run in runs:
-            of = {
-                shape.rpartition(", ")[2]: shape
-                for _, shape, _, _ in run.rows
-                if shape.startswith(f"{size} x ")
-            }
-            faster = [f"{1 / run.ratio('', of[s], '', 'jaxtrelu'):.1f}" for s in shares]
-            alone = f"{1 / run.ratio('', of[shares[-1]], '', 'gate only'):.1f}"
-            rows.append((f"{size}, {pages_of(run)}", *faster, alone))
-    heads = ("rows", *(share.replace("%", " %") for share in shares), "gate alone")
-    return table(heads, rows)
+    for size, state, run in itertools.product(sized, ("cold", "warm"), runs):
+
+        def faster(share, peer, size=size, state=state, run=run):
+            key = ("", f"{sized[size]}, {share}", f"forward, {state}", peer)
+            return f"{1 / run.ratio(*key):.1f}"
+
+        cells = [faster(share, "jaxtrelu") for share in shares]
+        cells.append(faster(shares[-1], "gate only"))
+        torch = any(peer == "PyTorch" for *_, peer in run.rows)
+        cells.append(faster(shares[-1], "PyTorch") if torch else "")
+        rows.append((f"{size}, {state}", run.environment["jax"], *cells))
+    heads = (share.replace("%", " %") for share in shares)
+    return table(("rows", "JAX", *heads, "gate alone", "PyTorch"), rows)
+
+
+def screen(*runs: Figures) -> str:
+    """Forward and gradient, with a screen and without, in units of the dense encode alone."""
+    peers = ("dense JAX", "PyTorch", "jaxtrelu", "int8", "int8, prepared")
+    rows = []
+    for run, mode in itertools.product(runs, ("forward", "gradient")):
+        found = {peer: row for (_, _, of, peer), row in run.rows.items() if of == mode}
+        shape = found["dense JAX"]["shape"].partition(",")[0]
+        cells = (short(found[peer]["ratio"]) if peer in found else "" for peer in peers)
+        rows.append((f"{mode}, {shape}", run.environment["jax"], *cells))
+    names = ("dense JAX", "PyTorch", "`sparse_mlp`", '`screen="int8"`', "prepared")
+    return table(("", "JAX", *names), rows)
 
 
 def compact(deep: Figures, shallow: Figures, frozen: Figures) -> str:
@@ -283,7 +299,7 @@ def overview(whole: Figures, alone: Figures, deep: Figures, sparse: Figures, one
     key = ("product", "", "gradient")
     times = [significant(sparse.ms(*key, peer)) for peer in ("dense JAX", "jaxtrelu")]
     gates = [
-        f"{1 / one.ratio('', f'1 x 2048 x 8192, {share}%', '', 'jaxtrelu'):.1f}"
+        f"{1 / one.ratio('', f'1 x 2048 x 8192, {share}%', 'forward, cold', 'jaxtrelu'):.1f}"
         for share in (90, 99)
     ]
     rows = [
@@ -418,7 +434,8 @@ TABLES = {
     "product": Made(product, ("sparse_mlp", "sparse_mlp_small_pages")),
     "product-wide": Made(product, ("sparse_mlp_wide",)),
     "find": Made(find, ("sparse_mlp", "sparse_mlp_small_pages")),
-    "gated": Made(gated, ("gated_mlp", "gated_mlp_small_pages")),
+    "gated": Made(gated, ("gated_mlp", "gated_mlp_newest")),
+    "screen": Made(screen, ("screen_newest", "screen_wide_newest", "screen", "screen_wide")),
     "compact": Made(compact, ("compact_mlp", "compact_mlp_12", "compact_mlp_frozen")),
     "scaling": Made(scaling, ("scaling",)),
     "planted": Made(planted, ("planted_features",)),
