@@ -21,7 +21,15 @@ def depth(*arguments):
 
 def agreed(**changes):
     values = {
-        **{"depth": 3, "width": 8, "seeds": 2, "epochs": 1, "batch": 16, "learning_rate": 1e-3},
+        **{
+            "depth": 3,
+            "width": 8,
+            "seeds": 2,
+            "epochs": 1,
+            "batch": 16,
+            "optimiser": "adam",
+            "learning_rate": 1e-3,
+        },
         **{"sparsity": (0.7, 0.85), "slope": (0.5, 0.9), "seed": 0, "together": 1},
     }
     return settings.Settings(**{**values, **changes})

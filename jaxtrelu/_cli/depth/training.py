@@ -16,7 +16,8 @@ from jaxtrelu._cli.depth.settings import Configuration, Settings, Start
 
 # Shares of the steps over which the learning rate rises, and falls to 0 at the end.
 _WARM_UP, _DECAY = 0.05, 0.25
-_CLIP = 1.0  # of the gradient's norm
+_CLIP = 1.0  # of the gradient's norm, for Adam
+_MOMENTUM = 0.9
 # Every epoch sees each digit anew: turned (radians), scaled and moved (pixels) by up to this.
 _TURN, _SCALE, _MOVE = 0.2, 0.12, 0.7
 _SIDE = 8
@@ -129,7 +130,10 @@ def _programs(settings: Settings, parts: Parts, classes: int) -> tuple[Callable,
         ],
         [total - fall],
     )
-    optimiser = optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(rate))
+    optimiser = {
+        "adam": optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(rate)),
+        "sgd": optax.sgd(rate, _MOMENTUM),
+    }[settings.optimiser]
 
     def begin(key: jax.Array, start: Start) -> State:
         init_key, batch_key = jax.random.split(key)
