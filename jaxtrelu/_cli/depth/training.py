@@ -116,6 +116,13 @@ def train(
     return [Result(*(part[i] for part in exact)) for i in range(len(configurations))]
 
 
+def optimiser_of(name: str, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Adam, clipped; or gradient descent as it is, with momentum, which shows what it is given."""
+    if name == "sgd":
+        return optax.sgd(rate, _MOMENTUM)
+    return optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(rate))
+
+
 def _programs(settings: Settings, parts: Parts, classes: int) -> tuple[Callable, ...]:
     """To begin, to train an epoch, to evaluate: of all configurations (axis 0) and seeds (1)."""
     rows, inputs = parts.train[0].shape[1:]
@@ -130,10 +137,7 @@ def _programs(settings: Settings, parts: Parts, classes: int) -> tuple[Callable,
         ],
         [total - fall],
     )
-    optimiser = {
-        "adam": optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(rate)),
-        "sgd": optax.sgd(rate, _MOMENTUM),
-    }[settings.optimiser]
+    optimiser = optimiser_of(settings.optimiser, rate)
 
     def begin(key: jax.Array, start: Start) -> State:
         init_key, batch_key = jax.random.split(key)
