@@ -155,7 +155,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--optimiser",
         choices=OPTIMISERS,
-        help="adam: with the gradient's norm clipped to 1; sgd: gradient descent, as published, with "
+        help="adam: the gradient clipped to norm 1; sgd: gradient descent, as published, with "
         "momentum .9, which needs many more epochs (default: adam)",
     )
     add("learning_rate", float, "of the optimiser, after a warm-up", 1e-8, 10.0)
