@@ -59,6 +59,7 @@ def saved(tmp_path_factory):
     """A trained model's state, in the ways in which people save it, and its module."""
     folder = tmp_path_factory.mktemp("network")
     (folder / "a_net.py").write_text(CODE)
+    (folder / "__pycache__").mkdir()
     np.save(folder / "rows.npy", ROWS)
     names: dict = {}
     exec(CODE, names)
@@ -219,7 +220,9 @@ def test_the_model_is_run_as_in_evaluation(inside, tmp_path):
         (["state", *COMMON, "--data", "no.npy"], "cannot read no.npy"),
         (["nowhere", *COMMON], "nowhere is not there"),
         (["rows.npy", *COMMON], "rows.npy is a file, not the folder of an Orbax checkpoint"),
-        ([".", *COMMON], "holds no Orbax checkpoint"),
+        (["steps/2", *COMMON, "--part", "x"], "has no part 'x'"),
+        ([".", *COMMON], ". holds nested, pure, state and 1 more: pass one of these folders"),
+        (["__pycache__", *COMMON], "__pycache__ holds no Orbax checkpoint"),
         (["twice", *COMMON], "fits several parts of"),
         (["nested", *COMMON, "--part", "weights"], "has no part 'weights': there are model, step"),
         (["state", *COMMON, "--model", "a_net"], "should be MODULE:FUNCTION"),

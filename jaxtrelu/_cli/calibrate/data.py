@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -126,14 +127,16 @@ def calibrate_to_error(
     found = [theory.threshold_for_error(used, weights, e, variant=variant) for e in errors]
     thresholds = [np.asarray(one.threshold) for one in found]
     shares = _shares(rows, 0, thresholds)
-    others = _shares(rows, 1, thresholds) if rows.held_out else [None] * len(errors)
+    others: list[Any] = [None] * len(errors)
+    if rows.held_out:
+        others = _shares(rows, 1, thresholds)
     results = []
-    for cell in zip(errors, thresholds, shares, others, found, strict=True):
-        *most, one = cell
+    for place, (wanted, one) in enumerate(zip(errors, found, strict=True)):
         there = None
         if rows.held_out:
             there = _error(held_out, weights, float(one.threshold), variant)
-        results.append(Found(*most, errors=(float(one.error), there)))
+        reached = (float(one.error), there)
+        results.append(Found(wanted, thresholds[place], shares[place], others[place], reached))
     return results, 0.0
 
 

@@ -81,6 +81,8 @@ def _result(
     run: Callable[[Any, Any], Any],
     args: argparse.Namespace,
 ) -> Result:
+    by_error = wish == "error"
+
     def chosen(path: tuple, value: Any) -> bool:
         name = ".".join(map(str, path))
         return is_activation(path, value) and any(
@@ -91,7 +93,8 @@ def _result(
         found = swap_activations(
             model,
             rows,
-            **{wish: wanted},
+            sparsity=0.5 if by_error else wanted,  # not asked for beside an error
+            error=wanted if by_error else None,
             variant=args.variant,
             per_channel=args.per_channel,
             which=chosen,
