@@ -13,6 +13,8 @@ from flax import nnx
 from jaxtrelu._cli import UserError
 
 _SHOWN = 3  # paths in an error
+# No weights: of these what the built model has does, where the checkpoint has none.
+_PASSING = (nnx.RngState, nnx.Cache, nnx.Intermediate)
 _Flat = dict[tuple[str, ...], Any]
 
 
@@ -25,11 +27,10 @@ def restore(model: nnx.Module, folder: str, part: str | None) -> Path:
     path = _find(Path(folder).expanduser())
     flat = _plain(_read(path))
     own = nnx.to_flat_state(nnx.state(model))
-    # Keys of random numbers are no weights: those of the model that was built do.
     wanted = {
-        _words(place): variable for place, variable in own if not isinstance(variable, nnx.RngState)
+        _words(place): variable for place, variable in own if not isinstance(variable, _PASSING)
     }
-    ignored = {_words(place) for place, variable in own if isinstance(variable, nnx.RngState)}
+    ignored = {_words(place) for place, variable in own if isinstance(variable, _PASSING)}
     stored = _part(flat, set(wanted), part, path)
     missing = sorted(set(wanted) - set(stored))
     other = sorted(set(stored) - set(wanted) - ignored)
