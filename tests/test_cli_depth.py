@@ -21,7 +21,15 @@ def depth(*arguments):
 
 def agreed(**changes):
     values = {
-        **{"depth": 3, "width": 8, "seeds": 2, "epochs": 1, "batch": 16, "learning_rate": 1e-3},
+        **{
+            "depth": 3,
+            "width": 8,
+            "seeds": 2,
+            "epochs": 1,
+            "batch": 16,
+            "optimiser": "adam",
+            "learning_rate": 1e-3,
+        },
         **{"sparsity": (0.7, 0.85), "slope": (0.5, 0.9), "seed": 0, "together": 1},
     }
     return settings.Settings(**{**values, **changes})
@@ -120,6 +128,20 @@ def test_files_and_numbers(tiny):
     assert np.shape(document["by_layer_at_start"]["relu"]["variance"]) == (3,)
 
 
+def test_gradient_descent_takes_the_gradient_as_it_is():
+    """Two steps of the same gradient: 1 and 1.9 of it; of Adam's each is of the rate's size."""
+    gradient = np.float32([1e6, -1e-3])
+    taken = {}
+    for name in settings.OPTIMISERS:
+        optimiser = training.optimiser_of(name, 0.5)
+        state, taken[name] = optimiser.init(gradient), []
+        for _ in range(2):
+            update, state = optimiser.update(gradient, state)
+            taken[name].append(np.asarray(update))
+    np.testing.assert_allclose(taken["sgd"], [-0.5 * gradient, -0.95 * gradient], rtol=1e-6)
+    assert np.abs(taken["adam"]).max() <= 0.51
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_was_killed(tiny, capsys):
     """What is there is taken, what is missing is trained, and comes out as it did."""
@@ -130,8 +152,9 @@ def test_a_run_goes_on_where_it_was_killed(tiny, capsys):
     err = capsys.readouterr().err
     assert err.count("(from ") == 2
     assert (tiny / "depth.json").read_text() == before
-    assert depth(*TINY, "--output", tiny, "--learning-rate", "0.01") == 0
-    assert "(from " not in capsys.readouterr().err
+    for other in (["--learning-rate", "0.01"], ["--optimiser", "sgd"]):
+        assert depth(*TINY, "--output", tiny, *other) == 0
+        assert "(from " not in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -192,6 +215,7 @@ def test_relu_learns():
         (["--sparsity", "0.4"], "--sparsity should be from 0.5 to 0.99, but is 0.4"),
         (["--slope", "1"], "--slope should be from 0.05 to 0.95"),
         (["--depth", "1"], "--depth should be from 2"),
+        (["--optimiser", "lion"], "invalid choice: 'lion'"),
         (["--data", "diabetes"], "regression"),
         (["--width", "8192", "--depth", "1000"], "GB"),
         (["--epochs", "10000", "--depth", "1000", "--width", "300", "--seeds", "1"], "operations"),

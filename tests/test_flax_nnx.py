@@ -93,6 +93,16 @@ def test_a_number_of_channels_that_does_not_fit_is_refused(arguments, words):
             ThresholdedReLU(0.1, features=features)
 
 
+def test_a_seed_is_no_key():
+    """Also where nothing would be drawn, so that the mistake shows before it matters."""
+    words = r"`rngs` should be random keys such as nnx.Rngs\(0\), but is 0"
+    for threshold in (0.5, nnx.initializers.ones):
+        with pytest.raises(TypeError, match=words):
+            ThresholdedReLU(threshold, features=3, rngs=0)
+    with pytest.raises(TypeError, match=words):
+        CompactMLP(4, 8, threshold=0.5, rngs=0)
+
+
 def test_axes_of_one_channel_each_are_told_apart():
     with pytest.raises(ValueError, match="twice"):
         ThresholdedReLU(0.1, features=(6, 6), axis=(0, -2))(X)

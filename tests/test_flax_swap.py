@@ -19,6 +19,7 @@ from jaxtrelu.nnx import (
     ThresholdedReLU,
     sparsity_curve,
     swap_activations,
+    zeros_by_layer,
 )
 
 X = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)
@@ -200,6 +201,58 @@ def test_sparsity_curve():
     assert plot.accuracy(*curve[1:], axes=Figure().subplots()).get_ylabel() == "accuracy"
 
 
+def closed_to(z, error, output):
+    """The largest threshold whose output is within the error, from all that z has, in float64."""
+    whole = output(np.maximum(z, 0))
+    for theta in np.unique(np.maximum(z, 0))[::-1]:
+        off = output(np.where(z > theta, z, 0)) - whole
+        if np.linalg.norm(off) <= error * np.linalg.norm(whole):
+            return theta
+    raise AssertionError("no threshold is within the error")
+
+
+def test_a_wanted_error_of_the_next_layer():
+    """One layer after the other, as counted here over all thresholds that the data have."""
+    model = mlp(nnx.relu, nnx.relu)
+    found = swap_activations(model, X, error=0.15)
+    h = np.float64(X)
+    for number, layer in zip((0, 2), found.layers, strict=True):
+        z = dense(model.layers[number], h)
+        after = model.layers[number + 2]
+        theta = closed_to(z, 0.15, lambda h, after=after: dense(after, h))
+        h = np.where(z > float(layer.threshold), z, 0)
+        assert layer.zeros == pytest.approx(np.mean(z <= theta), abs=2e-3)
+        assert 0.14 < layer.error <= 0.15
+    np.testing.assert_allclose(found.model(X), dense(model.layers[4], h), rtol=1e-3, atol=1e-3)
+    assert found.sparsity is None and "14." in found.summary().split("error of the next")[1]
+    assert model.layers[1] is nnx.relu and isinstance(found.model.layers[0], nnx.Linear)
+
+
+def test_the_next_layer_is_the_first_that_depends_on_the_activation():
+    """In a gated block w_up comes next, but does not see the gate: the error is w_out's."""
+    model = Gated(nnx.Rngs(0))
+    model.gate = nnx.relu
+    found = swap_activations(model, X, error=0.2)
+    x = np.float64(model.norms[0](X))
+    gate, up = x @ np.float64(model.w_gate.kernel[...]), x @ np.float64(model.w_up.kernel[...])
+    theta = closed_to(gate, 0.2, lambda g: dense(model.w_out, g * up))
+    (layer,) = found.layers
+    assert layer.zeros == pytest.approx(np.mean(gate <= theta), abs=2e-3)
+    assert layer.error <= 0.2 and type(found.model.w_up) is nnx.Linear
+
+
+def test_zeros_of_rows_that_were_held_out():
+    found = swap_activations(Blocks(nnx.Rngs(0)), X[:150], sparsity=0.9)
+    zeros = zeros_by_layer(found.model, X[150:])
+    assert list(zeros) == [layer.path for layer in found.layers]
+    x = found.model.blocks[0].norms[0](X[150:])
+    first = found.model.blocks[0].gate(found.model.blocks[0].w_gate(x))
+    assert zeros["blocks.0.gate"] == pytest.approx(np.mean(np.asarray(first) == 0), abs=1e-9)
+    assert zeros["blocks.0.gate"] != pytest.approx(found.layers[0].zeros, abs=1e-9)
+    with pytest.raises(ValueError, match="applies no ThresholdedReLU"):
+        zeros_by_layer(mlp(nnx.relu), X)
+
+
 class Twice(nnx.Module):
     def __init__(self):
         self.act = nnx.relu
@@ -230,6 +283,24 @@ class Jitted(nnx.Module):
         (mlp(nnx.relu), X, {"max_loss": 0.1}, "needs `score`"),
         (mlp(nnx.relu), X, {"max_loss": -1, "score": len}, "at least 0"),
         (mlp(nnx.relu), X, {"learned": True}, "surrogate"),
+        (mlp(nnx.relu), X, {"error": 1.5}, "`error` should be greater than 0 and less than 1"),
+        (mlp(nnx.relu), X, {"error": 0.1, "per_channel": True}, "does not go with `per_channel`"),
+        (
+            mlp(nnx.relu),
+            X * np.nan,
+            {"error": 0.1},
+            "at layers.1: .* should be finite",
+        ),
+        (mlp(nnx.gelu), X, {"error": 1e-3}, "the exchange of gelu for a threshold of 0 itself"),
+        (mlp(jnp.tanh), X, {"error": 0.1}, "no activation was found"),
+        (Twice(), X, {"error": 0.1}, "act is applied more than once in a call"),
+        (Jitted(), X, {"error": 0.1}, "inner.layers.1 is inside of a transformation"),
+        (
+            nnx.Sequential(mlp(), nnx.relu),
+            X,
+            {"error": 0.1},
+            "depends on layers.1, so",
+        ),
     ],
 )
 def test_what_is_refused(model, sample, options, words):

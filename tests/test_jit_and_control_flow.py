@@ -167,6 +167,24 @@ def test_the_compiled_forward_is_that_of_a_select_by_hand(variant, where):
     assert _instructions(program(ours), *operands) == wanted
 
 
+def test_strict_promotion_of_thresholds_in_a_wider_dtype(strict_promotion):
+    """The output has x's dtype and the threshold's gradient its own: no promotion leaks out."""
+    glu = lambda x, t, **o: jaxtrelu.thresholded_glu(x, x, t, **o)  # noqa: E731
+    linear = lambda x, t, **o: jaxtrelu.thresholded_linear(x, jnp.eye(3, dtype=x.dtype), t, **o)  # noqa: E731
+    with jax.enable_x64(True):
+        x, threshold = (
+            jax.ShapeDtypeStruct((2, 3), "float32"),
+            jax.ShapeDtypeStruct((3,), "float64"),
+        )
+        for function in (jaxtrelu.thresholded_relu, glu, linear):
+            assert jax.eval_shape(function, x, threshold).dtype == jnp.float32
+            slopes = jax.grad(lambda x, t, function=function: function(x, t).sum(), (0, 1))
+            found = jax.eval_shape(slopes, x, threshold)
+            assert [f.dtype for f in found] == [jnp.float32, jnp.float64]
+        for function in (jaxtrelu.derivative, jaxtrelu.antiderivative):
+            assert jax.eval_shape(function, x, threshold).dtype == jnp.float32
+
+
 def test_strict_promotion(strict_promotion):
     """Traced and lowered, which is where a promotion would be refused."""
     x = jnp.ones(SHAPE, jnp.bfloat16)

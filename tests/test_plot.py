@@ -155,6 +155,16 @@ def test_new_axes_where_none_are_given():
     [
         (lambda: plot.curve(quantity="slope"), "`quantity` should be one of 'function'"),
         (lambda: plot.curve(limits=(1, 1)), "`limits` should rise"),
+        (lambda: plot.curve(points=0), "`points` should be at least 2, but is 0"),
+        (
+            lambda: plot.variance_map(weight_variance=1.0, points=1),
+            "`points` should be at least 2, but is 1",
+        ),
+        (
+            lambda: plot.correlation_map(weight_variance=1.0, points=-1),
+            "`points` should be at least 2, but is -1",
+        ),
+        (lambda: plot.information(points=0), "`points` should be at least 2, but is 0"),
         (lambda: plot.variance_map(weight_variance=-1.0), "`weight_variance` should be"),
         (lambda: plot.correlation_map(weight_variance=1.0, variance=0.0), "`variance` should be"),
         (lambda: plot.sparsity(np.ones(3)), "are equal, 1"),

@@ -266,6 +266,29 @@ def test_evaluation_refuses():
         sae.evaluate(sae.Autoencoder(weights()), ROWS[:0])
 
 
+@pytest.mark.parametrize(
+    ("rows", "why"), [(ROWS[:1], "one row only"), (ROWS[[3] * 9], "all rows are the same")]
+)
+def test_rows_without_variance_have_no_explained_variance(rows, why):
+    """It is NaN, and said so at the user's line; everything else is measured, and JSON has it."""
+    with pytest.warns(UserWarning, match=f"explained_variance is NaN, as .*{why}") as warned:
+        found = sae.evaluate(sae.Autoencoder(weights()), rows)
+    assert [w.filename for w in warned] == [__file__]
+    assert np.isnan(found.explained_variance) and found.mean_squared_error > 0
+    quality = found.to_saebench()["eval_result_metrics"]["reconstruction_quality"]
+    assert quality["explained_variance"] == -1
+
+
+def test_a_path_where_an_array_is_wanted(tmp_path):
+    np.save(tmp_path / "x.npy", ROWS)
+    model = sae.Autoencoder(weights())
+    for path in (tmp_path / "x.npy", str(tmp_path / "x.npy")):
+        for call in (model.encode, model.pre_activations, model):
+            with pytest.raises(TypeError, match=r"is the path '.*x\.npy'\. Pass np\.load of it"):
+                call(path)
+    assert model.encode_sparse(tmp_path / "x.npy").counts.shape == (200,)
+
+
 def test_dead_features_are_looked_for_until_all_were_open(monkeypatch):
     monkeypatch.setattr(_model, "_BLOCK_ENTRIES", 10 * M)
     w = weights()

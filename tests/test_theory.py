@@ -671,6 +671,17 @@ def test_refused_types(call):
         call()
 
 
+def test_what_looks_at_values_says_so_under_jit():
+    calls = {
+        "`data` .* quantile_threshold": lambda x: theory.quantile_threshold(x, 0.5),
+        "`sparsity` .* quantile_threshold": lambda x: theory.quantile_threshold(np.eye(3), x[0, 0]),
+        "`w_out` .* threshold_for_error": lambda x: theory.threshold_for_error(np.eye(3), x, 0.1),
+    }
+    for words, call in calls.items():
+        with pytest.raises(TypeError, match=f"{words} has to see its values. Call it outside"):
+            jax.jit(call)(np.eye(3))
+
+
 def test_the_continued_fraction_meets_the_closed_form():
     """Where the one gives way to the other there is no step."""
     edge = _moments._TAIL

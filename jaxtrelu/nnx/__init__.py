@@ -15,6 +15,7 @@ try:
         SwappedLayer,
         sparsity_curve,
         swap_activations,
+        zeros_by_layer,
     )
     from jaxtrelu.nnx._thresholded_relu import ThresholdedReLU
     from jaxtrelu.nnx._thresholds import (
@@ -39,4 +40,5 @@ __all__ = [
     "sparsity_curve",
     "swap_activations",
     "threshold_labels",
+    "zeros_by_layer",
 ]

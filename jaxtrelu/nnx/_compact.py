@@ -17,7 +17,7 @@ from jaxtrelu._primitive.spec import (
     whole_number,
 )
 from jaxtrelu._surrogates import Surrogate
-from jaxtrelu.nnx._thresholds import held, value_of
+from jaxtrelu.nnx._thresholds import check_rngs, held, value_of
 from jaxtrelu.sparse import compact_mlp
 
 
@@ -100,6 +100,7 @@ class CompactMLP(nnx.Module):
         self.implementation = implementation
         self.capacity = capacity
         fan_in = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", -1, -2)
+        check_rngs(rngs)
         self.w_in = nnx.Param(fan_in(rngs.params(), (m, d), param_dtype))
         self.b_in = nnx.Param(jnp.zeros(m, param_dtype))
         lecun = nnx.initializers.lecun_normal()

@@ -38,8 +38,12 @@ _FUNCTIONS = (
     shifted_relu,
 )
 _MODULES = (nnx.PReLU, ThresholdedReLU, JumpReLU)
+# What counts as the layer behind an activation, for `error`.
+_LINEAR = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv)
 # After these halvings of (0, 1) the share of zeros is known to 1/256.
 _HALVINGS = 8
+# Of the interval of thresholds, for `error`; each is a forward pass up to the next layer.
+_ERROR_HALVINGS = 14
 
 
 class SwappedLayer(NamedTuple):
@@ -55,6 +59,8 @@ class SwappedLayer(NamedTuple):
     """Share of zeros on the sample, with the thresholds in front of it in place."""
     entries: int
     """How many values went through it."""
+    error: float | None = None
+    """With ``error=``: the relative error of the next layer's output on the sample."""
 
 
 class Swapped(NamedTuple):
@@ -67,8 +73,8 @@ class Swapped(NamedTuple):
     """The new model; the one that was given is as it was."""
     layers: tuple[SwappedLayer, ...]
     """In the order in which they are applied, as they were last calibrated."""
-    sparsity: float
-    """The share of zeros that each layer was calibrated to."""
+    sparsity: float | None
+    """The share of zeros that each layer was calibrated to; None with ``error=``."""
     zeros: float
     """Share of zeros in all of these layers on the sample, in the model as it is returned."""
     kept_before: int
@@ -83,13 +89,17 @@ class Swapped(NamedTuple):
     def summary(self) -> str:
         """A table of the layers, and the totals below it, as text."""
         width = max(len("layer"), *(len(layer.path) for layer in self.layers))
-        lines = [f"{'layer':<{width}}  {'was':<12}  {'threshold':>18}  {'zeros':>6}"]
+        heading = "" if self.sparsity is not None else "  error of the next"
+        lines = [f"{'layer':<{width}}  {'was':<12}  {'threshold':>18}  {'zeros':>6}{heading}"]
         for layer in self.layers:
             values = np.asarray(layer.threshold)
             text = f"{values.min():.4g}"
             if values.ndim:
                 text += f" to {values.max():.4g}"
-            lines.append(f"{layer.path:<{width}}  {layer.was:<12}  {text:>18}  {layer.zeros:>6.1%}")
+            error = "" if layer.error is None else f"  {layer.error:.2%}"
+            lines.append(
+                f"{layer.path:<{width}}  {layer.was:<12}  {text:>18}  {layer.zeros:>6.1%}{error}"
+            )
         saved = self.kept_after / self.kept_before
         lines.append(f"zeros: {self.zeros:.1%}")
         lines.append(
@@ -118,6 +128,7 @@ def swap_activations(
     *,
     sparsity: float | Sequence[float] = 0.8,
     max_loss: float | None = None,
+    error: float | None = None,
     score: Score | None = None,
     fine_tune: FineTune | None = None,
     variant: VariantName = "hard",
@@ -142,6 +153,12 @@ def swap_activations(
         ``(0.8, 0.8)``, each followed by fine-tuning.
       max_loss: instead of `sparsity` decides the score: the largest share of zeros, to 1/256, at
         which the score falls by at most this. Found before any fine-tuning.
+      error: instead of `sparsity`, what the next layer bears: each threshold is the largest, to
+        1/16,384 of the largest pre-activation, at which the output of the next `nnx.Linear`,
+        `LinearGeneral`, `Einsum` or `Conv` that depends on the activation is off by at most this
+        share of its norm, ``‖y_θ − y‖ / ‖y‖``, where y comes from the activation that was there.
+        Layer by layer, each behind those that are set; without `max_loss`, `fine_tune`,
+        `per_channel`. Some 16 forward passes a layer.
       score: ``model -> number``, larger is better, on held-out data: accuracy, or minus a loss.
       fine_tune: ``(model, sparsity) -> None``, which trains the model in place after each
         calibration. Weights then open what was closed: so thresholds, unless `learned`, are
@@ -161,8 +178,9 @@ def swap_activations(
     Raises:
       TypeError: `score` or `fine_tune` cannot be called.
       ValueError: no activation found, or one that is applied twice in a call or inside of a
-        transformation; a share outside of (0, 1); pre-activations with NaN, or all equal; a variant
-        without zeros; ``max_loss`` without `score`, or below 0.
+        transformation; a share or an error outside of (0, 1); pre-activations with NaN, or all
+        equal; a variant without zeros; ``max_loss`` without `score`, or below 0; an `error` that
+        the exchange itself exceeds, or with no layer behind an activation.
 
     Example:
       >>> import jax
@@ -185,6 +203,8 @@ def swap_activations(
             f"`max_loss` should be at least 0, and needs `score`, but is {max_loss!r} with "
             f"score={score!r}."
         )
+    if error is not None:
+        _check_error(error, max_loss=max_loss, fine_tune=fine_tune, per_channel=per_channel)
     for name, function in (("score", score), ("fine_tune", fine_tune)):
         if function is not None and not callable(function):
             raise TypeError(f"`{name}` should be a function of the model, but is {function!r}.")
@@ -201,9 +221,13 @@ def swap_activations(
         )
 
     new = nnx.clone(model)
-    layers = _calibrated(new, sample, shares[0], run, which or _is_activation, make)
-    names = {layer.path: layer.was for layer in layers}
+    chosen = which or is_activation
     before = None if score is None else float(score(model))
+    if error is not None:
+        layers = _calibrated_to_error(new, sample, error, run, chosen, make)
+        return _report(model, new, sample, run, layers, None, before, score)
+    layers = _calibrated(new, sample, shares[0], run, chosen, make)
+    names = {layer.path: layer.was for layer in layers}
     if max_loss is not None and score is not None and before is not None:
         shares = (_largest_share(new, sample, before - max_loss, score, run),)
     for share in shares:
@@ -212,17 +236,48 @@ def swap_activations(
             fine_tune(new, share)
     if fine_tune is not None and not learned:
         layers = _calibrated(new, sample, shares[-1], run, _is_own, _keep)
-    measured = _zeros(new, sample, run)
-    return Swapped(
-        model=new,
-        layers=tuple(layer._replace(was=names[layer.path]) for layer in layers),
-        sparsity=shares[-1],
-        zeros=measured,
-        kept_before=kept_bytes(model, sample, run),
-        kept_after=kept_bytes(new, sample, run),
-        score_before=before,
-        score_after=None if score is None else float(score(new)),
-    )
+    layers = tuple(layer._replace(was=names[layer.path]) for layer in layers)
+    return _report(model, new, sample, run, layers, shares[-1], before, score)
+
+
+def zeros_by_layer(
+    model: nnx.Module, sample: Any, *, forward: Forward | None = None
+) -> dict[str, float]:
+    """The share of zeros that each thresholded activation of a model gives, as it stands.
+
+    Of rows that were held out of a calibration it says how far the share that was asked for holds.
+
+    Args:
+      model: an NNX module with `ThresholdedReLU` layers, which is not changed.
+      sample: a batch for `forward`.
+      forward: as in `swap_activations`.
+
+    Returns:
+      From a layer's path, such as ``layers.1``, to its share of zeros, in the order of the calls.
+
+    Raises:
+      ValueError: no such layer that the model applies, or one inside of a transformation.
+
+    Example:
+      >>> import jax
+      >>> from flax import nnx
+      >>> from jaxtrelu.nnx import swap_activations, zeros_by_layer
+      >>> model = nnx.Sequential(
+      ...     nnx.Linear(4, 64, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(64, 2, rngs=nnx.Rngs(1)))
+      >>> x, held_out = jax.random.normal(jax.random.key(0), (2, 500, 4))
+      >>> zeros = zeros_by_layer(swap_activations(model, x, sparsity=0.9).model, held_out)
+      >>> list(zeros), abs(zeros["layers.1"] - 0.9) < 0.02
+      (['layers.1'], True)
+
+    Source: the definition.
+    """
+    counts = _counts(nnx.clone(model), sample, forward or _call)
+    if not counts:
+        raise ValueError(
+            "`model` applies no ThresholdedReLU to the sample: pass what swap_activations returned "
+            "as its model."
+        )
+    return {path: zeros / entries for path, (zeros, entries) in counts.items()}
 
 
 def sparsity_curve(
@@ -318,7 +373,8 @@ def _function_of(value: Any) -> Any:
     return value.func if isinstance(value, functools.partial) else value
 
 
-def _is_activation(path: tuple, value: Any) -> bool:
+def is_activation(path: tuple, value: Any) -> bool:
+    """What `swap_activations` exchanges unless told otherwise."""
     del path
     function = _function_of(value)
     return isinstance(value, _MODULES) or any(function is known for known in _FUNCTIONS)
@@ -402,13 +458,17 @@ def _calibrated(
         return y
 
     _with_probes(model, _places(model, which), lambda: forward(model, sample), reached, new)
+    _check_found(layers)
+    return tuple(layers.values())
+
+
+def _check_found(layers: Any) -> None:
     if not layers:
         raise ValueError(
             "no activation was found that `model` applies to the sample. Keep it as an attribute, "
             "self.activation = nnx.relu, or in an nnx.Sequential, and say `which=` if it is none "
             "of those that are known."
         )
-    return tuple(layers.values())
 
 
 def _with_probes(
@@ -431,9 +491,12 @@ def _with_probes(
         done = True
     finally:
         for place in places:
-            value = new.get(place.path, place.value) if done else place.value
-            is_module = isinstance(value, nnx.Module)
-            setattr(place.owner, place.name, nnx.data(value) if is_module else nnx.static(value))
+            _put(place, new.get(place.path, place.value) if done else place.value)
+
+
+def _put(place: _Place, value: Any) -> None:
+    is_module = isinstance(value, nnx.Module)
+    setattr(place.owner, place.name, nnx.data(value) if is_module else nnx.static(value))
 
 
 def _check_input(place: _Place, x: Any, seen: bool) -> None:
@@ -461,18 +524,199 @@ def _threshold(place: _Place, x: jax.Array, share: float, like: jax.Array) -> ja
     return jnp.maximum(found, 0).astype(like.dtype)
 
 
-def _zeros(model: nnx.Module, sample: Any, forward: Forward) -> float:
-    """Share of zeros in all thresholded layers, with the thresholds as they are."""
-    counts = []
+def _counts(model: nnx.Module, sample: Any, forward: Forward) -> dict[str, tuple[int, int]]:
+    """Zeros and entries of each thresholded layer, with the thresholds as they are."""
+    counts: dict[str, tuple[int, int]] = {}
 
     def reached(place: _Place, x: Any) -> Any:
+        _check_input(place, x, place.path in counts)
         y = place.value(x)
-        counts.append((int(jnp.sum(y == 0)), y.size))
+        counts[place.path] = int(jnp.sum(y == 0)), y.size
         return y
 
     _with_probes(model, _places(model, _is_own), lambda: forward(model, sample), reached, {})
-    zeros, entries = np.sum(counts, axis=0)
-    return float(zeros / entries)
+    return counts
+
+
+# For a wanted error of the next layer.
+
+
+def _check_error(error: float, **others: Any) -> None:
+    if not 0 < error < 1:
+        raise ValueError(f"`error` should be greater than 0 and less than 1, but is {error!r}.")
+    for name, value in others.items():
+        if value not in (None, False):
+            raise ValueError(f"`error` does not go with `{name}`: pass one of the two.")
+
+
+class _Reached(Exception):  # noqa: N818 (no error: it ends a forward pass where enough is known)
+    """Carries the output of the layer that a forward pass was run for."""
+
+    def __init__(self, output: Any):
+        super().__init__()
+        self.output = output
+
+
+class _Watched(nnx.Module):
+    """Stands for a linear layer during a forward pass, and reports what comes out of it."""
+
+    def __init__(self, layer: Any, report: Callable[[Any], None]):
+        self.layer, self.report = layer, report
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.layer(*args, **kwargs)
+        self.report(output)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the model reads of the layer, such as its kernel."""
+        return getattr(object.__getattribute__(self, "layer"), name)
+
+
+def _calibrated_to_error(
+    model: nnx.Module,
+    sample: Any,
+    error: float,
+    forward: Forward,
+    which: Which,
+    make: Callable[[Any, int], ThresholdedReLU],
+) -> tuple[SwappedLayer, ...]:
+    """Exchanges what `which` chooses, each for what the next layer bears; in place."""
+    order: dict[str, _Place] = {}
+
+    def seen(place: _Place, x: Any) -> Any:
+        _check_input(place, x, place.path in order)
+        order[place.path] = place
+        return place.value(x)
+
+    _with_probes(model, _places(model, which), lambda: forward(model, sample), seen, {})
+    _check_found(order)
+    return tuple(_exchanged(model, sample, place, error, forward, make) for place in order.values())
+
+
+def _exchanged(
+    model: nnx.Module,
+    sample: Any,
+    place: _Place,
+    error: float,
+    forward: Forward,
+    make: Callable[[Any, int], ThresholdedReLU],
+) -> SwappedLayer:
+    """The layer that stands at the place from now on, with the largest threshold that is borne."""
+    arrived: list[jax.Array] = []
+
+    def keep(x: jax.Array) -> Any:
+        arrived.append(x)
+        return place.value(x)
+
+    before = _linear_outputs(model, sample, place, forward, keep)
+    x = arrived[0]
+    if not jnp.isfinite(x).all():
+        raise ValueError(f"at {place.path}: pre-activations should be finite, and hold no NaN.")
+    closed = _linear_outputs(model, sample, place, forward, jnp.zeros_like)
+    differs = (n for n, (a, b) in enumerate(zip(before, closed, strict=True)) if (a != b).any())
+    number = next(differs, None)
+    if number is None:
+        raise ValueError(
+            f"no nnx.Linear, LinearGeneral, Einsum or Conv depends on {place.path}, so that no "
+            "error is there to be allowed: leave it out by `which`, or pass `sparsity`."
+        )
+    whole = before[number].astype(jnp.float32)
+    norm = jnp.linalg.norm(whole)
+    layer = make(place.value, x.shape[-1])
+
+    def error_at(threshold: float) -> float:
+        layer.threshold[...] = jnp.asarray(threshold, layer.threshold[...].dtype)
+        try:
+            _linear_outputs(model, sample, place, forward, layer, number)
+        except _Reached as reached:
+            off = jnp.linalg.norm(reached.output.astype(jnp.float32) - whole)
+            return float(off / norm)
+        raise AssertionError("a forward pass has fewer layers than the one before")
+
+    low, high = 0.0, max(float(x.max()), 0.0)
+    if not (lowest := error_at(0.0)) <= error:
+        raise ValueError(
+            f"at {place.path} the exchange of {_name_of(place.value)} for a threshold of 0 itself "
+            f"has an error of {lowest:.3g} in the next layer, more than {error:g}: allow more."
+        )
+    for _ in range(_ERROR_HALVINGS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if error_at(middle) <= error else (low, middle)
+    reached = error_at(low)
+    setattr(place.owner, place.name, nnx.data(layer))
+    return SwappedLayer(
+        place.path,
+        _name_of(place.value),
+        jnp.asarray(layer.threshold_value),
+        float(jnp.mean(layer(x) == 0)),
+        x.size,
+        reached,
+    )
+
+
+def _linear_outputs(
+    model: nnx.Module,
+    sample: Any,
+    place: _Place,
+    forward: Forward,
+    activation: Callable[[Any], Any],
+    stop_at: int | None = None,
+) -> list[jax.Array]:
+    """What comes out of the linear layers behind the place, where `activation` stands there now.
+
+    Raises:
+      _Reached: at the output of number `stop_at` of them.
+    """
+    outputs: list[jax.Array] = []
+    passed = False
+
+    def apply(x: Any) -> Any:
+        nonlocal passed
+        passed = True
+        return activation(x)
+
+    def report(output: Any) -> None:
+        if not passed:
+            return
+        if len(outputs) == stop_at:
+            raise _Reached(output)
+        outputs.append(output)
+
+    linear = _places(model, lambda path, value: isinstance(value, _LINEAR))
+    try:
+        setattr(place.owner, place.name, nnx.data(_Probe(apply)))
+        for other in linear:
+            setattr(other.owner, other.name, nnx.data(_Watched(other.value, report)))
+        forward(model, sample)
+    finally:
+        for other in (*linear, place):
+            _put(other, other.value)
+    return outputs
+
+
+def _report(
+    model: nnx.Module,
+    new: nnx.Module,
+    sample: Any,
+    run: Forward,
+    layers: tuple[SwappedLayer, ...],
+    sparsity: float | None,
+    before: float | None,
+    score: Score | None,
+) -> Swapped:
+    """What is said of both models."""
+    zeros, entries = np.sum(list(_counts(new, sample, run).values()), axis=0)
+    return Swapped(
+        model=new,
+        layers=layers,
+        sparsity=sparsity,
+        zeros=float(zeros / entries),
+        kept_before=kept_bytes(model, sample, run),
+        kept_after=kept_bytes(new, sample, run),
+        score_before=before,
+        score_after=None if score is None else float(score(new)),
+    )
 
 
 def _total(layers: Sequence[SwappedLayer]) -> float:

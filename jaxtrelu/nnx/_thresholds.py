@@ -131,6 +131,8 @@ def held(
     rngs: nnx.Rngs | None,
 ) -> Any:
     """What a layer keeps as its attribute `threshold`: a variable, or a plain number."""
+    if rngs is not None:
+        check_rngs(rngs)
     number = core.static_number(threshold)
     if number is not None and not shape and not learned:
         if metadata:
@@ -148,6 +150,12 @@ def held(
         key = rngs.params()
     value = core.initialise(threshold, key, shape, dtype=dtype, learned=learned, spec=spec)
     return (Threshold if learned else FixedThreshold)(value, **metadata)
+
+
+def check_rngs(rngs: Any) -> None:
+    """Refuses what gives no keys, such as a seed."""
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"`rngs` should be random keys such as nnx.Rngs(0), but is {rngs!r}.")
 
 
 def value_of(threshold: Any) -> Any:

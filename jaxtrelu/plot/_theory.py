@@ -6,7 +6,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from jaxtrelu import theory
-from jaxtrelu._primitive.spec import VariantName, checked_spec
+from jaxtrelu._primitive.spec import VariantName, checked_spec, whole_number
 from jaxtrelu.plot._axes import axes_or_new
 from jaxtrelu.plot._curves import QUANTITIES, draw_curve, thresholded
 from jaxtrelu.plot._palette import GREY, SEQUENCE
@@ -37,7 +37,7 @@ def curve(
       variant: as in `jaxtrelu.thresholded_relu`.
       ceiling: for ``shift``, a positive Python number.
       limits: the range of x.
-      points: samples between two breaks.
+      points: samples between two breaks, 2 at least.
       colour: any colour of Matplotlib's.
       axes: what to draw on; by default new ones.
 
@@ -45,7 +45,9 @@ def curve(
       The axes.
 
     Raises:
-      ValueError: an unknown quantity, limits that do not rise; else as `thresholded_relu`.
+      TypeError: `points` is not a whole number.
+      ValueError: an unknown quantity, limits that do not rise, fewer than 2 points; else as
+        `thresholded_relu`.
 
     Example:
       >>> from matplotlib.figure import Figure
@@ -63,6 +65,7 @@ def curve(
     low, high = limits
     if not low < high:
         raise ValueError(f"`limits` should rise, but are {limits}.")
+    points = whole_number(points, "points", least=2)
     spec = checked_spec(variant, ceiling)
     axes = axes_or_new(axes)
     shape = thresholded(spec.variant, threshold, spec.ceiling)
@@ -119,7 +122,7 @@ def variance_map(
 
     Source: Price et al. 2024, arXiv 2402.16184.
     """
-    q = np.linspace(0, largest, points + 1)[1:]
+    q = np.linspace(0, largest, whole_number(points, "points", least=2) + 1)[1:]
     found = theory.variance_map(
         q.astype(np.float32),
         threshold,
@@ -177,7 +180,7 @@ def correlation_map(
 
     Source: Poole et al. 2016, arXiv 1606.05340.
     """
-    rho = np.linspace(-1, 1, points)
+    rho = np.linspace(-1, 1, whole_number(points, "points", least=2))
     found = theory.correlation_map(
         rho.astype(np.float32),
         threshold,
@@ -228,7 +231,7 @@ def information(
 
     Source: the definitions.
     """
-    share = np.linspace(0.01, 0.995, points, dtype=np.float32)
+    share = np.linspace(0.01, 0.995, whole_number(points, "points", least=2), dtype=np.float32)
     kept = theory.information(ndtri(share), variant=variant, ceiling=ceiling)
     axes = axes_or_new(axes)
     axes.plot(share, 1 - np.asarray(kept.best_error), color=colour, label="best read-out")

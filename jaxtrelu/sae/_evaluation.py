@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from jaxtrelu.sae._model import Autoencoder, matrix
+from jaxtrelu.sae._warn import warn
 
 _COSINE_ROWS = 1024  # of a block of the matrix of all cosines
 _NOT_MEASURED = -1.0  # SAEBench's own mark
@@ -28,7 +29,8 @@ class Evaluation:
 
     Attributes:
       rows: how many rows were looked at.
-      explained_variance: 1 − mean ‖x − x̂‖² / mean ‖x − mean of x‖², over all rows at once.
+      explained_variance: 1 − mean ‖x − x̂‖² / mean ‖x − mean of x‖², over all rows at once;
+        NaN, with a warning, where the rows do not differ or there is only one.
         (sae-bench 0.6.0 subtracts the square of the mean square in place of the mean.)
       mean_squared_error: mean over rows of ‖x − x̂‖². (sae-bench divides by the number of rows of a
         batch once more.)
@@ -98,7 +100,7 @@ class Evaluation:
                 "ce_loss_score", "ce_loss_with_ablation", "ce_loss_with_sae", "ce_loss_without_sae"
             ),
             "reconstruction_quality": {
-                "explained_variance": self.explained_variance,
+                "explained_variance": _number(self.explained_variance),
                 "explained_variance_legacy": _NOT_MEASURED,
                 "mse": self.mean_squared_error,
                 "cossim": self.cosine_similarity,
@@ -226,6 +228,9 @@ def evaluate(
         raise ValueError("there are no rows to evaluate on.")
     mean = {name: value / rows for name, value in sums.items()}
     variance = mean["around"] - float(total @ total) / rows**2
+    if not variance > 0:
+        what = "there is one row only" if rows == 1 else "all rows are the same"
+        warn(f"explained_variance is NaN, as {what}: pass rows that differ.")
     density = counts / rows
     encoder, decoder = (np.asarray(w) for w in (model.weights.encoder, model.weights.decoder))
     return Evaluation(

@@ -198,6 +198,7 @@ class Autoencoder:
           (..., m), float32.
 
         Raises:
+          TypeError: x is the path of a file.
           ValueError: x does not have d columns.
         """
         return _encode(self, self._checked(x))
@@ -337,6 +338,12 @@ class Autoencoder:
         return TopFeatures(order.astype(np.int32), values[order])
 
     def _checked(self, x: ArrayLike) -> Array:
+        if isinstance(x, str | os.PathLike):
+            raise TypeError(
+                f"x should be an array with {self.dimension} columns, but is the path "
+                f"{os.fspath(x)!r}. Pass np.load of it, or let encode_sparse, top_rows or "
+                "sae.evaluate read it in blocks."
+            )
         x = jnp.asarray(x)
         if x.shape[-1:] != (self.dimension,):
             raise ValueError(

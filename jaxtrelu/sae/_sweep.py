@@ -10,7 +10,6 @@ import dataclasses
 import io
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -41,6 +40,7 @@ from jaxtrelu.sae._training import (
     revives_after,
     shortcomings,
 )
+from jaxtrelu.sae._warn import warn
 from jaxtrelu.sae._weights import input_scale
 
 
@@ -172,7 +172,7 @@ def sweep(
         weights = jax.tree.map(lambda v, place=place: v[place], states.weights)
         columns = dict(zip(HISTORY, history[:, place].T, strict=True))
         for sentence in shortcomings(columns, settings, settings.target_l0):
-            warnings.warn(f"run {place} of the sweep: {sentence}", stacklevel=2)
+            warn(f"run {place} of the sweep: {sentence}")
         result = Result(weights, scale, columns, start, fingerprint)
         model = model_of(rows, settings, result)
         models.append(model)
@@ -207,7 +207,7 @@ def _run(
         store.identity = {**identity_of(common, rows, found.fingerprint), **own}
         (states, history), skipped = store.restore((states, history))
         for sentence in skipped:
-            warnings.warn(sentence, stacklevel=3)
+            warn(sentence)
     targets = [s.target_l0 for s in each]
     asked = Asked(
         None if targets[0] is None else jnp.array(targets, jnp.float32),

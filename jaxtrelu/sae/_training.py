@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import warnings
 from collections.abc import Callable
 from functools import partial
 from numbers import Integral, Real
@@ -32,6 +31,7 @@ from jaxtrelu.sae._diagnostics import diagnostics
 from jaxtrelu.sae._recipes import Recipe, gemma_scope
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, Statistics
+from jaxtrelu.sae._warn import warn
 from jaxtrelu.sae._weights import (
     Weights,
     constrained,
@@ -376,7 +376,7 @@ def _run(
     if store is not None:
         (state, history), skipped = devices.restored(store, (state, history))
         for sentence in skipped:
-            warnings.warn(sentence, stacklevel=3)
+            warn(sentence)
     resumed_from = int(state.step)
     state = devices.state(state, settings.features)
     before: tuple[int, Any] | None = None
@@ -409,7 +409,7 @@ def _run(
             on_step(step + 1, entry)
     columns = dict(zip(HISTORY, history.T, strict=True))
     for sentence in shortcomings(columns, settings, settings.target_l0):
-        warnings.warn(sentence, stacklevel=3)
+        warn(sentence)
     return Result(devices.whole(state.weights), scale, columns, resumed_from, found.fingerprint)
 
 

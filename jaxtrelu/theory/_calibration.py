@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from jaxtrelu._activation import thresholded_relu
 from jaxtrelu._primitive.spec import VariantName, checked_spec, real_array, whole_number
-from jaxtrelu.theory._operands import within
+from jaxtrelu.theory._operands import known, within
 
 # Each halves the interval: after these, what is left of it is below the spacing of float32.
 _HALVINGS = 40
@@ -151,7 +151,8 @@ def threshold_for_error(
       `ErrorThreshold`, of 0-d arrays.
 
     Raises:
-      TypeError: an operand is not a real array.
+      TypeError: an operand is not a real array, or is inside of `jax.jit` or another
+        transformation.
       ValueError: shapes that do not fit, no data, NaN or infinity, an error outside of (0, 1), a
         variant without zeros, or an output that is 0 at θ = 0.
 
@@ -168,6 +169,7 @@ def threshold_for_error(
     spec = checked_spec(variant)
     if not spec.traits.has_zeros:
         raise ValueError(f"variant={variant!r} has no zeros: it is {spec.traits.formula}.")
+    known("threshold_for_error", pre_activations=pre_activations, w_out=w_out, error=error)
     z, w = real_array(pre_activations, "pre_activations"), real_array(w_out, "w_out")
     within(0, 1, error=np.asarray(error))
     if z.ndim != 2 or w.ndim != 2 or z.shape[1] != w.shape[0]:

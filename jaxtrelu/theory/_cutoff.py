@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu._primitive.spec import accumulator_dtype, real_array
-from jaxtrelu.theory._operands import axes_of, floating, within
+from jaxtrelu.theory._operands import axes_of, floating, known, within
 
 
 def gaussian_cutoff(
@@ -80,7 +80,8 @@ def quantile_threshold(
       The threshold, without `axis`, in the data's units and dtype.
 
     Raises:
-      TypeError: the data is not a real array.
+      TypeError: the data is not a real array, or is inside of `jax.jit` or another transformation:
+        it looks at the values. There `gaussian_cutoff` serves.
       ValueError: no data, NaN in it, all values equal (no threshold divides them), or a sparsity
         outside of (0, 1).
 
@@ -92,6 +93,7 @@ def quantile_threshold(
 
     Source: the definition of a quantile.
     """
+    known("quantile_threshold", data=data, sparsity=sparsity)
     data = np.asarray(real_array(data, "data"))
     within(0, 1, sparsity=np.asarray(sparsity))
     if not data.size:

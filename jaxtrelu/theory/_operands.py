@@ -27,6 +27,17 @@ def floating(**operands) -> list[Array]:
     return [jnp.broadcast_to(a.astype(dtype), shape) for a in arrays]
 
 
+def known(function: str, **operands) -> None:
+    """Refuses traced operands, whose values a function has to look at."""
+    for name, value in operands.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+            raise TypeError(
+                f"`{name}` is inside of a transformation (jax.jit, jax.vmap, jax.grad, …), and "
+                f"{function} has to see its values. Call it outside and pass the threshold in, or "
+                "use gaussian_cutoff there."
+            )
+
+
 def positive(**operands) -> None:
     """Refuses what is not finite and greater than 0, where it can be seen (under jit it cannot)."""
     for name, array in operands.items():

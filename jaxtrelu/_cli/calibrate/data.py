@@ -4,37 +4,41 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
-from jaxtrelu import theory
+from jaxtrelu import theory, thresholded_relu
 from jaxtrelu._cli import UserError
+from jaxtrelu._primitive.spec import VariantName
 
 _BLOCK = 2**22  # numbers read at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Thresholds for one share: one number or one a channel, and what each set of rows makes of it.
+    """Thresholds for one wish: one number or one a channel, and what each set of rows makes of it.
 
     Attributes:
-        sparsity: what was asked for.
+        wanted: the share of zeros, or the error of the next layer, that was asked for.
         threshold: (channels,), or ().
         used: the share of zeros of each channel, on the rows that it was found from.
         held_out: the same on the others; None if there are none.
+        errors: of the next layer, on the rows used and held out, where such an error was asked for.
     """
 
-    sparsity: float
+    wanted: float
     threshold: np.ndarray
     used: np.ndarray
     held_out: np.ndarray | None
+    errors: tuple[float, float | None] | None = None
 
 
 class Rows:
     """The file's rows, divided into those to calibrate on and those held out."""
 
     def __init__(self, path: str, name: str | None, share: float, seed: int):
-        array = _open(path, name)
+        array = open_array(path, name)
         if array.dtype.kind != "f":
             raise UserError(
                 f"{path} should hold floating-point numbers, but its dtype is {array.dtype}."
@@ -65,7 +69,8 @@ class Rows:
             yield block[(draws < self.share) == bool(held_out)].astype(np.float32, copy=False)
 
 
-def _open(path: str, name: str | None) -> np.ndarray:
+def open_array(path: str, name: str | None) -> np.ndarray:
+    """The array of a .npy file, on the disk still, or one of an .npz file. Raises UserError."""
     try:
         # A .npy file stays on the disk; what an .npz file holds is read when asked for.
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -101,6 +106,45 @@ def calibrate(
     held_out = _shares(rows, 1, thresholds) if rows.held_out else [None] * len(sparsities)
     cells = zip(sparsities, thresholds, used, held_out, strict=True)
     return [Found(*cell) for cell in cells], error
+
+
+def calibrate_to_error(
+    rows: Rows, errors: list[float], weights: np.ndarray, variant: VariantName
+) -> tuple[list[Found], float]:
+    """The same for wanted errors of the layer behind, whose weights (channels, outputs) these are.
+
+    Raises:
+        ValueError: NaN or infinity, or weights of another shape.
+    """
+    if weights.dtype.kind != "f":
+        raise ValueError(f"--weights should hold floating-point numbers, not {weights.dtype}.")
+    if weights.ndim != 2 or len(weights) != rows.channels:
+        raise ValueError(
+            f"--weights should have shape ({rows.channels}, outputs), a line for each channel, but "
+            f"have {weights.shape}."
+        )
+    used, held_out = (np.concatenate([_checked(b) for b in rows.blocks(h)]) for h in (0, 1))
+    found = [theory.threshold_for_error(used, weights, e, variant=variant) for e in errors]
+    thresholds = [np.asarray(one.threshold) for one in found]
+    shares = _shares(rows, 0, thresholds)
+    others: list[Any] = [None] * len(errors)
+    if rows.held_out:
+        others = _shares(rows, 1, thresholds)
+    results = []
+    for place, (wanted, one) in enumerate(zip(errors, found, strict=True)):
+        there = None
+        if rows.held_out:
+            there = _error(held_out, weights, float(one.threshold), variant)
+        reached = (float(one.error), there)
+        results.append(Found(wanted, thresholds[place], shares[place], others[place], reached))
+    return results, 0.0
+
+
+def _error(rows: np.ndarray, weights: np.ndarray, threshold: float, variant: VariantName) -> float:
+    """The relative error of the next layer's output, as `theory.threshold_for_error` defines it."""
+    whole = np.asarray(thresholded_relu(rows, 0.0, variant=variant))
+    kept = np.asarray(thresholded_relu(rows, threshold, variant=variant))
+    return float(np.linalg.norm((kept - whole) @ weights) / np.linalg.norm(whole @ weights))
 
 
 def _shares(rows: Rows, held_out: int, thresholds: list[np.ndarray]) -> list[np.ndarray]:

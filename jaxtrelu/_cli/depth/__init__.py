@@ -23,7 +23,8 @@ into runs/ as soon as it is trained: a run that was killed goes on with what is 
   jaxtrelu depth                            # depth 30, width 100: see docs/initialisation.md
   jaxtrelu depth --quick                    # seconds, to see what it makes
   jaxtrelu depth --depth 100 --width 300 --epochs 0     # the formulas alone, at the published size
-  jaxtrelu depth --sparsity 0.85 --slope 0.5 0.6 0.7 --output results/slopes"""
+  jaxtrelu depth --sparsity 0.85 --slope 0.5 0.6 0.7 --output results/slopes
+  jaxtrelu depth --optimiser sgd --epochs 2000 --sparsity 0.85 --seeds 2 --output results/sgd"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

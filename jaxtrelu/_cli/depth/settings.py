@@ -17,12 +17,14 @@ _DEFAULTS: dict[str, Any] = {
     "seeds": 5,
     "epochs": 110,
     "batch": 64,
+    "optimiser": "adam",
     "learning_rate": 7e-4,
     "sparsity": [0.6, 0.7, 0.8, 0.85, 0.9],
     "slope": [0.5, 0.7, 0.9],
     "seed": 0,
     "together": 1,
 }
+OPTIMISERS = ("adam", "sgd")
 # A run of seconds, too small to show what the whole one does.
 _QUICK = {"depth": 8, "width": 32, "seeds": 2, "epochs": 2, "sparsity": [0.7, 0.85], "slope": [0.5]}
 
@@ -37,7 +39,9 @@ class Settings:
         seeds: initial weights, splits and orders of batches for each configuration.
         epochs: passes over the training rows.
         batch: rows of a training step; never more than there are training rows.
-        learning_rate: of Adam, after a warm-up.
+        optimiser: "adam", its gradient's norm clipped to 1; or "sgd", with momentum of .9 and not
+            clipped.
+        learning_rate: of the optimiser, after a warm-up.
         sparsity: the shares of zeros that the nets start with.
         slope: V' of those with a ceiling.
         seed: where all randomness comes from.
@@ -49,6 +53,7 @@ class Settings:
     seeds: int
     epochs: int
     batch: int
+    optimiser: str
     learning_rate: float
     sparsity: tuple[float, ...]
     slope: tuple[float, ...]
@@ -147,7 +152,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("seeds", int, "splits and initialisations of each net", 1, 64)
     add("epochs", int, "passes over the training rows; 0: only measure the start", 0, 10_000)
     add("batch", int, "rows of a training step", 1, 65_536)
-    add("learning_rate", float, "of Adam, after a warm-up", 1e-8, 10.0)
+    parser.add_argument(
+        "--optimiser",
+        choices=OPTIMISERS,
+        help="adam: the gradient clipped to norm 1; sgd: gradient descent, as published, with "
+        "momentum .9, which needs many more epochs (default: adam)",
+    )
+    add("learning_rate", float, "of the optimiser, after a warm-up", 1e-8, 10.0)
     add("seed", int, "seed of splits, initial weights and batches", 0, 2**32 - 1)
     add("together", int, "configurations in one program, more for a GPU", 1, 256)
     parser.add_argument(

@@ -16,7 +16,8 @@ from jaxtrelu._cli.depth.settings import Configuration, Settings, Start
 
 # Shares of the steps over which the learning rate rises, and falls to 0 at the end.
 _WARM_UP, _DECAY = 0.05, 0.25
-_CLIP = 1.0  # of the gradient's norm
+_CLIP = 1.0  # of the gradient's norm, for Adam
+_MOMENTUM = 0.9
 # Every epoch sees each digit anew: turned (radians), scaled and moved (pixels) by up to this.
 _TURN, _SCALE, _MOVE = 0.2, 0.12, 0.7
 _SIDE = 8
@@ -115,6 +116,13 @@ def train(
     return [Result(*(part[i] for part in exact)) for i in range(len(configurations))]
 
 
+def optimiser_of(name: str, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Adam, clipped; or gradient descent as it is, with momentum, which shows what it is given."""
+    if name == "sgd":
+        return optax.sgd(rate, _MOMENTUM)
+    return optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(rate))
+
+
 def _programs(settings: Settings, parts: Parts, classes: int) -> tuple[Callable, ...]:
     """To begin, to train an epoch, to evaluate: of all configurations (axis 0) and seeds (1)."""
     rows, inputs = parts.train[0].shape[1:]
@@ -129,7 +137,7 @@ def _programs(settings: Settings, parts: Parts, classes: int) -> tuple[Callable,
         ],
         [total - fall],
     )
-    optimiser = optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(rate))
+    optimiser = optimiser_of(settings.optimiser, rate)
 
     def begin(key: jax.Array, start: Start) -> State:
         init_key, batch_key = jax.random.split(key)

@@ -1,6 +1,5 @@
 """Folders of SAELens, of any version."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from jaxtrelu.sae._formats.shared import (
     weights_from,
 )
 from jaxtrelu.sae._model import Autoencoder, folded
+from jaxtrelu.sae._warn import warn
 
 _SAELENS_NAMES = {
     "jumprelu", "jumprelu_training", "jumprelu_transcoder", "jumprelu_skip_transcoder",
@@ -69,10 +69,9 @@ def read_saelens(folder: Path) -> Autoencoder:
         )
     if rule == "expected_average_only_in":
         # SAELens applies no factor at inference, either: it is folded when the file is made.
-        warnings.warn(
+        warn(
             "the file says normalize_activations 'expected_average_only_in' and holds no factor: "
-            "inputs are taken as they are, as SAELens does, and should be scaled before.",
-            stacklevel=2,
+            "inputs are taken as they are, as SAELens does, and should be scaled before."
         )
         rule = "none"
     if rule not in ("none", "layer_norm", "constant_norm_rescale"):

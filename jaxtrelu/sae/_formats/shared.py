@@ -1,7 +1,6 @@
 """What the formats share: arrays by name, which axis is which, and what has to be folded."""
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrelu.sae._model import Autoencoder, folded, in_numpy
+from jaxtrelu.sae._warn import warn
 from jaxtrelu.sae._weights import Weights
 
 Arrays = Mapping[str, np.ndarray]
@@ -76,10 +76,9 @@ def weights_from(
     rule = (m, d_out) if decoder_by_feature else (d_out, m)
     decoder = _oriented(names[1], decoder, rule, not sure)
     if not sure and m in (d_out, other):
-        warnings.warn(
+        warn(
             f"with as many features as dimensions ({m}) nothing shows which axis is which: the "
-            "matrices are taken as the format has them.",
-            stacklevel=2,
+            "matrices are taken as the format has them."
         )
     if threshold.ndim == 0:
         threshold = np.full(m, threshold, np.float32)
