@@ -9,6 +9,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 from typing import ClassVar
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -89,7 +90,7 @@ def test_options_are_checked(options, message, tmp_path, capsys):
 def of_processes(rows, *spans):
     """An array of that many rows, of which process i holds those of spans[i]."""
     devices = {
-        SimpleNamespace(process_index=number): (slice(*span), slice(None))
+        Mock(process_index=number): (slice(*span), slice(None))
         for number, held in enumerate(spans)
         for span in held
     }

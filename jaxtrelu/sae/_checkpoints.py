@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -88,7 +88,7 @@ class Checkpoints:
             self._take_lock()
             for left in self.folder.glob(".step-*.part"):  # of a run that was killed while writing
                 left.unlink(missing_ok=True)
-            self._remove_parts({step for step, _ in self._files()})
+            self._remove_parts(self._parts() - {step for step, _ in self._files()})
             self._lock.truncate(0)
             self._lock.write(self._owner)
             self._lock.flush()
@@ -205,6 +205,7 @@ class Checkpoints:
             _files.write_file(path, safetensors.to_bytes(tensors, metadata))
             if path == self._path(step):
                 self._remove(self._files()[:-_KEPT])
+                self._remove_parts({step}, of=json.loads(metadata.get("parts", "{}")))
         except (_files.OutputError, OSError) as error:
             reason = str(error).rstrip(".").rpartition(": ")[2]
             raise OSError(
@@ -223,17 +224,21 @@ class Checkpoints:
 
     def _remove(self, files: list[tuple[int, Path]]) -> None:
         # The file that makes it a checkpoint first: what is left of it then is no damaged one.
-        for _, path in files:
+        for step, path in files:
             path.unlink(missing_ok=True)
-        if files:
-            self._remove_parts({step for step, _ in self._files()})
+            self._remove_parts({step})
 
-    def _remove_parts(self, kept: set[int]) -> None:
-        """Removes parts that no checkpoint of those steps has."""
+    def _remove_parts(self, steps: set[int], of: Collection[str] = ()) -> None:
+        """Removes the parts of checkpoints of some steps, but those that are named."""
         for path in list(self.folder.iterdir()):
             match = _PART_NAME.fullmatch(path.name)
-            if match and int(match[1]) not in kept:
+            if match and int(match[1]) in steps and path.name not in of:
                 path.unlink(missing_ok=True)
+
+    def _parts(self) -> set[int]:
+        """The steps of which there are parts."""
+        found = (_PART_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return {int(match[1]) for match in found if match}
 
     def _read(self, path: Path, like: T) -> tuple[T | None, str | None]:
         """The checkpoint at a path, or what is wrong with it."""
@@ -269,18 +274,15 @@ class Checkpoints:
         left = {name: sum(len(array) for array in missing[name].values()) for name in missing}
         for file, about in parts.items():
             # (tensor, where in it, array to fill, where in that)
-            copies: list[tuple[str, Span, np.ndarray, Span]] = []
+            copies: list[tuple[str, slice, np.ndarray, slice]] = []
             for name, spans in about["rows"].items():
                 for start, stop in spans:
                     for (first, last), array in missing.get(name, {}).items():
                         low, high = max(start, first), min(stop, last)
                         if low < high:
-                            tensor = f"{name}[{start}:{stop}]"
-                            source, target = (
-                                (low - start, high - start),
-                                (low - first, high - first),
-                            )
-                            copies.append((tensor, source, array, target))
+                            source = slice(low - start, high - start)
+                            target = slice(low - first, high - first)
+                            copies.append((f"{name}[{start}:{stop}]", source, array, target))
                             left[name] -= high - low
             if not copies:
                 continue
@@ -291,7 +293,7 @@ class Checkpoints:
             except (ValueError, OSError) as error:
                 return f"its part {file}: {_reason(error)}"
             for tensor, source, array, target in copies:
-                array[slice(*target)] = pieces[tensor][slice(*source)]
+                array[target] = pieces[tensor][source]
         return "its parts do not have all rows" if any(left.values()) else None
 
     def _check(self, saved: Mapping[str, str]) -> None:

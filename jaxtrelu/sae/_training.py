@@ -292,7 +292,8 @@ def run(
     """A training run, from its settings: what `train` is made of.
 
     Args:
-      rows: the examples, unscaled. All are read once before the start, to be checked and measured.
+      rows: the examples, unscaled. All are read once before the start, to be checked and measured,
+        which several processes share.
       settings: size, length and recipe.
       checkpoint_folder: where to keep checkpoints, and to look for one to resume from. The newest
         intact one is taken, and a warning names each that is damaged. One of a run of fewer steps
@@ -302,7 +303,8 @@ def run(
       fresh: whether to remove the checkpoints in the folder first, whatever run they are of.
       mesh: the devices to train on, with the axes "examples", "features" or both, automatic ones;
         of several processes, too, each of which calls this with the same arguments, on one folder
-        of checkpoints (docs/many_processes.md). Checkpoints do not depend on it. None: one device.
+        of checkpoints. Each then reads the rows and writes the part of a checkpoint that its own
+        devices hold (docs/many_processes.md). A checkpoint goes on with any mesh. None: one device.
       on_read: called while the rows are checked, with the number of rows since the last call.
       on_step: called after every step with the number of steps done, and with a row of the history
         where one was taken (else None).
