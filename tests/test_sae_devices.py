@@ -173,7 +173,7 @@ def test_the_first_pass_finds_the_same_however_it_is_shared():
         read = []
         for number in (1, 2, 0):
             data, done = several.rows(), []
-            found = data.statistics(done.append, Told(number, 3))
+            found = data._statistics(Told(number, 3), done.append)
             read.append(data.array.read)
             assert sum(done) == 2000
         assert found == alone  # of the last one, to whom all have told
@@ -462,3 +462,17 @@ def test_processes_give_the_result_of_one(processes, count, options):
     assert_close(processes.weights("alone"), processes.weights(name))
     # The first one alone writes and prints (but for what Gloo says of its connections).
     assert ["sae.safetensors" in out for _, out, _ in outcomes] == [True] + [False] * (count - 1)
+
+
+@pytest.mark.slow
+def test_who_is_left_says_so_in_one_line_and_ends(processes):
+    started = processes.start(2, "left", steps=4000)
+    folder = processes.room / "left" / "checkpoints"
+    while started[0].poll() is None and not (folder.exists() and steps_of(folder)):
+        time.sleep(0.05)
+    started[1].kill()
+    said = started[0].communicate(timeout=400)[1]
+    started[1].communicate()
+    assert started[0].returncode == 2, said
+    (line,) = (line for line in said.splitlines() if line.startswith("jaxtrelu:"))
+    assert "as it does when one of them is gone" in line and "Traceback" not in said

@@ -167,15 +167,11 @@ class Rows:
             digests.append(digest.hexdigest())
         return self._joined(digests)
 
-    def statistics(
-        self, advance: Callable[[int], None] | None = None, processes: Processes | None = None
-    ) -> Statistics:
+    def statistics(self, advance: Callable[[int], None] | None = None) -> Statistics:
         """One pass over all rows: checks that they are finite, and measures them.
 
         Args:
           advance: called with the number of rows done since the last call.
-          processes: where there are several, each reads its part, and all find the same, which is
-            what one alone finds.
 
         Returns:
           `Statistics`.
@@ -183,7 +179,12 @@ class Rows:
         Raises:
           ValueError: some rows hold NaN or infinity; the message names them.
         """
-        processes = processes or Processes()
+        return self._statistics(Processes(), advance)
+
+    def _statistics(
+        self, processes: Processes, advance: Callable[[int], None] | None
+    ) -> Statistics:
+        """The same, of which each process does its part: all find what one alone would find."""
         centre = self._centre()
         spans = list(self._spans())
         share = np.array_split(np.arange(len(spans)), processes.count)[processes.number]

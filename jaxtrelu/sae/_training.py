@@ -356,7 +356,7 @@ def checked_statistics(
 
     Raises ValueError where there is no variance.
     """
-    found = rows.statistics(on_read, processes)
+    found = rows._statistics(processes or Processes(), on_read)
     if not found.variance > 1e-12 * found.mean_square_norm:
         what = "one row only" if rows.training_rows == 1 else "the same values in all rows"
         raise ValueError(f"{rows.name} has {what}: there is no variance to reconstruct.")

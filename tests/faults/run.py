@@ -224,7 +224,9 @@ def one_of_two(room: Room, moments: int) -> Tally:
             other.wait(room.random.uniform(0, 10))  # it may notice, and say so
         other.terminate()
         code, said = ended(other)
-        wrong = [f"a traceback: {said.strip()[-300:]!r}"] if "Traceback" in said else []
+        # It noticed, it was ended, both before the command was there, or it was through.
+        wrong = [] if code in (2, 143, -signal.SIGTERM, 0) else [f"status {code}"]
+        wrong += faults_of(said, lines=1 if code in (2, 143) else None)
         found = checkpoints(output)
         newest = max((step for step, intact in found.items() if intact), default=0)
         if newest < before:
