@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 from typing import ClassVar
 from unittest.mock import Mock
