@@ -58,7 +58,7 @@ def rows():
     return sae.Rows(shards, held_out=100, group_bytes=512 * X[0].nbytes)
 
 
-def train(mesh=None, *, steps, output, on_step=None):
+def train(mesh=None, *, steps, output, on_step=None, **options):
     """(model, rows read before the first step, rows read in all)."""
     data, measured = None, []
 
@@ -72,7 +72,7 @@ def train(mesh=None, *, steps, output, on_step=None):
         data = rows()
         model = sae.train(
             data, features=FEATURES, l0=8.0, steps=steps, recipe=RECIPE, mesh=mesh, log_every=10,
-            checkpoint_folder=output, checkpoint_every=EVERY, on_step=seen,
+            checkpoint_folder=output, checkpoint_every=EVERY, on_step=seen, **options,
         )  # fmt: skip
     return model, measured[0] if measured else data.array.read, data.array.read
 
