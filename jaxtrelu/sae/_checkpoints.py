@@ -11,6 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -146,11 +147,11 @@ class Checkpoints:
         Raises:
           ValueError: it belongs to another run; the message says what differs.
         """
-        skipped = []
+        skipped: list[str] = []
         steps = self._processes.exchange([step for step, _ in self._files()])[0]
         for step in reversed(steps):
             path = self._path(step)
-            state, damage = self._processes.together(lambda path=path: self._read(path, like))
+            state, damage = self._processes.together(partial(self._read, path, like))
             reasons = [reason for reason in self._processes.exchange(damage) if reason]
             if not reasons:
                 return Found(state, skipped)

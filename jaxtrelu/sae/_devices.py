@@ -76,7 +76,7 @@ class Devices:
         return jax.make_array_from_callback(
             (size, rows.dimension),
             self._sharding("examples"),
-            lambda index: part(*index[0].indices(size)[:2]),
+            lambda index: part(*(index or (slice(None),))[0].indices(size)[:2]),
         )
 
     def shapes(self, make: Callable[[Any], T], sample: Any, features: int) -> T:

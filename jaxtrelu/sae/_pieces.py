@@ -48,7 +48,7 @@ def needed(leaf: Any) -> list[Span]:
 
 
 def rows_of(
-    pieces: Mapping[Span, np.ndarray], index: tuple[slice, ...], shape: tuple[int, ...]
+    pieces: Mapping[Span, np.ndarray], index: tuple[slice, ...] | None, shape: tuple[int, ...]
 ) -> np.ndarray:
     """What an index of a whole array asks for, of pieces one of which has it."""
     if not shape:
@@ -67,7 +67,7 @@ def _span(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Span:
 def _rows_to_write(array: jax.Array) -> dict[int, list[Span]]:
     """For each process, the rows that it writes. The same in all of them."""
     holders: dict[Span, set[int]] = {}
-    devices = array.sharding.devices_indices_map(array.shape)
+    devices: Mapping[Any, Any] = array.sharding.devices_indices_map(array.shape)
     for device, index in devices.items():
         holders.setdefault(_span(index, array.shape), set()).add(device.process_index)
     # Neighbours that the same processes hold are one.

@@ -187,12 +187,13 @@ class Rows:
         """The same, of which each process does its part: all find what one alone would find."""
         centre = self._centre()
         spans = list(self._spans())
-        share = np.array_split(np.arange(len(spans)), processes.count)[processes.number]
+        mine = np.array_split(np.arange(len(spans)), processes.count)[processes.number]
+        share = [spans[number] for number in mine]
         own = processes.together(
-            lambda: [self._measured(*spans[number], centre, advance) for number in share]
+            lambda: [self._measured(start, stop, centre, advance) for start, stop in share]
         )
         if advance and len(share) < len(spans):
-            read = sum(stop - start for start, stop in (spans[number] for number in share))
+            read = sum(stop - start for start, stop in share)
             advance(len(self) - read)  # by others
         found = [span for each in processes.exchange(own) for span in each]
         named = [row for span in found for row in span["bad"]]
@@ -200,7 +201,7 @@ class Rows:
         count, norm, square, around = (
             sum(span[name] for span in found) for name in ("count", "norm", "square", "around")
         )
-        total = sum(np.array(span["total"]) for span in found)
+        total = np.sum([span["total"] for span in found], axis=0)
         variance = max(0.0, around / count - float(total @ total) / count**2)
         fingerprint = self._joined([span["digest"] for span in found])
         return Statistics(norm / count, square / count, variance, fingerprint)
