@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -337,7 +338,10 @@ class Rows:
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self._kept))
         chosen = self._kept[order[number * self._group_chunks :][: self._group_chunks]]
         if not self._mapped:
-            return _Group(chosen, np.arange(len(chosen)), np.array([0, len(chosen)]), {})
+            nothing = np.empty((0, self.dimension), np.float32)  # they are in memory
+            return _Group(
+                chosen, np.arange(len(chosen)), np.array([0, len(chosen)]), nothing, set()
+            )
         strands = [
             _rows_of(chosen[first :: self._strands], self._chunk, len(self))
             for first in range(self._strands)
@@ -345,7 +349,8 @@ class Rows:
         rows = np.concatenate(strands)
         bounds = np.concatenate([[0], np.cumsum([len(strand) for strand in strands])])
         shuffle = np.random.default_rng([self.seed, 1, epoch, number])
-        group = _Group(rows, shuffle.permutation(len(rows)), bounds, {})
+        held = np.empty((len(rows), self.dimension), np.float32)
+        group = _Group(rows, shuffle.permutation(len(rows)), bounds, held, set())
         # From each strand in turn, as long as it has rows.
         strand = group.strands_of(group.order)
         by_strand = np.argsort(strand, kind="stable")
@@ -355,25 +360,18 @@ class Rows:
 
     def _of_strands(self, group: "_Group", places: np.ndarray) -> np.ndarray:
         """Rows of a group, by their places; their strands are read, unless they were."""
-        out = np.empty((len(places), self.dimension), np.float32)
-        strands = group.strands_of(places)
-        for strand in np.unique(strands).tolist():
+        for strand in set(group.strands_of(places).tolist()) - group.read:
             first, last = group.bounds[strand : strand + 2]
-            if strand not in group.read:
-                group.read[strand] = self._read(group.rows[first:last])
-            here = strands == strand
-            out[here] = group.read[strand][places[here] - first]
-        return out
-
-    def _read(self, rows: np.ndarray) -> np.ndarray:
-        """Rows that are whole pieces, one after the other, each in one read."""
-        out = np.empty((len(rows), self.dimension), np.float32)
-        cuts = np.flatnonzero(np.diff(rows) != 1) + 1
-        for places in np.split(np.arange(len(rows)), cuts):
-            first, last = rows[places[0]], rows[places[-1]]
-            out[places] = self.array[first : last + 1]
-        self._check_finite(out, rows)
-        return out
+            rows = group.rows[first:last]
+            # Whole pieces, each in one read.
+            cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+            for start, stop in pairwise([0, *cuts.tolist(), len(rows)]):
+                group.held[first + start : first + stop] = self.array[
+                    rows[start] : rows[stop - 1] + 1
+                ]
+            self._check_finite(group.held[first:last], rows)
+            group.read.add(strand)
+        return group.held[places]
 
     def _check_finite(self, values: np.ndarray, rows: np.ndarray) -> None:
         finite = np.isfinite(values).all(axis=1)
@@ -403,8 +401,10 @@ class _Group(NamedTuple):
     """Places in `rows`, in the order in which batches take them."""
     bounds: np.ndarray
     """Where in `rows` strands begin, and the end."""
-    read: dict[int, np.ndarray]
-    """The rows of strands, float32, as far as they were read."""
+    held: np.ndarray
+    """The rows themselves, float32: memory is taken by the strands that were read."""
+    read: set[int]
+    """Which strands were."""
 
     def strands_of(self, places: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.bounds, places, side="right") - 1
