@@ -10,6 +10,7 @@ FAULTS = {
     "SIGKILL": lambda room: run.killed(room, signal.SIGKILL, 3),
     "SIGTERM": lambda room: run.killed(room, signal.SIGTERM, 3),
     "SIGINT": lambda room: run.killed(room, signal.SIGINT, 3),
+    "SIGKILL to one of two": lambda room: run.one_of_two(room, 2),
     "full disk": lambda room: run.full_disk(room, 3),
     "flipped byte": lambda room: run.flipped_bytes(room, 3),
     "flipped byte of a model": lambda room: run.flipped_models(room, 2),

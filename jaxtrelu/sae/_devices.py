@@ -1,19 +1,19 @@
 """A training run over the devices of a mesh, of one process or of several.
 
-Every process runs the same program. Examples and features are shared among the devices; what is
-written (checkpoints, results) is whole, and written by the first process. So a run may go on with
-another number of processes, or on one device.
+Every process runs the same program. Examples and features are shared among the devices, and a
+process holds what its own devices need.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxtrelu.sae._checkpoints import Checkpoints
+from jaxtrelu.sae._processes import Processes
+from jaxtrelu.sae._rows import Rows
 
 T = TypeVar("T")
 #: The names of the axes of a mesh, and what is sharded over each.
@@ -25,10 +25,15 @@ class Devices:
 
     Args:
       mesh: with one or both of the axes "examples" and "features"; None: wherever JAX puts them.
+
+    Attributes:
+      mesh: the same.
+      processes: those of the run.
     """
 
     def __init__(self, mesh: Mesh | None):
         self.mesh = mesh
+        self.processes = Processes(several=mesh is not None)
         if mesh is None:
             return
         if unknown := [name for name in mesh.axis_names if name not in AXES]:
@@ -41,16 +46,6 @@ class Devices:
                 "`mesh` should have automatic axes. Pass jax.make_mesh(sizes, names, "
                 "axis_types=(AxisType.Auto,) * len(sizes))."
             )
-
-    @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes."""
-        return jax.process_index() == 0
-
-    @property
-    def several(self) -> bool:
-        """Whether there are other processes."""
-        return self.mesh is not None and jax.process_count() > 1
 
     def check(self, batch: int, features: int) -> None:
         """Raises ValueError where examples or features cannot be shared equally."""
@@ -69,22 +64,52 @@ class Devices:
         there = (axis if axis in self.mesh.axis_names else None for axis in axes)
         return NamedSharding(self.mesh, PartitionSpec(*there))
 
-    def batch(self, rows: np.ndarray) -> Any:
-        """A batch that all processes have, over the devices: each keeps its own rows."""
+    def batch(self, rows: Rows, step: int, size: int) -> Any:
+        """The batch of a step, over the devices: each process reads the rows of its own."""
         if self.mesh is None:
-            return rows
-        return _spread(rows, self._sharding("examples"))
+            return rows.batch(step, size)
 
-    def state(self, state: T, features: int) -> T:
-        """A state that all processes have: what has an entry for each feature is shared."""
+        @functools.cache  # devices that share features have the same rows
+        def part(start: int, stop: int) -> np.ndarray:
+            return rows.batch(step, size, part=slice(start, stop))
+
+        return jax.make_array_from_callback(
+            (size, rows.dimension),
+            self._sharding("examples"),
+            lambda index: part(*(index or (slice(None),))[0].indices(size)[:2]),
+        )
+
+    def shapes(self, make: Callable[[Any], T], sample: Any, features: int) -> T:
+        """What `make` would make of a sample: what has an entry for each feature is shared."""
+        found = jax.eval_shape(make, sample)
+        if self.mesh is None:
+            return found
+
+        def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            own = leaf.shape[:1] == (features,)
+            sharding = self._sharding(*["features"] if own else [])
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(placed, found)
+
+    def made(self, make: Callable[[Any], T], sample: Any, shapes: T) -> T:
+        """What `make` makes of a sample, as `shapes` has it: on each device what it holds."""
+        if self.mesh is None:
+            return make(sample)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+        return jax.jit(make, out_shardings=shardings)(sample)
+
+    def placed(self, state: T, shapes: T) -> T:
+        """A state whose arrays are sharded as `shapes` has them."""
         if self.mesh is None:
             return state
 
-        def placed(leaf: Any) -> Any:
-            own = np.ndim(leaf) and np.shape(leaf)[0] == features
-            return _spread(leaf, self._sharding(*["features"] if own else []))
+        def leaf(array: Any, wanted: Any) -> Any:
+            if array.sharding.is_equivalent_to(wanted.sharding, array.ndim):
+                return array
+            return jax.jit(lambda array: array, out_shardings=wanted.sharding)(array)
 
-        return jax.tree.map(placed, state)
+        return jax.tree.map(leaf, state, shapes)
 
     def whole(self, tree: T) -> T:
         """Arrays of the run, whole and in every process."""
@@ -92,42 +117,3 @@ class Devices:
             return tree
         everywhere = jax.jit(lambda tree: tree, out_shardings=self._sharding())(tree)
         return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), everywhere)
-
-    def agreed(self, attempt: Callable[[], T]) -> T | None:
-        """What the first process is told to do, and the others wait for. None in those.
-
-        Raises what the attempt raises, in every process, so that none is left waiting.
-        """
-        if not self.several:
-            return attempt()
-        result, error = None, None
-        if self.first:
-            try:
-                result = attempt()
-            except Exception as raised:
-                error = raised
-        failed = multihost_utils.broadcast_one_to_all(np.array(error is not None))
-        if error is not None:
-            raise error
-        if failed:
-            raise ValueError("the first process has stopped, and says why.")
-        return result
-
-    def restored(self, store: Checkpoints, fresh: Any) -> Any:
-        """What `Checkpoints.restore` finds, the same in every process."""
-        found = store.restore(fresh)
-        if self.several:
-            step = np.asarray(jax.device_get(found.state[0].step))
-            steps = multihost_utils.process_allgather(step)
-            if len(set(np.ravel(steps).tolist())) > 1:
-                raise ValueError(
-                    f"the processes find checkpoints of different steps in {store.folder} "
-                    f"({', '.join(map(str, np.ravel(steps)))}): it has to be one folder that all "
-                    "of them see."
-                )
-        return found
-
-
-def _spread(array: Any, sharding: NamedSharding) -> jax.Array:
-    held = np.asarray(array)
-    return jax.make_array_from_callback(held.shape, sharding, lambda index: held[index])

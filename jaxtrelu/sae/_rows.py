@@ -8,15 +8,21 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxtrelu.sae._processes import Processes
 from jaxtrelu.sae._shards import BFLOAT16, Shards, open_shards, open_tensor
 
 _CHUNK_BYTES = 1 << 20  # read at once, in one piece
 _GROUP_BYTES = 1 << 28  # shuffled together, in memory
+_SPAN_BYTES = 1 << 28  # measured by one process, at least
+_SPANS = 256  # at most: processes tell each other what they found in each
+_STRANDS = 64  # at most, in a group
+_NAMED = 10  # rows that are not finite, in a message
 
 
 class Statistics(NamedTuple):
@@ -40,6 +46,10 @@ class Rows:
     shuffled, and the rows inside groups of about 256 MB of them: every byte is read once in an
     epoch, in long reads, and memory holds one group. (A few rows that fill neither a batch nor a
     group are left out of an epoch, other ones each time.)
+
+    The pieces of a group are dealt to strands, 64 of them in a group of 256 MB. A batch takes
+    equally many rows of each, one strand after the other: so a process that needs a part of every
+    batch reads, and holds, a part of the pieces.
 
     Args:
       array: (n, d) of floating point (bfloat16, too) or integer numbers; an `np.memmap`, and what
@@ -98,19 +108,26 @@ class Rows:
             aside = _rows_of(aside, piece, len(array))
         self._aside = np.sort(aside)
         chunks = math.ceil(len(array) / self._chunk)
+        self._is_aside = np.zeros(chunks, bool)
+        self._is_aside[self._aside] = True
         self._kept = np.setdiff1d(np.arange(chunks), self._aside, assume_unique=True)
         # Two at least: one alone could be the short last piece.
         fitting = max(2, group_bytes // (row_bytes * self._chunk)) if mapped else len(self._kept)
-        self._group_chunks = min(len(self._kept), fitting)
+        together = min(len(self._kept), fitting)
+        # A power of two, so that devices share them equally; of four pieces each at least.
+        most = min(_STRANDS, together // 4) if mapped else 1
+        self._strands = 1 << max(0, most.bit_length() - 1)
+        self._group_chunks = together - together % self._strands
         self._groups = max(1, len(self._kept) // self._group_chunks)
-        self._cached: tuple[tuple[int, int], np.ndarray] | None = None
+        self._cached: tuple[tuple[int, int], _Group] | None = None
 
     @property
     def order(self) -> str:
         """What the order of the rows depends on, beside the seed: how they are shuffled."""
         if not self._mapped:
             return "shuffled whole"
-        return f"shuffled in pieces of {self._chunk} rows, {self._group_chunks} together"
+        pieces = f"shuffled in pieces of {self._chunk} rows, {self._group_chunks} together"
+        return pieces if self._strands == 1 else f"{pieces} in {self._strands} strands"
 
     @property
     def held_out_rows(self) -> np.ndarray:
@@ -133,7 +150,7 @@ class Rows:
     @property
     def shuffled_together(self) -> int:
         """How many rows are shuffled together, at least: the largest possible batch."""
-        if self._groups == 1:
+        if self._group_chunks == len(self._kept):
             return self.training_rows
         # The short last piece may be in any group: count as if it were in this one.
         return (self._group_chunks - 1) * self._chunk + 1
@@ -143,10 +160,13 @@ class Rows:
 
         `statistics` finds it in the same pass as the rest.
         """
-        digest = self._digest()
-        for _, block in self._blocks():
-            digest.update(np.ascontiguousarray(block).view(np.uint8))
-        return digest.hexdigest()[:32]
+        digests = []
+        for span in self._spans():
+            digest = self._digest(span)
+            for _, block in self._blocks(*span):
+                digest.update(_bytes(block))
+            digests.append(digest.hexdigest())
+        return self._joined(digests)
 
     def statistics(self, advance: Callable[[int], None] | None = None) -> Statistics:
         """One pass over all rows: checks that they are finite, and measures them.
@@ -160,24 +180,50 @@ class Rows:
         Raises:
           ValueError: some rows hold NaN or infinity; the message names them.
         """
+        return self._statistics(Processes(), advance)
+
+    def _statistics(
+        self, processes: Processes, advance: Callable[[int], None] | None
+    ) -> Statistics:
+        """The same, of which each process does its part: all find what one alone would find."""
+        centre = self._centre()
+        spans = list(self._spans())
+        mine = np.array_split(np.arange(len(spans)), processes.count)[processes.number]
+        share = [spans[number] for number in mine]
+        own = processes.together(
+            lambda: [self._measured(start, stop, centre, advance) for start, stop in share]
+        )
+        if advance and len(share) < len(spans):
+            read = sum(stop - start for start, stop in share)
+            advance(len(self) - read)  # by others
+        found = [span for each in processes.exchange(own) for span in each]
+        named = [row for span in found for row in span["bad"]]
+        self._refuse(named, sum(span["bad count"] for span in found))
+        count, norm, square, around = (
+            sum(span[name] for span in found) for name in ("count", "norm", "square", "around")
+        )
+        total = np.sum([span["total"] for span in found], axis=0)
+        variance = max(0.0, around / count - float(total @ total) / count**2)
+        fingerprint = self._joined([span["digest"] for span in found])
+        return Statistics(norm / count, square / count, variance, fingerprint)
+
+    def _measured(
+        self, start: int, stop: int, centre: np.ndarray, advance: Callable[[int], None] | None
+    ) -> dict[str, Any]:
+        """What a pass over some rows finds, in sums, as JSON can hold it."""
         bad: list[int] = []
-        norm = square = 0.0
+        norm = square = around = 0.0
         count = 0
-        total, centre = np.zeros(self.dimension), np.zeros(self.dimension)
-        around = 0.0
-        aside = np.zeros(math.ceil(len(self) / self._chunk), bool)
-        aside[self._aside] = True
-        digest = self._digest()
-        for start, block in self._blocks():
-            digest.update(np.ascontiguousarray(block).view(np.uint8))
+        total = np.zeros(self.dimension)
+        digest = self._digest((start, stop))
+        for first, block in self._blocks(start, stop):
+            digest.update(_bytes(block))
             exact = np.asarray(block, np.float64)
             squares = np.einsum("nd,nd->n", exact, exact)
-            bad.extend((start + np.flatnonzero(~np.isfinite(squares))).tolist())
-            if len(self._aside):
-                used = ~aside[np.arange(start, start + len(block)) // self._chunk]
+            bad.extend((first + np.flatnonzero(~np.isfinite(squares))).tolist())
+            used = self._used(first, len(block))
+            if used is not None:
                 exact, squares = exact[used], squares[used]
-            if not count and len(exact):
-                centre = exact.mean(axis=0)  # sums around it lose no digits
             moved = exact - centre
             total += moved.sum(axis=0)
             around += float(np.einsum("nd,nd->", moved, moved))
@@ -186,40 +232,86 @@ class Rows:
             count += len(exact)
             if advance:
                 advance(len(block))
-        self._refuse(np.asarray(bad))
-        variance = max(0.0, around / count - float(total @ total) / count**2)
-        return Statistics(norm / count, square / count, variance, digest.hexdigest()[:32])
+        return {
+            "count": count, "norm": norm, "square": square, "around": around,
+            "total": total.tolist(), "digest": digest.hexdigest(),
+            "bad": bad[:_NAMED], "bad count": len(bad),
+        }  # fmt: skip
 
-    def _digest(self) -> Any:
-        return hashlib.blake2b(f"{self.array.shape} {self.array.dtype}".encode())
+    def _centre(self) -> np.ndarray:
+        """About the mean: sums around it lose no digits. That of the first rows that are used."""
+        for first, block in self._blocks(0, len(self)):
+            used = self._used(first, len(block))
+            exact = np.asarray(block if used is None else block[used], np.float64)
+            if len(exact):
+                return exact.mean(axis=0)
+        raise AssertionError("some rows are never kept aside")
 
-    def _blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        rows = max(1, (16 * _CHUNK_BYTES) // (self.dimension * 8))
-        for start in range(0, len(self.array), rows):
-            yield start, self.array[start : start + rows]
+    def _used(self, first: int, count: int) -> np.ndarray | None:
+        """Which of some rows are not kept aside; None: all."""
+        if not len(self._aside):
+            return None
+        return ~self._is_aside[np.arange(first, first + count) // self._chunk]
 
-    def batch(self, step: int, size: int) -> np.ndarray:
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        """Where the rows are cut, into parts that processes share: (first, one after the last)."""
+        row_bytes = self.dimension * self.array.dtype.itemsize
+        size = max(_SPAN_BYTES, len(self) * row_bytes // _SPANS + 1)
+        block = self._block_rows
+        rows = max(block, size // row_bytes // block * block)
+        for start in range(0, len(self), rows):
+            yield start, min(start + rows, len(self))
+
+    def _digest(self, span: tuple[int, int]) -> Any:
+        whole = span == (0, len(self))
+        return hashlib.blake2b(self._header() if whole else b"")
+
+    def _header(self) -> bytes:
+        return f"{self.array.shape} {self.array.dtype}".encode()
+
+    def _joined(self, digests: list[str]) -> str:
+        """The fingerprint, of the checksums of all spans."""
+        if len(digests) == 1:
+            return digests[0][:32]
+        return hashlib.blake2b(self._header() + "".join(digests).encode()).hexdigest()[:32]
+
+    @property
+    def _block_rows(self) -> int:
+        return max(1, (16 * _CHUNK_BYTES) // (self.dimension * 8))
+
+    def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+        rows = self._block_rows
+        for first in range(start, stop, rows):
+            yield first, self.array[first : min(first + rows, stop)]
+
+    def batch(self, step: int, size: int, part: slice | None = None) -> np.ndarray:
         """The batch of step `step`, `size` rows of the data as they are, unscaled.
 
         Args:
           step: the number of the step, from 0.
           size: the number of rows.
+          part: which rows of the batch, without a step; None: all. What they need is read, and
+            nothing else.
 
         Returns:
-          float32, (size, d).
+          float32, (size, d), or those rows of it.
 
         Raises:
           ValueError: the data has fewer rows than `size`, or a row of the batch is not finite.
         """
         self.check_batch(size)
+        start, stop, stride = (part or slice(None)).indices(size)
+        if stride != 1:
+            raise ValueError(f"`part` should be a slice without a step, but is {part!r}.")
         per_group = self.shuffled_together // size
-        group, place = divmod(step, per_group)
-        rows = self._group(*divmod(group, self._groups))[place * size : (place + 1) * size]
+        number, place = divmod(step, per_group)
+        group = self._group(*divmod(number, self._groups))
+        chosen = group.order[place * size : (place + 1) * size]
+        chosen = chosen[np.argsort(group.strands_of(chosen), kind="stable")][start:stop]
         if self._mapped:
-            return rows
-        picked = np.asarray(self.array[rows], np.float32)
-        if not np.isfinite(picked).all():
-            self._refuse(rows[~np.isfinite(picked).all(axis=1)])
+            return self._of_strands(group, chosen)
+        picked = np.asarray(self.array[group.rows[chosen]], np.float32)
+        self._check_finite(picked, group.rows[chosen])
         return picked
 
     def check_batch(self, size: int) -> None:
@@ -237,39 +329,89 @@ class Rows:
                 f"{self.name} that are shuffled together. Pass a smaller batch size."
             )
 
-    def _group(self, epoch: int, group: int) -> np.ndarray:
-        """Shuffled rows of a group; of an array in memory, their numbers."""
-        if self._cached is None or self._cached[0] != (epoch, group):
-            self._cached = ((epoch, group), self._shuffled(epoch, group))
+    def _group(self, epoch: int, number: int) -> "_Group":
+        if self._cached is None or self._cached[0] != (epoch, number):
+            self._cached = (epoch, number), self._shuffled(epoch, number)
         return self._cached[1]
 
-    def _shuffled(self, epoch: int, group: int) -> np.ndarray:
+    def _shuffled(self, epoch: int, number: int) -> "_Group":
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self._kept))
-        chosen = self._kept[order[group * self._group_chunks :][: self._group_chunks]]
+        chosen = self._kept[order[number * self._group_chunks :][: self._group_chunks]]
         if not self._mapped:
-            return chosen
-        starts = chosen * self._chunk
-        parts = [np.asarray(self.array[s : s + self._chunk], np.float32) for s in starts]
-        rows = np.concatenate(parts)
-        finite = np.isfinite(rows).all(axis=1)
-        if not finite.all():
-            numbers = np.concatenate(
-                [np.arange(s, s + len(p)) for s, p in zip(starts, parts, strict=True)]
+            nothing = np.empty((0, self.dimension), np.float32)  # they are in memory
+            return _Group(
+                chosen, np.arange(len(chosen)), np.array([0, len(chosen)]), nothing, set()
             )
-            self._refuse(numbers[~finite])
-        shuffle = np.random.default_rng([self.seed, 1, epoch, group])
-        return rows[shuffle.permutation(len(rows))]
+        strands = [
+            _rows_of(chosen[first :: self._strands], self._chunk, len(self))
+            for first in range(self._strands)
+        ]
+        rows = np.concatenate(strands)
+        bounds = np.concatenate([[0], np.cumsum([len(strand) for strand in strands])])
+        shuffle = np.random.default_rng([self.seed, 1, epoch, number])
+        held = np.empty((len(rows), self.dimension), np.float32)
+        group = _Group(rows, shuffle.permutation(len(rows)), bounds, held, set())
+        # From each strand in turn, as long as it has rows.
+        strand = group.strands_of(group.order)
+        by_strand = np.argsort(strand, kind="stable")
+        turn = np.empty(len(rows), np.int64)
+        turn[by_strand] = np.arange(len(rows)) - bounds[strand[by_strand]]
+        return group._replace(order=group.order[np.argsort(turn, kind="stable")])
 
-    def _refuse(self, bad: np.ndarray) -> None:
-        if not len(bad):
+    def _of_strands(self, group: "_Group", places: np.ndarray) -> np.ndarray:
+        """Rows of a group, by their places; their strands are read, unless they were."""
+        for strand in set(group.strands_of(places).tolist()) - group.read:
+            first, last = group.bounds[strand : strand + 2]
+            rows = group.rows[first:last]
+            # Whole pieces, each in one read.
+            cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+            for start, stop in pairwise([0, *cuts.tolist(), len(rows)]):
+                group.held[first + start : first + stop] = self.array[
+                    rows[start] : rows[stop - 1] + 1
+                ]
+            self._check_finite(group.held[first:last], rows)
+            group.read.add(strand)
+        return group.held[places]
+
+    def _check_finite(self, values: np.ndarray, rows: np.ndarray) -> None:
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            bad = np.sort(rows[~finite]).tolist()
+            self._refuse(bad, len(bad))
+
+    def _refuse(self, bad: list[int], count: int) -> None:
+        """Raises for that many rows, the first of which are named."""
+        if not count:
             return
-        named = ", ".join(str(row) for row in sorted(bad.tolist())[:10])
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        noun = "row" if len(bad) == 1 else "rows"
+        named = ", ".join(str(row) for row in bad[:_NAMED])
+        more = f" and {count - _NAMED} more" if count > _NAMED else ""
+        noun = "row" if count == 1 else "rows"
         raise ValueError(
             f"{self.name} holds NaN or infinity in {noun} {named}{more} (counted from 0). "
             "Remove or repair these rows; training on them would turn every weight into NaN."
         )
+
+
+class _Group(NamedTuple):
+    """Rows that are shuffled together."""
+
+    rows: np.ndarray
+    """Their numbers in the data, one strand after the other."""
+    order: np.ndarray
+    """Places in `rows`, in the order in which batches take them."""
+    bounds: np.ndarray
+    """Where in `rows` strands begin, and the end."""
+    held: np.ndarray
+    """The rows themselves, float32: memory is taken by the strands that were read."""
+    read: set[int]
+    """Which strands were."""
+
+    def strands_of(self, places: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.bounds, places, side="right") - 1
+
+
+def _bytes(block: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(block).view(np.uint8)
 
 
 def _rows_of(pieces: np.ndarray, size: int, count: int) -> np.ndarray:

@@ -205,7 +205,9 @@ def _run(
             store.clear()
         own = {"runs": repr([(s.target_l0, s.recipe.coefficient, s.seed) for s in each])}
         store.identity = {**identity_of(common, rows, found.fingerprint), **own}
-        (states, history), skipped = store.restore((states, history))
+        restored, skipped = store.restore((states, history))
+        if restored is not None:
+            states, history = restored
         for sentence in skipped:
             warn(sentence)
     targets = [s.target_l0 for s in each]

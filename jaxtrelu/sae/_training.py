@@ -28,6 +28,7 @@ from jaxtrelu.sae._checkpoints import Checkpoints
 from jaxtrelu.sae._controller import ControllerState, L0Controller, l0_target_controller
 from jaxtrelu.sae._devices import Devices
 from jaxtrelu.sae._diagnostics import diagnostics
+from jaxtrelu.sae._processes import Processes
 from jaxtrelu.sae._recipes import Recipe, gemma_scope
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, Statistics
@@ -291,7 +292,8 @@ def run(
     """A training run, from its settings: what `train` is made of.
 
     Args:
-      rows: the examples, unscaled. All are read once before the start, to be checked and measured.
+      rows: the examples, unscaled. All are read once before the start, to be checked and measured,
+        which several processes share.
       settings: size, length and recipe.
       checkpoint_folder: where to keep checkpoints, and to look for one to resume from. The newest
         intact one is taken, and a warning names each that is damaged. One of a run of fewer steps
@@ -301,7 +303,8 @@ def run(
       fresh: whether to remove the checkpoints in the folder first, whatever run they are of.
       mesh: the devices to train on, with the axes "examples", "features" or both, automatic ones;
         of several processes, too, each of which calls this with the same arguments, on one folder
-        of checkpoints (docs/many_processes.md). Checkpoints do not depend on it. None: one device.
+        of checkpoints. Each then reads the rows and writes the part of a checkpoint that its own
+        devices hold (docs/many_processes.md). A checkpoint goes on with any mesh. None: one device.
       on_read: called while the rows are checked, with the number of rows since the last call.
       on_step: called after every step with the number of steps done, and with a row of the history
         where one was taken (else None).
@@ -327,14 +330,12 @@ def run(
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoint_folder is not None:
-            store = own = Checkpoints(checkpoint_folder)
-
             # Locked, and tried by writing, before the data are read, which can take long.
-            devices.agreed(lambda: stack.enter_context(own))
-        found = checked_statistics(rows, on_read)
+            store = stack.enter_context(Checkpoints(checkpoint_folder, devices.processes))
+        found = checked_statistics(rows, on_read, devices.processes)
         if store is not None:
             if fresh:
-                devices.agreed(store.clear)
+                store.clear()
             store.identity = identity_of(settings, rows, found.fingerprint)
         return _run(rows, settings, found, store, devices, checkpoint_every, on_step)
 
@@ -348,9 +349,14 @@ def check_interval(checkpoint_every: int) -> None:
         )
 
 
-def checked_statistics(rows: Rows, on_read: Callable[[int], None] | None) -> Statistics:
-    """What a pass over the rows finds. Raises ValueError where there is no variance."""
-    found = rows.statistics(on_read)
+def checked_statistics(
+    rows: Rows, on_read: Callable[[int], None] | None, processes: Processes | None = None
+) -> Statistics:
+    """What a pass over the rows finds, shared among the processes.
+
+    Raises ValueError where there is no variance.
+    """
+    found = rows._statistics(processes or Processes(), on_read)
     if not found.variance > 1e-12 * found.mean_square_norm:
         what = "one row only" if rows.training_rows == 1 else "the same values in all rows"
         raise ValueError(f"{rows.name} has {what}: there is no variance to reconstruct.")
@@ -368,20 +374,25 @@ def _run(
 ) -> Result:
     size = settings.recipe.batch_size
     scale = input_scale(found.mean_norm, found.mean_square_norm, rows.dimension, settings.recipe)
-    probe = rows.batch(0, size) * np.float32(scale)
-    state = initial_state(settings, probe)
+    probe = devices.batch(rows, 0, size) * np.float32(scale)
+    start = partial(initial_state, settings)
+    shapes = devices.shapes(start, probe, settings.features)
+    state: TrainState | None = None
     start_threshold = settings.recipe.initial_threshold
     variance = found.variance * scale**2
     history = np.zeros((0, len(HISTORY)))
     if store is not None:
-        (state, history), skipped = devices.restored(store, (state, history))
-        for sentence in skipped:
+        restored, skipped = store.restore((shapes, history))
+        if restored is not None:
+            state, history = restored
+        for sentence in skipped if devices.processes.first else []:
             warn(sentence)
+    if state is None:
+        state = devices.made(start, probe, shapes)
     resumed_from = int(state.step)
-    state = devices.state(state, settings.features)
     before: tuple[int, Any] | None = None
     for step in range(resumed_from, settings.steps):
-        x = devices.batch(rows.batch(step, size))
+        x = devices.batch(rows, step, size)
         state, terms = train_step(state, x, scale, settings)
         # Looked at one step late, when it is there anyway: asking now would stop the pipeline.
         if before is not None:
@@ -403,13 +414,14 @@ def _run(
             total = sum(jnp.sum(jnp.abs(value)) for value in state.weights)
             _check_finite(step + 1, total)
             if store is not None:
-                held = devices.whole(state), history
-                devices.agreed(partial(store.save, step + 1, held))
+                state = devices.placed(state, shapes)
+                store.save(step + 1, (state, history))
         if on_step:
             on_step(step + 1, entry)
     columns = dict(zip(HISTORY, history.T, strict=True))
     for sentence in shortcomings(columns, settings, settings.target_l0):
-        warn(sentence)
+        if devices.processes.first:
+            warn(sentence)
     return Result(devices.whole(state.weights), scale, columns, resumed_from, found.fingerprint)
 
 

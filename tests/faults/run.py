@@ -11,17 +11,21 @@ tried, survived and lost, with what was wrong with each that was lost, and fails
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
+import platform
 import random
 import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +81,15 @@ class Room:
         run = [sys.executable, "-m", "jaxtrelu", "sae", "train", str(self.data), *OPTIONS]
         return [*run, "--output", str(output), *more]
 
+    def start_two(self, output: Path) -> list[subprocess.Popen]:
+        """Two processes of one run, which share the examples."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        environment = self.environment | {"JAX_NUM_CPU_DEVICES": "1"}
+        together = ["--coordinator", address, "--processes", "2", "--process"]
+        return [self.start(output, *together, str(n), env=environment) for n in range(2)]
+
     def start(self, output: Path, *more: str, **options) -> subprocess.Popen:
         options = {"env": self.environment, "cwd": self.folder} | options
         return subprocess.Popen(
@@ -113,13 +126,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def checkpoints(output: Path) -> dict[int, bool]:
-    """The steps of the checkpoints that are there, and whether each is intact."""
+    """The steps of the checkpoints that are there, and whether each is intact, parts included."""
     found = {}
-    for path in (output / "checkpoints").glob("step-*.safetensors"):
+    for path in (output / "checkpoints").glob("step-??????????.safetensors"):
         try:
-            safetensors.check_seal(path, *safetensors.read(path))
+            metadata = safetensors.check_seal(path, *safetensors.read(path))
+            for name, about in json.loads(metadata.get("parts", "{}")).items():
+                tensors, of_part = safetensors.read(path.with_name(name))
+                safetensors.check_seal(path.with_name(name), tensors, of_part)
+                if of_part[safetensors.SEAL] != about["seal"]:
+                    raise ValueError("it is of another checkpoint")
             found[int(path.stem[5:])] = True
-        except ValueError:
+        except (ValueError, OSError):
             found[int(path.stem[5:])] = False
     return found
 
@@ -184,6 +202,47 @@ def killed(room: Room, number: signal.Signals, moments: int) -> Tally:
             output, before = room.fresh("killed"), 0
         tally.trial(*wrong)
     tally.note = f"{early} before the command had begun" if early else ""
+    return tally
+
+
+def one_of_two(room: Room, moments: int) -> Tally:
+    """One of two processes is killed, and the other one ended, as Slurm does; then both go on."""
+    tally = Tally("SIGKILL to one of two processes")
+    started = time.monotonic()
+    for code, said in map(ended, room.start_two(room.fresh("whole of two"))):
+        finished((code, said))
+    seconds = time.monotonic() - started
+    expected = contents(room.folder / "whole of two")
+    output, before = room.fresh("killed of two"), 0
+    for moment in range(moments):
+        both = room.start_two(output)
+        time.sleep(room.random.uniform(0, seconds))
+        victim, other = room.random.sample(both, 2)
+        victim.kill()
+        ended(victim)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            other.wait(room.random.uniform(0, 10))  # it may notice, and say so
+        other.terminate()
+        code, said = ended(other)
+        # It noticed, it was ended, both before the command was there, or it was through.
+        wrong = [] if code in (2, 143, -signal.SIGTERM, 0) else [f"status {code}"]
+        wrong += faults_of(said, lines=1 if code in (2, 143) else None)
+        found = checkpoints(output)
+        newest = max((step for step, intact in found.items() if intact), default=0)
+        if newest < before:
+            wrong.append(f"the checkpoint of step {before} is lost: {found}")
+        if not all(found.values()):
+            wrong.append(f"a damaged checkpoint under its own name: {found}")
+        before = newest
+        if newest > 0.8 * STEPS or moment == moments - 1:
+            for code, said in map(ended, room.start_two(output)):
+                wrong += [f"not resumed: status {code}, {said.strip()[-300:]!r}"] if code else []
+            if contents(output) != expected:
+                wrong.append("another result")
+            if left := [path.name for path in output.rglob(".*.part")]:
+                wrong.append(f"left behind: {left}")
+            output, before = room.fresh("killed of two"), 0
+        tally.trial(*wrong)
     return tally
 
 
@@ -346,16 +405,18 @@ def odd_surroundings(room: Room) -> Tally:
     return tally
 
 
-def all_faults(room: Room, moments: int) -> Iterator[Tally]:
-    """The tallies, each when it is there."""
-    few = max(1, moments // 5)
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-        yield killed(room, number, moments)
-    yield full_disk(room, few)
-    yield flipped_bytes(room, few)
-    yield flipped_models(room, few)
-    yield two_at_once(room, max(1, few // 2))
-    yield odd_surroundings(room)
+#: The kinds of faults, by the names under which they are chosen; of some, fewer moments are tried.
+KINDS: dict[str, Callable[[Room, int], Tally]] = {
+    "kill": lambda room, moments: killed(room, signal.SIGKILL, moments),
+    "terminate": lambda room, moments: killed(room, signal.SIGTERM, moments),
+    "interrupt": lambda room, moments: killed(room, signal.SIGINT, moments),
+    "one-of-two": lambda room, moments: one_of_two(room, max(1, moments // 5)),
+    "disk": lambda room, moments: full_disk(room, max(1, moments // 5)),
+    "checkpoint": lambda room, moments: flipped_bytes(room, max(1, moments // 5)),
+    "model": lambda room, moments: flipped_models(room, max(1, moments // 5)),
+    "folder": lambda room, moments: two_at_once(room, max(1, moments // 10)),
+    "surroundings": lambda room, moments: odd_surroundings(room),
+}
 
 
 def main() -> int:
@@ -364,23 +425,32 @@ def main() -> int:
     )
     parser.add_argument("--moments", type=int, default=50, help="of each signal (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument(
+        "--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND",
+        help=f"which faults (default: all): {', '.join(KINDS)}",
+    )  # fmt: skip
     args = parser.parse_args()
     started = time.monotonic()
     lost = 0
+    # As a page can show it: the table in Markdown, with what it was made with below.
     with tempfile.TemporaryDirectory() as folder:
         room = Room(Path(folder), args.seed)
-        print(f"an undisturbed run takes {room.seconds:.1f} s", flush=True)
-        print(f"{'':28}{'tried':>7}{'survived':>10}{'lost':>6}", flush=True)
-        for tally in all_faults(room, args.moments):
+        print("| fault | tried | survived | lost | |\n| --- | --- | --- | --- | --- |", flush=True)
+        sentences = []
+        for name in args.only:
+            tally = KINDS[name](room, args.moments)
             wrong = len(tally.lost)
             lost += wrong
-            print(
-                f"{tally.what:28}{tally.tried:7}{tally.tried - wrong:10}{wrong:6}  {tally.note}",
-                flush=True,
-            )
-            for sentence in tally.lost:
-                print(f"    {sentence}", flush=True)
-    print(f"{time.monotonic() - started:.0f} s")
+            cells = (tally.what, tally.tried, tally.tried - wrong, wrong, tally.note)
+            print(f"| {' | '.join(map(str, cells))} |".replace("|  |", "| |"), flush=True)
+            sentences += [f"{tally.what}, {sentence}" for sentence in tally.lost]
+    command = " ".join(["python tests/faults/run.py", *sys.argv[1:]])
+    print(
+        f"\n`{command}`, JAX {version('jax')}, Python {platform.python_version()}, "
+        f"{time.strftime('%Y-%m-%d')}; an undisturbed run takes {room.seconds:.1f} s, all of it "
+        f"{time.monotonic() - started:.0f} s.\n"
+    )
+    print(*sentences, sep="\n")
     return 1 if lost else 0
 
 

@@ -57,11 +57,20 @@ def run(args: argparse.Namespace) -> int:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _note
         try:
-            return _load(args.sae_command).run(args)
-        except (ValueError, TypeError, OSError, FloatingPointError, MemoryError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            raise UserError(_in_options(str(error))) from None
+            return _run_command(args)
+        except UserError as error:
+            if getattr(args, "coordinator", None) is not None:
+                process.leave(str(error))
+            raise
+
+
+def _run_command(args: argparse.Namespace) -> int:
+    try:
+        return _load(args.sae_command).run(args)
+    except (ValueError, TypeError, OSError, FloatingPointError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(_in_options(str(error))) from None
 
 
 def _load(command: str) -> Any:

@@ -190,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
     rows = open_data(args.data, args.seed, args.held_out)
     started = time.perf_counter()
     mesh = _mesh(args)
-    model = _train(rows, args, recipe, folder / "checkpoints", mesh)
+    model = _trained(rows, args, recipe, folder / "checkpoints", mesh)
     if mesh is not None and not _first():
         return 0
     seconds = time.perf_counter() - started
@@ -215,6 +215,25 @@ def _first() -> bool:
     import jax
 
     return jax.process_index() == 0
+
+
+def _trained(
+    rows: "Rows", args: argparse.Namespace, recipe: "Recipe", folder: Path, mesh: Any
+) -> "Autoencoder":
+    """The model. What fails because another process is gone is one sentence."""
+    import jax
+
+    try:
+        return _train(rows, args, recipe, folder, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        if args.coordinator is None:
+            raise
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            "what is computed with the other processes failed, as it does when one of them is gone "
+            f"({reason}): start the same command in each of them again, and it goes on from the "
+            "last checkpoint."
+        ) from None
 
 
 def _train(

@@ -24,7 +24,8 @@ _DTYPES: dict[str, Any] = {
 }  # fmt: skip
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _HEADER_LIMIT = 100_000_000  # the format's own
-_SEAL = "sha256"
+#: The name of the checksum among the metadata of a sealed file.
+SEAL = "sha256"
 
 
 def to_bytes(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -43,7 +44,14 @@ def to_bytes(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | No
 
 def sealed(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
     """The same, with a checksum of everything in the metadata."""
-    return to_bytes(tensors, {**metadata, _SEAL: _checksum(tensors, metadata)})
+    return to_bytes(tensors, sealed_metadata(tensors, metadata))
+
+
+def sealed_metadata(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> dict[str, str]:
+    """The metadata with a checksum of everything, under `SEAL`."""
+    return {**metadata, SEAL: _checksum(tensors, metadata)}
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -90,7 +98,7 @@ def check_seal(
 ) -> dict[str, str]:
     """The metadata without the checksum. Raises ValueError if it is not that of the rest."""
     rest = dict(metadata)
-    if rest.pop(_SEAL, None) != _checksum(tensors, rest):
+    if rest.pop(SEAL, None) != _checksum(tensors, rest):
         raise _damaged(path, "its checksum is not that of its content")
     return rest
 
