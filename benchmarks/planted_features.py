@@ -18,7 +18,7 @@ target were left out. What differs beyond the target: SAELens leaves decoder nor
 start at `--peer-norm`, subtracts the bias of its decoder from its inputs, and does not project
 gradients.
 
-Needs `pip install sae-lens==6.*`.
+Needs torch and `pip install sae-lens==6.*`, of which `--no-deps` is enough.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 
+import _saelens
 import jax
 import numpy as np
 from _harness import write_figures
@@ -90,59 +91,20 @@ def ours(world, rows: sae.Rows, steps: int, seed: int, target: float) -> Outcome
 
 
 def saelens(world, rows: sae.Rows, steps: int, seed: int, norm: float) -> Outcome:
-    import torch
-    from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, LoggingConfig
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    torch.manual_seed(seed)
-    config = JumpReLUTrainingSAEConfig(
-        d_in=rows.dimension,
-        d_sae=FEATURES,
+    weights = _saelens.trained(
+        (rows.batch(step, BATCH) for step in range(steps + 1)),
+        dimension=rows.dimension,
+        features=FEATURES,
+        steps=steps,
+        batch_size=BATCH,
+        learning_rate=PEER_RATE,
+        seed=seed,
         decoder_init_norm=norm,
         jumprelu_init_threshold=FIRST,
         jumprelu_bandwidth=BANDWIDTH,
         l0_coefficient=PEER_COEFFICIENT,
         l0_warm_up_steps=PEER_WARMUP,
     )
-    trainer = SAETrainer(
-        cfg=SAETrainerConfig(
-            n_checkpoints=0,
-            checkpoint_path=None,
-            save_final_checkpoint=False,
-            total_training_samples=steps * BATCH,
-            device="cpu",
-            autocast=False,
-            lr=PEER_RATE,
-            lr_end=PEER_RATE,
-            lr_scheduler_name="constant",
-            lr_warm_up_steps=0,
-            lr_decay_steps=0,
-            adam_beta1=0.9,
-            adam_beta2=0.999,
-            n_restart_cycles=1,
-            train_batch_size_samples=BATCH,
-            dead_feature_window=1000,
-            feature_sampling_window=2000,
-            logger=LoggingConfig(log_to_wandb=False),
-            n_batches_for_norm_estimate=1,
-        ),
-        sae=JumpReLUTrainingSAE(config),
-        data_provider=(torch.from_numpy(rows.batch(step, BATCH)) for step in range(steps + 1)),
-    )
-    model = trainer.fit()
-    state = {name: value.detach().numpy() for name, value in model.state_dict().items()}
-    # SAELens leaves decoder norms free; thresholds and pre-activations are folded to unit norm.
-    norms = np.linalg.norm(state["W_dec"], axis=1)
-    weights = {
-        "encoder": (state["W_enc"] * norms).T,
-        "encoder_bias": state["b_enc"] * norms,
-        "threshold": state["threshold"] * norms,
-        "decoder": state["W_dec"] / norms[:, None],
-        "decoder_bias": state["b_dec"],
-    }
-    if config.apply_b_dec_to_input:
-        weights["encoder_bias"] = weights["encoder_bias"] - weights["encoder"] @ state["b_dec"]
     return score(world, weights, seed)
 
 
@@ -166,11 +128,11 @@ def main() -> int:
     parser.add_argument("--json", type=check_file)
     args = parser.parse_args()
     try:
-        import sae_lens
-    except ModuleNotFoundError:
-        print("this benchmark needs its peer: pip install 'sae-lens==6.*'", file=sys.stderr)
+        version = _saelens.version()
+    except ImportError:
+        print("this benchmark needs its peer: pip install 'sae-lens==6.*' torch", file=sys.stderr)
         return 2
-    results: dict[str, list[Outcome]] = {f"SAELens {sae_lens.__version__}": [], "jaxtrelu": []}
+    results: dict[str, list[Outcome]] = {f"SAELens {version}": [], "jaxtrelu": []}
     peer, own = results
     for seed in args.seeds:
         world = sae.PlantedWorld(features=FEATURES, seed=seed)

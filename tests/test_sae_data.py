@@ -202,6 +202,22 @@ def test_rows_kept_aside_are_in_no_batch_and_the_same_for_every_seed(tmp_path, m
         sae.Rows(array, held_out=2000)
 
 
+@pytest.mark.parametrize("count", [1, 37, 160, 1200, 1999])
+def test_rows_kept_aside_have_their_share_of_each_part_of_the_data(count):
+    """Else they are judged by another mixture than that which batches are made of."""
+    aside = sae.Rows(numbered(2000, 4), held_out=count).held_out_rows[:, 0]
+    assert len(np.unique(aside)) == len(aside) == pytest.approx(count, rel=0.15, abs=1)
+    parts = np.histogram(aside, 10, (0, 2000))[0]
+    assert np.abs(parts - len(aside) / 10).max() <= max(2, 2 * (count // 128))
+
+
+def test_rows_kept_aside_of_patches_come_from_both_photographs_alike():
+    # 100,000 rows, as `jaxtrelu sae` draws them: one photograph, then the other.
+    rows = sae.Rows(np.arange(100_000, dtype=np.float32)[:, None].repeat(144, 1), held_out=8192)
+    first = (rows.held_out_rows[:, 0] < 50_000).mean()
+    assert first == pytest.approx(0.5, abs=0.01)
+
+
 def test_variance_is_found_far_from_the_origin():
     array = np.random.default_rng(0).normal(size=(5000, 3)) + 1e6
     assert sae.Rows(array).statistics().variance == pytest.approx(array.var(0).sum(), rel=1e-6)

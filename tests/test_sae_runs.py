@@ -74,22 +74,35 @@ def test_the_quadratic_penalty_brings_l0_to_its_target():
 # revival
 
 
-def test_silent_features_are_given_examples_with_large_errors():
+@pytest.mark.parametrize("source", ["examples", "residuals"])
+def test_silent_features_are_given_examples_with_large_errors(source):
     weights = sae.initial_weights(jax.random.key(0), 6, X[:64], RECIPE)
     weights = weights._replace(encoder=weights.encoder * 3, encoder_bias=jnp.ones(6))
     silent = jnp.array([False, True, False, False, True, False])
-    error = jnp.zeros(64).at[7].set(2.0)  # all of the probability is on one example
-    found = sae.revived(weights, silent, jnp.asarray(X[:64]), error, jax.random.key(1), RECIPE)
-    direction = X[7] - np.asarray(weights.decoder_bias)
-    direction /= np.linalg.norm(direction)
+    left = np.random.default_rng(5).normal(size=X.shape[1]).astype(np.float32)
+    residual = jnp.zeros_like(X[:64]).at[7].set(left)  # all of the probability is on one example
+    recipe = dataclasses.replace(RECIPE, resample_from=source)
+    found = sae.revived(weights, silent, jnp.asarray(X[:64]), residual, jax.random.key(1), recipe)
+    direction = left if source == "residuals" else X[7] - np.asarray(weights.decoder_bias)
+    direction = direction / np.linalg.norm(direction)
     for i in (1, 4):
         np.testing.assert_allclose(found.decoder[i], direction, rtol=1e-5)
         np.testing.assert_allclose(found.encoder[i], 0.2 * 3 * direction, rtol=1e-5)
-        pi = float(0.6 * direction @ X[7])
+        pi = max(0.0, float(0.6 * direction @ X[7]))
         assert found.encoder_bias[i] == 0
         assert found.threshold[i] == pytest.approx(min(RECIPE.initial_threshold, pi / 2), rel=1e-5)
     for i in (0, 2, 3, 5):
         assert all((a[i] == b[i]).all() for a, b in zip(found[:4], weights[:4], strict=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"resample_until": 0.0}, {"resample_until": 1.5}, {"resample_from": "noise"}],
+    ids=str,
+)
+def test_what_revival_cannot_be_told(change):
+    with pytest.raises(ValueError, match=f"`{next(iter(change))}` of a recipe should be"):
+        dataclasses.replace(RECIPE, **change)
 
 
 def test_only_features_that_were_silent_for_the_period_start_again():
@@ -97,6 +110,8 @@ def test_only_features_that_were_silent_for_the_period_start_again():
     run = settings(recipe=recipe, steps=40)
     assert recipe.resampling_steps(40) == 10 and RECIPE.resampling_steps(40) == 0
     assert [s for s in range(1, 41) if training.revives_after(s, run)] == [10, 20]
+    longer = dataclasses.replace(run, recipe=dataclasses.replace(recipe, resample_until=0.75))
+    assert [s for s in range(1, 41) if training.revives_after(s, longer)] == [10, 20, 30]
     state = sae.initial_state(run, X[:128])
     for _ in range(3):
         state, terms = sae.train_step(state, X[:128], 1.0, run)

@@ -29,8 +29,10 @@ class Recipe:
       tanh_scale: c above.
       pre_activation_penalty: λ_P of λ_P Σ max(θ − π, 0) ‖d‖, which revives dead features; 0: none.
       resample_every: steps, or a fraction of the run if at most 1, after which features that were
-        open in no batch since are started again, in the first half of the run; 0: never. See
-        `revived`.
+        open in no batch since are started again; 0: never. See `revived`.
+      resample_until: the fraction of the run after which none is started again.
+      resample_from: where they start: "examples" (as published) or "residuals", what the model
+        leaves of an example; see `revived`.
       unit_norm_decoder: whether decoder rows are kept at norm 1, with the part of their gradient
         that is parallel to them projected out.
       initialisation: "tied_unit" draws decoder rows of unit norm and sets the encoder to the same;
@@ -66,6 +68,8 @@ class Recipe:
     clip_norm: float | None = None
     batch_size: int = 4096
     resample_every: float = 0.0
+    resample_until: float = 0.5
+    resample_from: Literal["examples", "residuals"] = "examples"
 
     def __post_init__(self) -> None:
         positive = ("coefficient", "learning_rate", "batch_size", "tanh_scale")
@@ -84,6 +88,16 @@ class Recipe:
             raise ValueError(
                 "`resample_every` of a recipe should be a number of steps, a fraction of the run, "
                 f"or 0, but is {self.resample_every!r}."
+            )
+        if not 0 < self.resample_until <= 1:
+            raise ValueError(
+                "`resample_until` of a recipe should be a fraction of the run, greater than 0 and "
+                f"at most 1, but is {self.resample_until!r}."
+            )
+        if self.resample_from not in ("examples", "residuals"):
+            raise ValueError(
+                '`resample_from` of a recipe should be "examples" or "residuals", but is '
+                f"{self.resample_from!r}."
             )
         if not isinstance(self.surrogate, Surrogate):
             raise TypeError(

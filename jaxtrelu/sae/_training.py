@@ -240,9 +240,10 @@ def advance(
 
 
 def revives_after(step: int, settings: Settings) -> bool:
-    """Whether silent features start again after that many steps: in the first half of a run."""
+    """Whether silent features start again after that many steps."""
     every = settings.recipe.resampling_steps(settings.steps)
-    return bool(every) and step % every == 0 and step <= settings.steps // 2
+    last = int(settings.recipe.resample_until * settings.steps)
+    return bool(every) and step % every == 0 and step <= last
 
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="state")
@@ -260,9 +261,9 @@ def revive(state: TrainState, x: Array, scale: Array | float, settings: Settings
     x = jnp.asarray(x) * scale
     pi = losses.pre_activations(state.weights, x)
     features = jnp.where(pi > state.weights.threshold, pi, 0)
-    error = jnp.sum((x - losses.reconstruct(state.weights, features)) ** 2, axis=1)
+    residual = x - losses.reconstruct(state.weights, features)
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-    weights = revived(state.weights, silent, x, error, key, recipe)
+    weights = revived(state.weights, silent, x, residual, key, recipe)
 
     def forgotten(moments: Any) -> Any:
         if not isinstance(moments, Weights):

@@ -145,7 +145,7 @@ def revived(
     weights: Weights,
     silent: Bool[Array, " m"],
     x: Float[Array, "batch d"],
-    error: Float[Array, " batch"],
+    residual: Float[Array, "batch d"],
     key: Array,
     recipe: Recipe,
 ) -> Weights:
@@ -155,15 +155,17 @@ def revived(
     proportional to the square of its error. Its decoder row becomes the example's direction (less
     the decoder's bias), its encoder row the same at a fifth of the mean norm of the living
     encoder rows, its bias 0, and its threshold that of the start, or half of the example's
-    pre-activation where that is less: so it is open there.
+    pre-activation where that is less: so it is open there. With `resample_from="residuals"` in the
+    recipe the direction is that of the example's residual: what other features write already is
+    not started twice.
 
     Args:
       weights: the parameters.
       silent: (m,), bool: which features to start again.
       x: scaled inputs, (batch, d).
-      error: (batch,), the loss of each.
+      residual: x − x̂, (batch, d); the error of an example is its squared norm.
       key: a key of `jax.random`.
-      recipe: a recipe, for the threshold at the start.
+      recipe: a recipe, for the threshold at the start and `Recipe.resample_from`.
 
     Returns:
       `Weights`; those of other features are as they were.
@@ -171,9 +173,10 @@ def revived(
     Source: Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling (which
     has no thresholds).
     """
-    odds = 2 * jnp.log(jnp.maximum(error, 1e-30))
+    odds = 2 * jnp.log(jnp.maximum(jnp.sum(residual**2, axis=1), 1e-30))
     drawn = jax.random.categorical(key, odds, shape=silent.shape)
-    direction = unit_rows((x - weights.decoder_bias)[drawn])
+    start = residual if recipe.resample_from == "residuals" else x - weights.decoder_bias
+    direction = unit_rows(start[drawn])
     norm = jnp.linalg.norm(weights.encoder, axis=1)
     living = jnp.sum(~silent)
     mean = jnp.sum(jnp.where(silent, 0, norm)) / jnp.maximum(living, 1)
