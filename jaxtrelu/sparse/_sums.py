@@ -47,7 +47,8 @@ def gather_sum(
         at = jnp.where(there, starts[None] + slots, 0)
         weights = jnp.where(there, take(values, at), 0)
         # Held back from the loop over the table, into which XLA would fuse it once per element.
-        return weighted_rows(*lax.optimization_barrier((weights, take(members, at))), table)
+        weights, chosen = lax.optimization_barrier((weights, take(members, at)))
+        return weighted_rows(weights, chosen, table)
 
     if direct:
         out = terms(0, groups.starts, groups.counts, direct)
