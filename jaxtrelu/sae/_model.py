@@ -495,6 +495,23 @@ def in_numpy(weights: Weights, dtype: Any) -> Any:
     return jax.tree.map(lambda value: np.asarray(value, dtype), weights)
 
 
+def in_one_scale(model: Autoencoder) -> tuple[Weights, float]:
+    """Weights, and the one number that inputs are multiplied with and outputs divided by.
+
+    Raises:
+      ValueError: they cannot express the model.
+    """
+    if model.needs_inputs or model.dimension != model.output_dimension:
+        raise ValueError(
+            "a transcoder, or a model with a skip connection or a normalisation of each row, "
+            "is no SparseAutoencoder: work with the model itself."
+        )
+    scale = float(model.input_scale)
+    if model.subtract_decoder_bias or scale != float(model.output_scale):
+        model, scale = folded(model), 1.0
+    return model.weights, scale
+
+
 def folded(model: Autoencoder) -> Autoencoder:
     """The same function without scales and without subtraction; gates agree to rounding.
 

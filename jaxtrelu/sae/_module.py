@@ -12,7 +12,7 @@ from jaxtrelu._activation import jump_relu
 from jaxtrelu._primitive.spec import whole_number
 from jaxtrelu.nnx import Threshold
 from jaxtrelu.sae import _losses as losses
-from jaxtrelu.sae._model import Autoencoder, folded
+from jaxtrelu.sae._model import Autoencoder, in_one_scale
 from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._weights import (
     Weights,
@@ -152,15 +152,7 @@ class SparseAutoencoder(nnx.Module):
                 "the model does not say how it was trained: pass a recipe, such as "
                 "jaxtrelu.sae.gemma_scope()."
             )
-        if model.needs_inputs or model.dimension != model.output_dimension:
-            raise ValueError(
-                "a transcoder, or a model with a skip connection or a normalisation of each row, "
-                "is no SparseAutoencoder: work with the model itself."
-            )
-        scale = float(model.input_scale)
-        if model.subtract_decoder_bias or scale != float(model.output_scale):
-            model, scale = folded(model), 1.0
-        return cls.from_weights(model.weights, scale, recipe)
+        return cls.from_weights(*in_one_scale(model), recipe)
 
     def to_model(self) -> Autoencoder:
         """The module as an `Autoencoder`: to be saved, evaluated and looked at.

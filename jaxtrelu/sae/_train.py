@@ -12,6 +12,7 @@ from jaxtrelu.sae._model import Autoencoder
 from jaxtrelu.sae._recipes import Recipe, short_run
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, open_rows
+from jaxtrelu.sae._start import start_of
 from jaxtrelu.sae._training import Settings, run
 
 _HELD_OUT = 8192  # rows, at most, unless asked for
@@ -20,10 +21,11 @@ _HELD_OUT = 8192  # rows, at most, unless asked for
 def train(
     x: Any,
     *,
-    features: int,
+    features: int | None = None,
     l0: float | None = None,
     steps: int = 2500,
     recipe: Recipe | None = None,
+    start: Autoencoder | None = None,
     seed: int = 0,
     held_out: int | None = None,
     sparse: bool = True,
@@ -40,11 +42,14 @@ def train(
     Args:
       x: (n, d), one example per row: an array, the path of a `.npy` file (which may be larger than
         memory), or `Rows`, whose own seed and rows kept aside count.
-      features: m, the size of the dictionary.
+      features: m, the size of the dictionary; with `start` it is that model's.
       l0: the mean number of open features to reach; None: the recipe's λ is kept.
       steps: optimiser steps.
       recipe: loss, optimiser and start; None: `short_run`, with smaller batches where there are
         fewer rows than its 512.
+      start: a model to begin with, which `load` may have read from another library's file, in place
+        of random weights: the first step is taken from the very function that it is, with a new
+        state of the optimiser. Its recipe, where it says one, is the default for `recipe`.
       seed: of the weights and of the order of the rows.
       held_out: how many rows, about, are kept aside to evaluate on (`held_out`); None: a tenth of
         them, and 8192 at most.
@@ -63,12 +68,27 @@ def train(
       on.
 
     Raises:
-      ValueError: as `run`.
+      TypeError: neither `features` nor `start` is passed, or `start` is no model.
+      ValueError: as `run`; `start` has other `features`, is of another dimension, or is a
+        transcoder or a model with a skip connection or a normalisation of each row.
       FloatingPointError: the loss is not finite any more; the message says at which step.
       MemoryError: the run would need more memory than is free.
       OSError: checkpoints cannot be written.
     """
     rows = rows_of(x, seed, held_out)
+    begin = None
+    if start is not None:
+        begin = start_of(start, rows.dimension)
+        features = begin.features if features is None else features
+        if features != begin.features:
+            raise ValueError(
+                f"`start` has {begin.features} features, but `features` is {features}. Leave the "
+                "latter out."
+            )
+        if recipe is None and start.recipe is not None:
+            recipe = _with_batches_for(rows, start.recipe)
+    if features is None:
+        raise TypeError("pass `features`, the size of the dictionary, or a model to `start` from.")
     recipe = recipe_for(rows, recipe)
     try:
         settings = Settings(
@@ -86,6 +106,7 @@ def train(
     result = run(
         rows,
         settings,
+        start=begin,
         checkpoint_folder=checkpoint_folder,
         checkpoint_every=checkpoint_every,
         fresh=fresh,
@@ -120,7 +141,10 @@ def recipe_for(rows: Rows, recipe: Recipe | None) -> Recipe:
     """The recipe; where there is none, the usual one, with batches that the rows suffice for."""
     if recipe is not None:
         return recipe
-    recipe = short_run()
+    return _with_batches_for(rows, short_run())
+
+
+def _with_batches_for(rows: Rows, recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, batch_size=min(recipe.batch_size, rows.shuffled_together))
 
 

@@ -32,6 +32,7 @@ from jaxtrelu.sae._processes import Processes
 from jaxtrelu.sae._recipes import Recipe, gemma_scope
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, Statistics
+from jaxtrelu.sae._start import Start
 from jaxtrelu.sae._warn import warn
 from jaxtrelu.sae._weights import (
     Weights,
@@ -165,18 +166,25 @@ class Asked(NamedTuple):
     """λ where it is not steered; where it is, the first one."""
 
 
-def initial_state(settings: Settings, sample: np.ndarray) -> TrainState:
+def initial_state(
+    settings: Settings, sample: np.ndarray, weights: Weights | None = None
+) -> TrainState:
     """The state before the first step.
 
     Args:
       settings: size, length and recipe.
       sample: some scaled inputs, (n, d), that the first weights are taken from.
+      weights: what to begin with, for scaled inputs; None: as the recipe says.
 
     Returns:
       A `TrainState`.
     """
-    key = jax.random.key(settings.seed)
-    weights = initial_weights(key, settings.features, sample, settings.recipe)
+    if weights is None:
+        key = jax.random.key(settings.seed)
+        weights = initial_weights(key, settings.features, sample, settings.recipe)
+    else:
+        # Copies: a training step donates its state.
+        weights = Weights(*(jnp.array(value) for value in weights))
     controller = settings.controller() or _no_controller()
     optimizer = settings.recipe.optimizer(settings.steps).init(weights)
     silent = jnp.zeros((settings.features,), jnp.int32)
@@ -283,6 +291,7 @@ def run(
     rows: Rows,
     settings: Settings,
     *,
+    start: Start | None = None,
     checkpoint_folder: str | os.PathLike | None = None,
     checkpoint_every: int = 500,
     fresh: bool = False,
@@ -296,6 +305,7 @@ def run(
       rows: the examples, unscaled. All are read once before the start, to be checked and measured,
         which several processes share.
       settings: size, length and recipe.
+      start: the weights to begin with, which `train` takes from a model; None: as the recipe says.
       checkpoint_folder: where to keep checkpoints, and to look for one to resume from. The newest
         intact one is taken, and a warning names each that is damaged. One of a run of fewer steps
         is taken up, too, where all else agrees: the run is extended, and goes on with the schedules
@@ -338,7 +348,9 @@ def run(
             if fresh:
                 store.clear()
             store.identity = identity_of(settings, rows, found.fingerprint)
-        return _run(rows, settings, found, store, devices, checkpoint_every, on_step)
+            if start is not None:
+                store.identity = {**store.identity, "start": start.fingerprint()}
+        return _run(rows, settings, found, start, store, devices, checkpoint_every, on_step)
 
 
 def check_interval(checkpoint_every: int) -> None:
@@ -368,6 +380,7 @@ def _run(
     rows: Rows,
     settings: Settings,
     found: Statistics,
+    start: Start | None,
     store: Checkpoints | None,
     devices: Devices,
     checkpoint_every: int,
@@ -376,10 +389,17 @@ def _run(
     size = settings.recipe.batch_size
     scale = input_scale(found.mean_norm, found.mean_square_norm, rows.dimension, settings.recipe)
     probe = devices.batch(rows, 0, size) * np.float32(scale)
-    start = partial(initial_state, settings)
-    shapes = devices.shapes(start, probe, settings.features)
+    weights: Weights | None = None
+    start_threshold: jax.Array | float = settings.recipe.initial_threshold
+    if start is not None:
+        weights = start.scaled(float(scale), unit_norm=settings.recipe.unit_norm_decoder)
+        start_threshold = jnp.asarray(weights.threshold)
+
+    def first(given):
+        return initial_state(settings, *given)
+
+    shapes = devices.shapes(first, (probe, weights), settings.features)
     state: TrainState | None = None
-    start_threshold = settings.recipe.initial_threshold
     variance = found.variance * scale**2
     history = np.zeros((0, len(HISTORY)))
     if store is not None:
@@ -389,7 +409,7 @@ def _run(
         for sentence in skipped if devices.processes.first else []:
             warn(sentence)
     if state is None:
-        state = devices.made(start, probe, shapes)
+        state = devices.made(first, (probe, weights), shapes)
     resumed_from = int(state.step)
     before: tuple[int, Any] | None = None
     for step in range(resumed_from, settings.steps):
@@ -502,7 +522,7 @@ def check_memory(settings: Settings, dimension: int, runs: int = 1) -> None:
 
 @partial(jax.jit, static_argnames="recipe")
 def measure(
-    weights: Weights, x: Array, initial_threshold: float, recipe: Recipe
+    weights: Weights, x: Array, initial_threshold: Array | float, recipe: Recipe
 ) -> tuple[Array, ...]:
     """The columns of the history from "silent_share" on, for scaled inputs x."""
     pi = losses.pre_activations(weights, x)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxtrelu.sae import Autoencoder, Recipe, Rows
 
 _RECIPES = ("short_run", "gemma_scope", "gemma_scope_2", "anthropic_2025")
+_FEATURES = 256
 INT32 = 2**31 - 1  # features, examples and steps are counted in int32
 
 _DESCRIPTION = """\
@@ -45,9 +46,16 @@ def add_parser(subparsers: Any) -> None:
     )
     add_data(parser)
     add = functools.partial(add_number, parser)
-    add("--features", int, 256, "features of the dictionary", low=1, high=INT32)
+    text = "features of the dictionary"
+    add("--features", int, None, text, low=1, high=INT32, shown="256, or --start's")
     add("--l0", float, 10.0, "mean number of open features to reach")
     add("--steps", int, 2500, "optimiser steps", low=1, high=INT32)
+    parser.add_argument(
+        "--start",
+        metavar="MODEL",
+        help="a file or folder in any known format to begin with, in place of random weights; its "
+        "recipe, where it says one, is the default for --recipe",
+    )
     add_recipe(parser)
     text = "of the weights and of the order of the examples"
     add("--seed", int, 0, text, low=0, high=2**63 - 1)
@@ -80,7 +88,6 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         choices=_RECIPES,
-        default="short_run",
         help="loss, optimiser and start: one for runs of a few thousand steps, or a published one; "
         "gemma_scope_2 steers L0 by a quadratic penalty (default: short_run)",
     )
@@ -185,12 +192,23 @@ def run(args: argparse.Namespace) -> int:
     from jaxtrelu import sae
     from jaxtrelu._cli.sae import results
 
-    recipe = recipe_of(args)
+    start = None if args.start is None else sae.load(args.start)
+    own = _FEATURES if start is None else start.features
+    if args.features is None:
+        args.features = own
+    if start is not None and args.features != own:
+        raise UserError(f"--features is {args.features}, but the model of --start has {own}.")
+    recipe = recipe_of(args, start)
     _check_l0(args)
     rows = open_data(args.data, args.seed, args.held_out)
+    if start is not None and start.dimension != rows.dimension:
+        raise UserError(
+            f"the model of --start is of dimension {start.dimension}, but the rows are of "
+            f"{rows.dimension}."
+        )
     started = time.perf_counter()
     mesh = _mesh(args)
-    model = _trained(rows, args, recipe, folder / "checkpoints", mesh)
+    model = _trained(rows, args, recipe, start, folder / "checkpoints", mesh)
     if mesh is not None and not _first():
         return 0
     seconds = time.perf_counter() - started
@@ -218,13 +236,18 @@ def _first() -> bool:
 
 
 def _trained(
-    rows: "Rows", args: argparse.Namespace, recipe: "Recipe", folder: Path, mesh: Any
+    rows: "Rows",
+    args: argparse.Namespace,
+    recipe: "Recipe",
+    start: "Autoencoder | None",
+    folder: Path,
+    mesh: Any,
 ) -> "Autoencoder":
     """The model. What fails because another process is gone is one sentence."""
     import jax
 
     try:
-        return _train(rows, args, recipe, folder, mesh)
+        return _train(rows, args, recipe, start, folder, mesh)
     except jax.errors.JaxRuntimeError as error:
         if args.coordinator is None:
             raise
@@ -237,7 +260,12 @@ def _trained(
 
 
 def _train(
-    rows: "Rows", args: argparse.Namespace, recipe: "Recipe", folder: Path, mesh: Any
+    rows: "Rows",
+    args: argparse.Namespace,
+    recipe: "Recipe",
+    start: "Autoencoder | None",
+    folder: Path,
+    mesh: Any,
 ) -> "Autoencoder":
     """The run, with its progress on stderr."""
     from jaxtrelu import sae
@@ -266,6 +294,7 @@ def _train(
             l0=args.l0,
             steps=args.steps,
             recipe=recipe,
+            start=start,
             seed=args.seed,
             sparse=not args.dense,
             log_every=log_every,
@@ -286,11 +315,13 @@ def _check_l0(args: argparse.Namespace) -> None:
         )
 
 
-def recipe_of(args: argparse.Namespace) -> "Recipe":
-    """The recipe that was asked for."""
+def recipe_of(args: argparse.Namespace, start: "Autoencoder | None" = None) -> "Recipe":
+    """The recipe that was asked for, or that of the model to start from."""
     from jaxtrelu import sae
 
-    recipe: Recipe = getattr(sae, args.recipe)()
+    recipe: Recipe = getattr(sae, args.recipe or "short_run")()
+    if args.recipe is None and start is not None and start.recipe is not None:
+        recipe = start.recipe
     changes: dict[str, Any] = {}
     if args.batch_size is not None:
         changes["batch_size"] = args.batch_size

@@ -1,0 +1,70 @@
+"""A model as the start of a run: the same function, by weights in the run's units."""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxtrelu.sae._model import Autoencoder, in_numpy, in_one_scale
+from jaxtrelu.sae._weights import Weights
+
+
+class Start(NamedTuple):
+    """Weights for inputs that were multiplied with `scale`."""
+
+    weights: Weights
+    scale: float
+
+    @property
+    def features(self) -> int:
+        """m."""
+        return self.weights.encoder.shape[0]
+
+    def fingerprint(self) -> str:
+        """Another one for other weights or another scale."""
+        found = hashlib.sha256(repr(self.scale).encode())
+        for value in self.weights:
+            found.update(np.ascontiguousarray(value).tobytes())
+        return found.hexdigest()[:16]
+
+    def scaled(self, scale: float, *, unit_norm: bool) -> Weights:
+        """The same function for inputs multiplied with `scale`, in float32.
+
+        JumpReLU(c z) with a threshold of c θ is c times JumpReLU(z) with θ, for any c > 0. So what
+        is added to features and outputs, and thresholds, are multiplied with the ratio of scales;
+        and with `unit_norm` a decoder's row of norm n becomes one of norm 1, and all of its feature
+        n times as large.
+        """
+        w, ratio = self.weights, scale / self.scale
+        size = np.ones(self.features)
+        if unit_norm:
+            norm = np.linalg.norm(w.decoder, axis=1)
+            size = np.where(norm > 0, norm, 1)
+        found = Weights(
+            w.encoder * size[:, None],
+            w.encoder_bias * size * ratio,
+            w.threshold * size * ratio,
+            w.decoder / size[:, None],
+            w.decoder_bias * ratio,
+        )
+        return in_numpy(found, np.float32)
+
+
+def start_of(model: Autoencoder, dimension: int) -> Start:
+    """What a run on rows of that dimension begins with, in float64.
+
+    Raises:
+      TypeError: that is no model.
+      ValueError: a kind of model that is not trained here, or one of another dimension.
+    """
+    if not isinstance(model, Autoencoder):
+        raise TypeError(
+            f"`start` should be an Autoencoder, but is {type(model).__name__}. Pass what "
+            "jaxtrelu.sae.load(path) returns."
+        )
+    weights, scale = in_one_scale(model)
+    if model.dimension != dimension:
+        raise ValueError(
+            f"`start` is of dimension {model.dimension}, but the rows are of {dimension}."
+        )
+    return Start(in_numpy(weights, np.float64), scale)
