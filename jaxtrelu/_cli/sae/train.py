@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -248,8 +249,9 @@ def _trained(
 
     try:
         return _train(rows, args, recipe, start, folder, mesh)
-    except jax.errors.JaxRuntimeError as error:
-        if args.coordinator is None:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # Of what JAX's runtime says, too, some is a ValueError; it begins with the kind of error.
+        if args.coordinator is None or not re.match(r"[A-Z_]+: ", str(error)):
             raise
         reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(
