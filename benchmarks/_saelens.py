@@ -15,8 +15,8 @@ import numpy as np
 
 # What sae-lens imports for language models alone, gigabytes of it: not needed for arrays.
 _FOR_MODELS = (
-    "babe", "datasets", "dotenv", "nltk", "plotly", "simple_parsing", "tenacity",
-    "transformer_lens", "transformers", "wandb",
+    "babe", "datasets", "dotenv", "huggingface_hub", "nltk", "pandas", "plotly", "simple_parsing",
+    "tenacity", "transformer_lens", "transformers", "wandb", "zstandard",
 )  # fmt: skip
 
 
