@@ -66,8 +66,8 @@ CALLS = {
     "sae.loss": ((WEIGHTS, ones(B, D), 0.1, RECIPE), {}, {1: ones(1, B, D)}),
     "sae.diagnostics": ((ones(B, M), ones(M), 0.0, SURROGATE), {}, {1: ones(1)}),
     "sae.revived": (
-        (WEIGHTS, jnp.ones(M, bool), ones(B, D), ones(B), jax.random.key(0), RECIPE),
-        {}, {1: ones(M), 3: ones(B + 1)},
+        (WEIGHTS, jnp.ones(M, bool), ones(B, D), ones(B, D), jax.random.key(0), RECIPE),
+        {}, {1: ones(M), 3: ones(B)},
     ),
     "sae.unit_rows": ((ones(M, D),), {}, {0: ones(2, M, D)}),
     "sae.project_out": ((ones(M, D), ones(M, D)), {}, {1: ones(1, D)}),
