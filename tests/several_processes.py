@@ -46,8 +46,9 @@ class Counted(Shards):
 
 @contextlib.contextmanager
 def small_pieces():
-    """16 rows in a piece, 32 pieces in a group of 8 strands, and 128 rows in a span."""
+    """16 rows in a piece, or 6 where rows are kept aside, and 128 rows in a span."""
     sizes = {"_CHUNK_BYTES": 16 * X[0].nbytes, "_SPAN_BYTES": 128 * X[0].nbytes}
+    sizes["_PIECES_ASIDE"] = 16
     with mock.patch.multiple(_rows, **sizes):
         yield
 
