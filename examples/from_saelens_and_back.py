@@ -10,19 +10,16 @@ Needs: pip install 'jaxtrelu[flax]' optax sae-lens. Half a minute on a laptop.
     python examples/from_saelens_and_back.py
 """
 
-import dataclasses
 import tempfile
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
-from flax import nnx
 from sae_lens.saes import SAE, JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput
 
-from jaxtrelu import Rectangle, sae
+from jaxtrelu import sae
 
 INPUTS, FEATURES, BATCH = 64, 256, 512
 WANTED = 16.0  # open features, on average
@@ -56,35 +53,6 @@ def train_there(x, folder, steps=500):
     module.save_inference_model(folder)
 
 
-def train_further(model, x, steps=1500):
-    """The model, trained until `WANTED` features are open."""
-    # A bandwidth of about the size of the thresholds; decoder norms stay as SAELens has them.
-    width = float(jnp.median(model.weights.threshold))
-    recipe = dataclasses.replace(
-        sae.short_run(), surrogate=Rectangle(width), unit_norm_decoder=False, learning_rate=1e-3
-    )
-    module = sae.SparseAutoencoder.from_model(model, recipe)
-    optimizer = nnx.Optimizer(module, recipe.optimizer(steps), wrt=nnx.Param)
-    controller = sae.l0_target_controller(WANTED, initial_coefficient=0.02)
-
-    @nnx.jit
-    def train_step(module, optimizer, steering, x):
-        def loss(module):
-            return module.loss(x, coefficient=steering.coefficient, sparse=False)
-
-        (_, terms), gradient = nnx.value_and_grad(loss, has_aux=True)(module)
-        optimizer.update(module, module.constrained_gradient(gradient))
-        module.constrain()
-        _, steering = controller.update(terms.l0, steering)
-        return steering
-
-    steering = controller.init()
-    rng = np.random.default_rng(1)
-    for _ in range(steps):
-        steering = train_step(module, optimizer, steering, x[rng.integers(0, len(x), BATCH)])
-    return module.to_model()
-
-
 def line(name, figures):
     print(f"{name}: L0 {figures.l0:.1f}, explained variance {figures.explained_variance:.3f}")
 
@@ -97,7 +65,7 @@ def main():
 
     model = sae.load(folder / "there")
     line("from SAELens  ", sae.evaluate(model, held_out))
-    model = train_further(model, train)
+    model = sae.train(train, start=model, l0=WANTED, steps=3000)
     figures = sae.evaluate(model, held_out)
     line("trained further", figures)
     assert abs(figures.l0 / WANTED - 1) < 0.15
