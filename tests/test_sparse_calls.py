@@ -53,6 +53,19 @@ def test_strict_promotion_of_values_and_gradients(strict_promotion, name, dtype)
     assert [s.dtype for s in slopes] == [dtype] * len(args)
 
 
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_strict_promotion_of_thresholds_in_a_wider_dtype(strict_promotion, name):
+    """The output has x's dtype and the threshold's gradient its own: no promotion leaks out."""
+    product, args, _ = PRODUCTS[name]
+    place = 4 if name.startswith("gated") else 3
+    wanted = ["float64" if i == place else "float32" for i in range(len(args))]
+    with jax.enable_x64(True):
+        shapes = [jax.ShapeDtypeStruct(a.shape, d) for a, d in zip(args, wanted, strict=True)]
+        assert jax.eval_shape(product, *shapes).dtype == "float32"
+        slopes = jax.grad(lambda *a: jnp.sum(product(*a)), range(len(args)))
+        assert [s.dtype for s in jax.eval_shape(slopes, *shapes)] == wanted
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strict_promotion_of_gradients_by_feature(strict_promotion, dtype):
     with jax.enable_x64(dtype == "float64"):

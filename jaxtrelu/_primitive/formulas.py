@@ -23,6 +23,12 @@ def value(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
     return jnp.where(x <= threshold, closed, opened).astype(dtype)
 
 
+def above(x: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Where x > threshold, or where there is a NaN, in the wider of both dtypes."""
+    x, threshold = _widened(x, threshold)
+    return ~(x <= threshold)
+
+
 def gate(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
     """Where the cotangent passes: not where x <= threshold, nor where x >= threshold + ceiling.
 

@@ -159,7 +159,7 @@ class Support(NamedTuple):
 def support_of(plan: Plan, product, bias, threshold: jax.Array, *, apart: bool = False) -> Support:
     """The support of ``product + bias``, which is not kept; a window's entries apart or not."""
     z, threshold = biased(product, bias), threshold[None]
-    opened, inside = pack_last(~(z <= threshold)), None
+    opened, inside = pack_last(formulas.above(z, threshold)), None
     if plan.spec.surrogate is not None:
         inside = pack_last(formulas.window(z, threshold, plan.spec))
 

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from jaxtrelu import bits
+from jaxtrelu._primitive import formulas
 from jaxtrelu._primitive.partition import Share, distributed, layout_of, like
 from jaxtrelu._primitive.rules import once, varying_like
 from jaxtrelu._primitive.spec import (
@@ -231,9 +232,8 @@ def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Ar
     most = plan.size // examples
     alone = examples == 1
     length = _ROUND_OF_ONE if alone else _ROUND
-    found, _, number = bits.compact(
-        bits.pack(jnp.any(~(z <= threshold[None]), axis=0)), ceil_div(most, length) * length
-    )
+    opened = jnp.any(formulas.above(z, threshold[None]), axis=0)
+    found, _, number = bits.compact(bits.pack(opened), ceil_div(most, length) * length)
     a = activated(plan, z, threshold)
 
     def more(i, y):

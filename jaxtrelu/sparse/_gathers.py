@@ -71,7 +71,7 @@ def _forward(plan: Plan, operands: Operands):
     number = plan.size // examples  # without a rest
     product = encoded(x, w_in)
     z = biased(product, b_in)
-    opened = visited = pack_last(~(z <= threshold[None]))
+    opened = visited = pack_last(formulas.above(z, threshold[None]))
     if plan.spec.surrogate is not None:
         visited = opened | pack_last(formulas.window(z, threshold[None], plan.spec))
     feature, at, counts = bits.compact(visited, number, z)

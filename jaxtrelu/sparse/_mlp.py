@@ -410,7 +410,7 @@ def without_elements(plan: Plan, operands: Operands) -> tuple[jax.Array, Activit
     features = operands.w_in.shape[0]
     z = biased(encoded(operands.x, operands.w_in), operands.b_in)
     threshold = operands.threshold[None]
-    opened = visited = ~(z <= threshold)
+    opened = visited = formulas.above(z, threshold)
     if plan.spec.surrogate is not None:
         visited = opened | formulas.window(z, threshold, plan.spec)
     record = Activity(

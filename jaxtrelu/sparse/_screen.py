@@ -337,7 +337,7 @@ def _settled(plan, x, weights, bias, threshold, words, total, *, apart) -> Suppo
     at_entries = take(threshold, feature)
     across = words_for(features)
     setting = partial(_with_bits, EntryList(row, feature), total, examples, across)
-    opened, inside = setting(~(z <= at_entries)), None
+    opened, inside = setting(formulas.above(z, at_entries)), None
     if plan.spec.surrogate is not None:
         inside = setting(formulas.window(z, at_entries, plan.spec))
 
