@@ -1,5 +1,6 @@
 """`python -m jaxtrelu`. See `jaxtrelu._cli`."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     console.spell_out(sys.stdout)
     try:
-        return _run(argv)
+        status = _run(argv)
+        sys.stdout.flush()  # or what cannot be printed shows after all handlers
+        return status
     except (UserError, OutputError) as error:
         print(f"jaxtrelu: error: {error}", file=sys.stderr)
         return 2
@@ -32,9 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("jaxtrelu: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Python flushes stdout once more at exit, and would complain there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 141
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _silence()
+        print("jaxtrelu: error: no space left on the device.", file=sys.stderr)
+        return 2
+
+
+def _silence() -> None:
+    """Python flushes stdout once more at exit, and would complain there."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -51,6 +51,7 @@ def check_file(file: str | os.PathLike) -> Path:
     if is_folder:
         raise OutputError(f"cannot write to {path}: it is a folder; pass a file name.")
     check_folder(path.parent)
+    _check_ordinary(path)
     return path
 
 
@@ -79,6 +80,8 @@ def write_files(folder: Path, contents: Mapping[str, bytes | str]) -> list[Path]
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
+        for target in pending.values():
+            _check_ordinary(target)
         for part, target in pending.items():
             os.replace(part, target)
     except OSError as error:
@@ -92,6 +95,13 @@ def write_files(folder: Path, contents: Mapping[str, bytes | str]) -> list[Path]
 def write_file(path: Path, content: bytes | str) -> Path:
     """Writes one file, whole or not at all. See `write_files`."""
     return write_files(path.parent, {path.name: content})[0]
+
+
+def _check_ordinary(path: Path) -> None:
+    """Raises OutputError for what is there and no file, such as a device, which would be lost."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe, which would be replaced"
+        raise OutputError(f"cannot write to {path}: it is {what}.")
 
 
 def _reason(error: OSError) -> str:

@@ -45,6 +45,14 @@ def test_checks_create_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for write in (_files.check_file, lambda path: _files.write_file(path, "text")):
+        with pytest.raises(OutputError, match="a device or a pipe, which would be replaced"):
+            write(tmp_path / "pipe")
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_unwritable_places(tmp_path):
     (tmp_path / "file").touch()
     for bad in (tmp_path / "file", tmp_path / "file" / "deeper"):

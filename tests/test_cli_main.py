@@ -91,6 +91,16 @@ def test_exit_status(raised, status, monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_terminal_that_is_full(monkeypatch, capfd):
+    def fail(args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(parser.load("info"), "run", fail)
+    monkeypatch.setattr(os, "dup2", lambda *descriptors: None)
+    assert main(["info"]) == 2
+    assert capfd.readouterr().err == "jaxtrelu: error: no space left on the device.\n"
+
+
 def test_a_defect_is_not_hidden(monkeypatch):
     def fail(args):
         raise ZeroDivisionError

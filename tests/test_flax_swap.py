@@ -284,6 +284,8 @@ class Jitted(nnx.Module):
         (mlp(nnx.relu), X, {"max_loss": -1, "score": len}, "at least 0"),
         (mlp(nnx.relu), X, {"learned": True}, "surrogate"),
         (mlp(nnx.relu), X, {"error": 1.5}, "`error` should be greater than 0 and less than 1"),
+        (mlp(nnx.relu), X, {"error": (0.1, 0.2)}, "`error` should be greater than 0"),
+        (mlp(nnx.relu), X, {"error": 0.1, "sparsity": 0.5}, "does not go with `sparsity`"),
         (mlp(nnx.relu), X, {"error": 0.1, "per_channel": True}, "does not go with `per_channel`"),
         (
             mlp(nnx.relu),
@@ -306,6 +308,13 @@ class Jitted(nnx.Module):
 def test_what_is_refused(model, sample, options, words):
     with pytest.raises(ValueError, match=words):
         swap_activations(model, sample, **options)
+
+
+def test_what_is_no_function_and_no_model():
+    with pytest.raises(TypeError, match="`which` should be a function, but is 'act'"):
+        swap_activations(mlp(nnx.relu), X, which="act")
+    with pytest.raises(TypeError, match="`model` should be .*, but is function"):
+        swap_activations(lambda x: x, X)
 
 
 def test_a_score_that_is_none():

@@ -27,9 +27,11 @@ def _settings(count: int, of_ten_thousand: int):
 
 def _assert_agrees(call, composition, seed):
     global _done
-    # XLA refuses an empty batch of a sharded computation under grad, of jnp.where as well.
-    kinds = (*composition.inner, *composition.outer)
+    # What is refused of x + t as well: by XLA an empty batch of a sharded computation under grad,
+    # by JAX a conditional on what is batched inside of a shard_map.
+    kinds = {*composition.inner, *composition.outer}
     hypothesis.assume("shard_map" not in kinds or call.operands[0].size)
+    hypothesis.assume(not {"shard_map", "vmap", "cond"} <= kinds)
     _done += 1
     if _done % 300 == 0:
         jax.clear_caches()  # nothing is compiled twice

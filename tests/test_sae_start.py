@@ -51,7 +51,10 @@ def test_goes_on_where_it_was():
     first = sae.train(X, features=32, l0=4, steps=150, recipe=RECIPE)
     further = sae.train(X, start=first, l0=4, steps=50)
     afresh = sae.train(X, features=32, l0=4, steps=50, recipe=RECIPE)
-    assert further.recipe == first.recipe
+    last = first.about["training"]["coefficient"]
+    assert further.recipe == dataclasses.replace(first.recipe, coefficient=last)
+    assert further.training.history["coefficient"][0] == pytest.approx(last, rel=0.5)
+    assert first.about["training"]["start"] is None and further.about["training"]["start"]
     lost = [m.training.history["reconstruction"][0] for m in (further, afresh)]
     assert lost[0] < 0.5 * lost[1]
     distance = further.training.history["threshold_distance"][-1]

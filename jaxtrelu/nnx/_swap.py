@@ -5,6 +5,7 @@ arrives there, which has already gone through the thresholds of the layers in fr
 """
 
 import functools
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -126,7 +127,7 @@ def swap_activations(
     model: nnx.Module,
     sample: Any,
     *,
-    sparsity: float | Sequence[float] = 0.8,
+    sparsity: float | Sequence[float] | None = None,
     max_loss: float | None = None,
     error: float | None = None,
     score: Score | None = None,
@@ -150,7 +151,8 @@ def swap_activations(
       model: a trained NNX module, which is not changed. Call its ``eval()`` if it has dropout.
       sample: a batch for `forward`, from the training data: a few hundred rows and more.
       sparsity: the share of zeros, between 0 and 1; or several that do not fall, such as
-        ``(0.8, 0.8)``, each followed by fine-tuning.
+        ``(0.8, 0.8)``, each followed by fine-tuning. None: 0.8, unless `max_loss` or `error`
+        decide.
       max_loss: instead of `sparsity` decides the score: the largest share of zeros, to 1/256, at
         which the score falls by at most this. Found before any fine-tuning.
       error: instead of `sparsity`, what the next layer bears: each threshold is the largest, to
@@ -194,7 +196,9 @@ def swap_activations(
 
     Source: Kurtz et al. 2020 (FATReLU); Mirzadeh et al. 2023, arXiv 2310.04564, for the exchange.
     """
-    shares = _shares(sparsity)
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"`model` should be a flax.nnx.Module, but is {type(model).__name__}.")
+    shares = _shares(0.8 if sparsity is None else sparsity)
     spec = checked_spec(variant)
     if not spec.traits.has_zeros:
         raise ValueError(f"variant={variant!r} has no zeros: it is {spec.traits.formula}.")
@@ -204,10 +208,12 @@ def swap_activations(
             f"score={score!r}."
         )
     if error is not None:
-        _check_error(error, max_loss=max_loss, fine_tune=fine_tune, per_channel=per_channel)
-    for name, function in (("score", score), ("fine_tune", fine_tune)):
+        others = {"sparsity": sparsity, "max_loss": max_loss, "fine_tune": fine_tune}
+        _check_error(error, **others, per_channel=per_channel)
+    functions = {"score": score, "fine_tune": fine_tune, "which": which, "forward": forward}
+    for name, function in functions.items():
         if function is not None and not callable(function):
-            raise TypeError(f"`{name}` should be a function of the model, but is {function!r}.")
+            raise TypeError(f"`{name}` should be a function, but is {function!r}.")
     run = forward or _call
 
     def make(value: Any, channels: int) -> ThresholdedReLU:
@@ -542,7 +548,7 @@ def _counts(model: nnx.Module, sample: Any, forward: Forward) -> dict[str, tuple
 
 
 def _check_error(error: float, **others: Any) -> None:
-    if not 0 < error < 1:
+    if not isinstance(error, numbers.Real) or not 0 < error < 1:
         raise ValueError(f"`error` should be greater than 0 and less than 1, but is {error!r}.")
     for name, value in others.items():
         if value not in (None, False):

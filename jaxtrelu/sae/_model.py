@@ -333,7 +333,12 @@ class Autoencoder:
         Raises:
           ValueError: the row is not of length d.
         """
-        values = np.asarray(self.encode(jnp.asarray(row).reshape(-1)))
+        row = jnp.asarray(row)
+        if row.shape not in ((self.dimension,), (1, self.dimension)):
+            raise ValueError(
+                f"`row` should be one row of {self.dimension} numbers, but has shape {row.shape}."
+            )
+        values = np.asarray(self.encode(row.reshape(-1)))
         order = np.argsort(-values, kind="stable")[: np.count_nonzero(values)][:count]
         return TopFeatures(order.astype(np.int32), values[order])
 
@@ -367,6 +372,11 @@ class Autoencoder:
 
 def matrix(x: Any) -> Any:
     """The array behind what a user passes as rows: an array, `Rows`, or a path."""
+    if x is None:
+        raise TypeError(
+            "there are no rows: x is None. `held_out` returns that where the model was trained on "
+            "other data, or no rows were kept aside."
+        )
     if isinstance(x, str | os.PathLike):
         x = open_rows(x)
     return x.array if isinstance(x, Rows) else np.asarray(x)

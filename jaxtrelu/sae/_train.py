@@ -12,7 +12,7 @@ from jaxtrelu.sae._model import Autoencoder
 from jaxtrelu.sae._recipes import Recipe, short_run
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, open_rows
-from jaxtrelu.sae._start import start_of
+from jaxtrelu.sae._start import Start, start_of
 from jaxtrelu.sae._training import Settings, run
 
 _HELD_OUT = 8192  # rows, at most, unless asked for
@@ -87,6 +87,9 @@ def train(
             )
         if recipe is None and start.recipe is not None:
             recipe = _with_batches_for(rows, start.recipe)
+            if (last := start.about.get("training", {}).get("coefficient")) is not None:
+                # λ goes on where the controller left it; from afresh, L0 would first go astray.
+                recipe = dataclasses.replace(recipe, coefficient=last)
     if features is None:
         raise TypeError("pass `features`, the size of the dictionary, or a model to `start` from.")
     recipe = recipe_for(rows, recipe)
@@ -114,7 +117,7 @@ def train(
         on_read=on_read,
         on_step=on_step,
     )
-    return model_of(rows, settings, result)
+    return model_of(rows, settings, result, begin)
 
 
 def held_out(model: Autoencoder, x: Any) -> np.ndarray | None:
@@ -153,7 +156,9 @@ def log_interval(steps: int, log_every: int | None) -> int:
     return max(1, min(50, steps // 20)) if log_every is None else log_every
 
 
-def model_of(rows: Rows, settings: Settings, result: Result) -> Autoencoder:
+def model_of(
+    rows: Rows, settings: Settings, result: Result, start: Start | None = None
+) -> Autoencoder:
     """The model that a run ended with, and all that is known of how it came to be."""
     about = {
         "data": rows.name,
@@ -164,6 +169,8 @@ def model_of(rows: Rows, settings: Settings, result: Result) -> Autoencoder:
         "target_l0": settings.target_l0,
         "seed": settings.seed,
         "sparse": settings.visits_entries_only(),
+        "coefficient": float(result.history["coefficient"][-1]),
+        "start": None if start is None else start.fingerprint(),
     }
     return Autoencoder(
         result.weights,

@@ -82,18 +82,23 @@ def _result(
     args: argparse.Namespace,
 ) -> Result:
     by_error = wish == "error"
+    patterns = args.layers or ["*"]
+    seen, used = [], set()
 
     def chosen(path: tuple, value: Any) -> bool:
+        if not is_activation(path, value):
+            return False
         name = ".".join(map(str, path))
-        return is_activation(path, value) and any(
-            fnmatch.fnmatchcase(name, pattern) for pattern in args.layers or ["*"]
-        )
+        matching = [pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)]
+        seen.append(name)
+        used.update(matching)
+        return bool(matching)
 
     try:
         found = swap_activations(
             model,
             rows,
-            sparsity=0.5 if by_error else wanted,  # not asked for beside an error
+            sparsity=None if by_error else wanted,
             error=wanted if by_error else None,
             variant=args.variant,
             per_channel=args.per_channel,
@@ -101,11 +106,20 @@ def _result(
             forward=run,
         )
     except ValueError as error:
+        _check_patterns(patterns, used, seen)
         raise UserError(f"--model {args.model}: {error}") from None
+    _check_patterns(patterns, used, seen)
     if held_out is None:
         return Result(wanted, found, None, None)
     zeros = zeros_by_layer(found.model, held_out, forward=run)
     return Result(wanted, found, zeros, _change(run(model, held_out), run(found.model, held_out)))
+
+
+def _check_patterns(patterns: list[str], used: set[str], seen: list[str]) -> None:
+    """Raises where one names no activation: a typing error would leave layers out."""
+    if seen and (idle := [pattern for pattern in patterns if pattern not in used]):
+        known = ", ".join(dict.fromkeys(seen))
+        raise UserError(f"--layers {idle[0]} names no activation of the model, which has {known}.")
 
 
 def _change(before: Any, after: Any) -> float | None:

@@ -202,6 +202,9 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_of(args, start)
     _check_l0(args)
     rows = open_data(args.data, args.seed, args.held_out)
+    if args.recipe is None and args.batch_size is None:
+        size = min(recipe.batch_size, rows.shuffled_together)
+        recipe = dataclasses.replace(recipe, batch_size=size)
     if start is not None and start.dimension != rows.dimension:
         raise UserError(
             f"the model of --start is of dimension {start.dimension}, but the rows are of "
