@@ -313,7 +313,7 @@ def test_what_is_refused(model, sample, options, words):
 def test_what_is_no_function_and_no_model():
     with pytest.raises(TypeError, match="`which` should be a function, but is 'act'"):
         swap_activations(mlp(nnx.relu), X, which="act")
-    with pytest.raises(TypeError, match="`model` should be .*, but is function"):
+    with pytest.raises(TypeError, match=r"`model` should be .*, but is function"):
         swap_activations(lambda x: x, X)
 
 
