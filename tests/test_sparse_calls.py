@@ -31,6 +31,7 @@ PRODUCTS = {
     "compact": (partial(mlp, compact_mlp), operands(1.5), lambda *args: dense_mlp(*args)[0]),
     "gated": (gated, gated_operands(1.5), dense_gated),
     "gated, few examples": (gated, gated_operands(1.5, 3), dense_gated),
+    "gated, one example": (gated, gated_operands(1.5, 1), dense_gated),
 }
 #: What float32 operands would be promoted with, bfloat16 or float64 ones are not either.
 DTYPES = (pytest.param("float32", marks=pytest.mark.slow), "bfloat16", "float64")
@@ -45,7 +46,7 @@ def test_strict_promotion_of_values_and_gradients(strict_promotion, name, dtype)
         shapes = [jax.ShapeDtypeStruct(a.shape, dtype) for a in args]
         value = jax.eval_shape(product, *shapes)
         assert value.dtype == dtype
-        if name == "gated, few examples":
+        if name.startswith("gated, "):
             return  # whose gradient is that of "gated"
         slopes = jax.eval_shape(
             jax.grad(lambda *a: jnp.sum(product(*a)), range(len(args))), *shapes
@@ -93,7 +94,7 @@ def test_float64_is_exact_to_float64(name):
 def test_a_number_is_taken_in_the_dtype_of_what_it_is_compared_with(strict_promotion, name):
     """0.7 is not above 0.7, as it would be above 0.7 rounded to float32; an array stays rounded."""
     function = gated_mlp if name.startswith("gated") else PRODUCTS[name][0].args[0]
-    examples = 3 if name == "gated, few examples" else 40
+    examples = {"gated, few examples": 3, "gated, one example": 1}.get(name, 40)
     with jax.enable_x64(True):
         x, one = jnp.full((examples, 1), 0.7, jnp.float64), jnp.ones((1, 1), jnp.float64)
         weights = [one] * (3 if function is gated_mlp else 2)
@@ -116,7 +117,8 @@ def test_eager_calls_compile_once_per_shape(name):
 
     def call():
         product(*args)
-        if name not in ("by feature", "gated, few examples"):  # whose gradient is that of "gated"
+        # The gradients of a few examples and of one are those of "gated".
+        if name != "by feature" and not name.startswith("gated, "):
             jax.grad(lambda *a: jnp.sum(product(*a)), range(len(args)))(*args)
         return len(COMPILED)
 

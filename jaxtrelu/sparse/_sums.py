@@ -99,7 +99,7 @@ def row_dots(vector: jax.Array, rows: jax.Array, table: jax.Array, dtype) -> jax
     parts, step = column_slices(vector.shape[0])
     folded = sum(
         take_columns(table, rows, k * step, step).astype(dtype)
-        * vector[k * step : (k + 1) * step].astype(dtype)
+        * vector[None, k * step : (k + 1) * step].astype(dtype)
         for k in range(parts)
     )
     return row_sums(lax.optimization_barrier(folded))
