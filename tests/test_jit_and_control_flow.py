@@ -87,15 +87,15 @@ def test_ahead_of_time_and_donation(case):
 
 @over_cases(run=runs.checked)
 def test_checkify(case):
-    return _gradient_of_the_square(case)
+    return _assert_gradient_of_the_square(case)
 
 
 @over_cases(run=runs.nans_watched)
 def test_debug_nans(case):
-    return _gradient_of_the_square(case)
+    return _assert_gradient_of_the_square(case)
 
 
-def _gradient_of_the_square(case):
+def _assert_gradient_of_the_square(case):
     def loss(x, threshold):
         return (case.function(x, threshold) ** 2).sum()
 

@@ -40,7 +40,7 @@ def _threshold(kind, x):
     return jnp.linspace(-0.5, 0.5, int(np.prod(shape))).reshape(shape)
 
 
-def _expect_same_gradients(actual, options, x, threshold):
+def _assert_same_gradients(actual, options, x, threshold):
     gradient = jax.jit(jax.grad(_loss(options), (0, 1)))
     expected = gradient(np.asarray(x), np.asarray(threshold))
     for a, e in zip(actual, expected, strict=True):
@@ -63,7 +63,7 @@ def test_shard_map_with_varying_axes_checked(name, kind):
         out_specs=P("rows"),
     )
     actual = jax.jit(jax.grad(lambda x, t: (mapped(x, t) ** 2).sum(), (0, 1)))(x, threshold)
-    _expect_same_gradients(actual, options, x, threshold)
+    _assert_same_gradients(actual, options, x, threshold)
 
     @jax.jit
     def tangents(x):
@@ -224,7 +224,7 @@ def test_partially_manual_shard_map(names, options):
         axis_names={names},
     )
     actual = jax.jit(jax.grad(lambda x, t: (mapped(x, t) ** 2).sum(), (0, 1)))(x, threshold)
-    _expect_same_gradients(actual, options, x, threshold)
+    _assert_same_gradients(actual, options, x, threshold)
 
 
 @pytest.mark.parametrize("surrogate", [Rectangle(0.5), Triangle(0.5)], ids=str)
@@ -238,7 +238,7 @@ def test_sharded_threshold_beside_a_replicated_x(surrogate):
             jax.device_put(a, NamedSharding(mesh, s)) for a, s in ((x, P()), (threshold, P("a")))
         )
         actual = jax.jit(jax.grad(_loss(options), (0, 1)))(*placed)
-    _expect_same_gradients(actual, options, x, threshold)
+    _assert_same_gradients(actual, options, x, threshold)
 
 
 def test_bits_on_an_explicit_mesh():

@@ -66,7 +66,7 @@ def cotangents(y, l0, penalty):
     )
 
 
-def compare(case, args, capacity=CAPACITY):
+def assert_agrees(case, args, capacity=CAPACITY):
     values, activity, gradients = sparse(case, capacity, *args)
     expected, expected_gradients = dense(case, *args)
     assert_close(values, expected, ("y", "l0", "penalty"))
@@ -77,13 +77,13 @@ def compare(case, args, capacity=CAPACITY):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("side", SIDES)
 def test_values_and_gradients_on_either_path(case, side):
-    assert bool(compare(case, operands(SIDES[side])).overflow) == (side == "dense")
+    assert bool(assert_agrees(case, operands(SIDES[side])).overflow) == (side == "dense")
 
 
 @examples(20)
 @given(st.sampled_from(list(CASES)), st.integers(0, 2**31), st.sampled_from([-9.0, 1.0, 1.5, 9.0]))
 def test_any_operands(case, seed, threshold):
-    compare(case, operands(threshold, seed=seed))
+    assert_agrees(case, operands(threshold, seed=seed))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_any_operands(case, seed, threshold):
 )
 def test_shapes_of_every_kind(shape):
     for threshold in (-9.0, 0.3):
-        compare("jump", operands(threshold, *shape), 32)
+        assert_agrees("jump", operands(threshold, *shape), 32)
 
 
 def test_a_width_of_zero():
@@ -106,7 +106,7 @@ def test_one_full_row_among_empty_ones():
     x, w_in, w_out, threshold, b_in, b_out = operands(0.05)
     x = jnp.zeros_like(x).at[17].set(1.0)
     args = (x, jnp.abs(w_in) + 0.1, w_out, threshold, jnp.zeros_like(b_in), b_out)
-    activity = compare("hard", args)
+    activity = assert_agrees("hard", args)
     assert not activity.overflow
     assert activity.counts.tolist() == [FEATURES * (row == 17) for row in range(ROWS)]
 
@@ -137,7 +137,9 @@ def test_the_record_in_row_order(case, side):
 
 def test_the_window_counts_towards_the_capacity():
     args = operands(0.8)
-    overflow = {case: bool(compare(case, args).overflow) for case in ("hard", "jump to input")}
+    overflow = {
+        case: bool(assert_agrees(case, args).overflow) for case in ("hard", "jump to input")
+    }
     assert overflow == {"hard": False, "jump to input": True}
 
 

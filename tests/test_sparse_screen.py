@@ -180,7 +180,7 @@ def both(case, precision, capacity, args, screen=None):
     return outcome(None), outcome(precision if screen is None else screen)
 
 
-def compare(case, precision, args, capacity=CAPACITY, screen=None):
+def assert_as_without(case, precision, args, capacity=CAPACITY, screen=None):
     plain, screened = both(case, precision, capacity, args, screen)
     for name in ("features", "rows", "counts", "l0", "fired", "overflow"):
         np.testing.assert_array_equal(
@@ -199,21 +199,23 @@ WAYS = [("sparse", "int8", case) for case in CASES] + [
 
 @pytest.mark.parametrize(("side", "precision", "case"), WAYS)
 def test_gates_values_and_gradients_are_those_without(side, precision, case):
-    activity = compare(case, precision, operands(SIDES[side]))
+    activity = assert_as_without(case, precision, operands(SIDES[side]))
     assert bool(activity.overflow) == (side == "dense")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("threshold", [-9.0, 1.0, 9.0])
 def test_more_candidates_than_lists_hold_and_none(precision, threshold):
-    compare("jump", precision, operands(threshold))
+    activity = assert_as_without("jump", precision, operands(threshold))
+    assert bool(activity.overflow) == (threshold == -9.0)
+    assert bool(activity.l0.any()) == (threshold != 9.0)
 
 
 def test_candidates_that_overflow_where_entries_do_not():
     """Zero rows at a threshold of 0 are closed, and cannot be proved to be."""
     args = operands(0.0)
     args = [jnp.zeros_like(args[0]), *args[1:3], 0 * args[3], 0 * args[4], args[5]]
-    activity = compare("hard", "int8", args)
+    activity = assert_as_without("hard", "int8", args)
     assert not activity.overflow and activity.l0.sum() == 0
 
 
@@ -230,13 +232,13 @@ def test_a_prepared_screen_goes_through_jit_and_comes_from_a_file(tmp_path, prec
         None if leaf is None else jnp.asarray(found[name], leaf.dtype)
         for name, leaf in screen._asdict().items()
     ))  # fmt: skip
-    compare("jump", precision, args, screen=loaded)
+    assert_as_without("jump", precision, args, screen=loaded)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_operands(dtype):
     args = [a.astype(dtype) for a in operands(1.7)]
-    compare("hard", "int8", args)
+    assert_as_without("hard", "int8", args)
 
 
 @jax.jit

@@ -12,11 +12,11 @@ try:
     from jaxtrelu.nnx._swap import (
         SparsityCurve,
         Swapped,
-        SwappedLayer,
         sparsity_curve,
         swap_activations,
         zeros_by_layer,
     )
+    from jaxtrelu.nnx._swap_layers import SwappedLayer
     from jaxtrelu.nnx._thresholded_relu import ThresholdedReLU
     from jaxtrelu.nnx._thresholds import (
         FixedThreshold,

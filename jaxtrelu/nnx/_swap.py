@@ -4,7 +4,6 @@ Layer by layer in one forward pass: where an activation is applied, its threshol
 arrives there, which has already gone through the thresholds of the layers in front.
 """
 
-import functools
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,53 +14,26 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from jaxtrelu import theory
-from jaxtrelu._activation import shifted_relu, thresholded_relu
 from jaxtrelu._primitive.spec import VariantName, checked_spec
 from jaxtrelu._surrogates import Surrogate
-from jaxtrelu.nnx._jump_relu import JumpReLU
+from jaxtrelu.nnx._swap_error import calibrated_to_error
+from jaxtrelu.nnx._swap_layers import (
+    Forward,
+    SwappedLayer,
+    Which,
+    calibrated,
+    is_activation,
+    is_own,
+    keep_layer,
+    zero_counts,
+)
 from jaxtrelu.nnx._thresholded_relu import ThresholdedReLU
 
-Which = Callable[[tuple, Any], bool]
-Forward = Callable[[Any, Any], Any]
 Score = Callable[[Any], float]
 FineTune = Callable[[Any, float], None]
 
-_FUNCTIONS = (
-    jax.nn.relu,
-    jax.nn.gelu,
-    jax.nn.silu,
-    jax.nn.leaky_relu,
-    jax.nn.elu,
-    jax.nn.celu,
-    jax.nn.mish,
-    thresholded_relu,
-    shifted_relu,
-)
-_MODULES = (nnx.PReLU, ThresholdedReLU, JumpReLU)
-# What counts as the layer behind an activation, for `error`.
-_LINEAR = (nnx.Linear, nnx.LinearGeneral, nnx.Einsum, nnx.Conv)
 # After these halvings of (0, 1) the share of zeros is known to 1/256.
 _HALVINGS = 8
-# Of the interval of thresholds, for `error`; each is a forward pass up to the next layer.
-_ERROR_HALVINGS = 14
-
-
-class SwappedLayer(NamedTuple):
-    """An activation that was exchanged or calibrated."""
-
-    path: str
-    """Where in the model, such as ``layers.1``."""
-    was: str
-    """What it was."""
-    threshold: jax.Array
-    """θ, one number or one per channel, in the units of the pre-activations."""
-    zeros: float
-    """Share of zeros on the sample, with the thresholds in front of it in place."""
-    entries: int
-    """How many values went through it."""
-    error: float | None = None
-    """With ``error=``: the relative error of the next layer's output on the sample."""
 
 
 class Swapped(NamedTuple):
@@ -230,18 +202,18 @@ def swap_activations(
     chosen = which or is_activation
     before = None if score is None else float(score(model))
     if error is not None:
-        layers = _calibrated_to_error(new, sample, error, run, chosen, make)
+        layers = calibrated_to_error(new, sample, error, run, chosen, make)
         return _report(model, new, sample, run, layers, None, before, score)
-    layers = _calibrated(new, sample, shares[0], run, chosen, make)
+    layers = calibrated(new, sample, shares[0], run, chosen, make)
     names = {layer.path: layer.was for layer in layers}
     if max_loss is not None and score is not None and before is not None:
         shares = (_largest_share(new, sample, before - max_loss, score, run),)
     for share in shares:
-        layers = _calibrated(new, sample, share, run, _is_own, _keep)
+        layers = calibrated(new, sample, share, run, is_own, keep_layer)
         if fine_tune is not None:
             fine_tune(new, share)
     if fine_tune is not None and not learned:
-        layers = _calibrated(new, sample, shares[-1], run, _is_own, _keep)
+        layers = calibrated(new, sample, shares[-1], run, is_own, keep_layer)
     layers = tuple(layer._replace(was=names[layer.path]) for layer in layers)
     return _report(model, new, sample, run, layers, shares[-1], before, score)
 
@@ -277,7 +249,7 @@ def zeros_by_layer(
 
     Source: the definition.
     """
-    counts = _counts(nnx.clone(model), sample, forward or _call)
+    counts = zero_counts(nnx.clone(model), sample, forward or _call)
     if not counts:
         raise ValueError(
             "`model` applies no ThresholdedReLU to the sample: pass what swap_activations returned "
@@ -346,7 +318,7 @@ def sparsity_curve(
     run = forward or _call
     zeros, scores = [], []
     for share in shares:
-        layers = _calibrated(found, sample, share, run, _is_own, _keep)
+        layers = calibrated(found, sample, share, run, is_own, keep_layer)
         zeros.append(_total(layers))
         scores.append(float(score(found)))
     return SparsityCurve(np.array(shares), np.array(zeros), np.array(scores))
@@ -371,334 +343,12 @@ def _shares(sparsity: float | Sequence[float], rising: bool = True) -> tuple[flo
     return shares
 
 
-# Which values are activations.
-
-
-def _function_of(value: Any) -> Any:
-    """The function itself, out of a partial."""
-    return value.func if isinstance(value, functools.partial) else value
-
-
-def is_activation(path: tuple, value: Any) -> bool:
-    """What `swap_activations` exchanges unless told otherwise."""
-    del path
-    function = _function_of(value)
-    return isinstance(value, _MODULES) or any(function is known for known in _FUNCTIONS)
-
-
-def _is_own(path: tuple, value: Any) -> bool:
-    del path
-    return isinstance(value, ThresholdedReLU)
-
-
-def _keep(value: Any, channels: int) -> Any:
-    del channels
-    return value
-
-
-def _name_of(value: Any) -> str:
-    function = _function_of(value)
-    name = getattr(function, "__name__", None)
-    return str(name) if name else type(value).__name__
-
-
-class _Place(NamedTuple):
-    """Where an activation is: an attribute of a module."""
-
-    owner: nnx.Module
-    name: str
-    path: str
-    value: Any
-
-
-def _places(model: nnx.Module, which: Which) -> list[_Place]:
-    found = []
-    for path, owner in nnx.iter_graph(model):
-        if not isinstance(owner, nnx.Module) or isinstance(owner, _MODULES):
-            continue
-        for name, value in vars(owner).items():
-            if not name.startswith("_pytree__") and which((*path, name), value):
-                text = ".".join(str(part) for part in (*path, name))
-                found.append(_Place(owner, name, text, value))
-    return found
-
-
-# One forward pass, in which activations are exchanged as they are reached.
-
-
-class _Probe(nnx.Module):
-    """Stands for an activation during one forward pass."""
-
-    def __init__(self, reached: Callable[[Any], Any]):
-        self.reached = reached
-
-    def __call__(self, x: Any) -> Any:
-        return self.reached(x)
-
-
-def _calibrated(
-    model: nnx.Module,
-    sample: Any,
-    share: float,
-    forward: Forward,
-    which: Which,
-    make: Callable[[Any, int], ThresholdedReLU],
-) -> tuple[SwappedLayer, ...]:
-    """Exchanges what `which` chooses for what `make` makes of it, calibrated; in place."""
-    layers: dict[str, SwappedLayer] = {}
-    new: dict[str, Any] = {}
-
-    def reached(place: _Place, x: Any) -> Any:
-        _check_input(place, x, place.path in new)
-        layer = make(place.value, x.shape[-1])
-        layer.threshold[...] = _threshold(place, x, share, layer.threshold[...])
-        y = layer(x)
-        new[place.path] = layer
-        layers[place.path] = SwappedLayer(
-            place.path,
-            _name_of(place.value),
-            jnp.asarray(layer.threshold_value),
-            float(jnp.mean(y == 0)),
-            y.size,
-        )
-        return y
-
-    _with_probes(model, _places(model, which), lambda: forward(model, sample), reached, new)
-    _check_found(layers)
-    return tuple(layers.values())
-
-
-def _check_found(layers: Any) -> None:
-    if not layers:
-        raise ValueError(
-            "no activation was found that `model` applies to the sample. Keep it as an attribute, "
-            "self.activation = nnx.relu, or in an nnx.Sequential, and say `which=` if it is none "
-            "of those that are known."
-        )
-
-
-def _with_probes(
-    model: nnx.Module,
-    places: list[_Place],
-    run: Callable[[], Any],
-    reached: Callable[[_Place, Any], Any],
-    new: dict[str, Any],
-) -> None:
-    """Runs with a probe at each place, and afterwards leaves there what is in `new`, if anything.
-
-    After an error everything is as it was.
-    """
-    done = False
-    for place in places:
-        probe = _Probe(functools.partial(reached, place))
-        setattr(place.owner, place.name, nnx.data(probe))
-    try:
-        run()
-        done = True
-    finally:
-        for place in places:
-            _put(place, new.get(place.path, place.value) if done else place.value)
-
-
-def _put(place: _Place, value: Any) -> None:
-    is_module = isinstance(value, nnx.Module)
-    setattr(place.owner, place.name, nnx.data(value) if is_module else nnx.static(value))
-
-
-def _check_input(place: _Place, x: Any, seen: bool) -> None:
-    if isinstance(x, jax.core.Tracer):
-        raise ValueError(
-            f"{place.path} is inside of a transformation (jax.jit, nnx.scan, …), where its "
-            "threshold cannot be set from what arrives. Pass forward= that runs step by step."
-        )
-    if seen:
-        raise ValueError(
-            f"{place.path} is applied more than once in a call, and one threshold cannot be "
-            "calibrated at two places. Give each place an activation of its own."
-        )
-    if not jnp.ndim(x):
-        raise ValueError(f"{place.path} is applied to a scalar, which has no channels.")
-
-
-def _threshold(place: _Place, x: jax.Array, share: float, like: jax.Array) -> jax.Array:
-    """The quantile, but not below 0, where a trained ReLU closes already."""
-    axes = tuple(range(x.ndim - 1)) if like.ndim else None
-    try:
-        found = theory.quantile_threshold(x.astype(jnp.float32), share, axis=axes)
-    except ValueError as error:
-        raise ValueError(f"at {place.path}: {error}") from None
-    return jnp.maximum(found, 0).astype(like.dtype)
-
-
-def _counts(model: nnx.Module, sample: Any, forward: Forward) -> dict[str, tuple[int, int]]:
-    """Zeros and entries of each thresholded layer, with the thresholds as they are."""
-    counts: dict[str, tuple[int, int]] = {}
-
-    def reached(place: _Place, x: Any) -> Any:
-        _check_input(place, x, place.path in counts)
-        y = place.value(x)
-        counts[place.path] = int(jnp.sum(y == 0)), y.size
-        return y
-
-    _with_probes(model, _places(model, _is_own), lambda: forward(model, sample), reached, {})
-    return counts
-
-
-# For a wanted error of the next layer.
-
-
 def _check_error(error: float, **others: Any) -> None:
     if not isinstance(error, numbers.Real) or not 0 < error < 1:
         raise ValueError(f"`error` should be greater than 0 and less than 1, but is {error!r}.")
     for name, value in others.items():
         if value not in (None, False):
             raise ValueError(f"`error` does not go with `{name}`: pass one of the two.")
-
-
-class _Reached(Exception):  # noqa: N818 (no error: it ends a forward pass where enough is known)
-    """Carries the output of the layer that a forward pass was run for."""
-
-    def __init__(self, output: Any):
-        super().__init__()
-        self.output = output
-
-
-class _Watched(nnx.Module):
-    """Stands for a linear layer during a forward pass, and reports what comes out of it."""
-
-    def __init__(self, layer: Any, report: Callable[[Any], None]):
-        self.layer, self.report = layer, report
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.layer(*args, **kwargs)
-        self.report(output)
-        return output
-
-    def __getattr__(self, name: str) -> Any:
-        """What else the model reads of the layer, such as its kernel."""
-        return getattr(object.__getattribute__(self, "layer"), name)
-
-
-def _calibrated_to_error(
-    model: nnx.Module,
-    sample: Any,
-    error: float,
-    forward: Forward,
-    which: Which,
-    make: Callable[[Any, int], ThresholdedReLU],
-) -> tuple[SwappedLayer, ...]:
-    """Exchanges what `which` chooses, each for what the next layer bears; in place."""
-    order: dict[str, _Place] = {}
-
-    def seen(place: _Place, x: Any) -> Any:
-        _check_input(place, x, place.path in order)
-        order[place.path] = place
-        return place.value(x)
-
-    _with_probes(model, _places(model, which), lambda: forward(model, sample), seen, {})
-    _check_found(order)
-    return tuple(_exchanged(model, sample, place, error, forward, make) for place in order.values())
-
-
-def _exchanged(
-    model: nnx.Module,
-    sample: Any,
-    place: _Place,
-    error: float,
-    forward: Forward,
-    make: Callable[[Any, int], ThresholdedReLU],
-) -> SwappedLayer:
-    """The layer that stands at the place from now on, with the largest threshold that is borne."""
-    arrived: list[jax.Array] = []
-
-    def keep(x: jax.Array) -> Any:
-        arrived.append(x)
-        return place.value(x)
-
-    before = _linear_outputs(model, sample, place, forward, keep)
-    x = arrived[0]
-    if not jnp.isfinite(x).all():
-        raise ValueError(f"at {place.path}: pre-activations should be finite, and hold no NaN.")
-    closed = _linear_outputs(model, sample, place, forward, jnp.zeros_like)
-    differs = (n for n, (a, b) in enumerate(zip(before, closed, strict=True)) if (a != b).any())
-    number = next(differs, None)
-    if number is None:
-        raise ValueError(
-            f"no nnx.Linear, LinearGeneral, Einsum or Conv depends on {place.path}, so that no "
-            "error is there to be allowed: leave it out by `which`, or pass `sparsity`."
-        )
-    whole = before[number].astype(jnp.float32)
-    norm = jnp.linalg.norm(whole)
-    layer = make(place.value, x.shape[-1])
-
-    def error_at(threshold: float) -> float:
-        layer.threshold[...] = jnp.asarray(threshold, layer.threshold[...].dtype)
-        try:
-            _linear_outputs(model, sample, place, forward, layer, number)
-        except _Reached as reached:
-            off = jnp.linalg.norm(reached.output.astype(jnp.float32) - whole)
-            return float(off / norm)
-        raise AssertionError("a forward pass has fewer layers than the one before")
-
-    low, high = 0.0, max(float(x.max()), 0.0)
-    if not (lowest := error_at(0.0)) <= error:
-        raise ValueError(
-            f"at {place.path} the exchange of {_name_of(place.value)} for a threshold of 0 itself "
-            f"has an error of {lowest:.3g} in the next layer, more than {error:g}: allow more."
-        )
-    for _ in range(_ERROR_HALVINGS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if error_at(middle) <= error else (low, middle)
-    reached = error_at(low)
-    setattr(place.owner, place.name, nnx.data(layer))
-    return SwappedLayer(
-        place.path,
-        _name_of(place.value),
-        jnp.asarray(layer.threshold_value),
-        float(jnp.mean(layer(x) == 0)),
-        x.size,
-        reached,
-    )
-
-
-def _linear_outputs(
-    model: nnx.Module,
-    sample: Any,
-    place: _Place,
-    forward: Forward,
-    activation: Callable[[Any], Any],
-    stop_at: int | None = None,
-) -> list[jax.Array]:
-    """What comes out of the linear layers behind the place, where `activation` stands there now.
-
-    Raises:
-      _Reached: at the output of number `stop_at` of them.
-    """
-    outputs: list[jax.Array] = []
-    passed = False
-
-    def apply(x: Any) -> Any:
-        nonlocal passed
-        passed = True
-        return activation(x)
-
-    def report(output: Any) -> None:
-        if not passed:
-            return
-        if len(outputs) == stop_at:
-            raise _Reached(output)
-        outputs.append(output)
-
-    linear = _places(model, lambda path, value: isinstance(value, _LINEAR))
-    try:
-        setattr(place.owner, place.name, nnx.data(_Probe(apply)))
-        for other in linear:
-            setattr(other.owner, other.name, nnx.data(_Watched(other.value, report)))
-        forward(model, sample)
-    finally:
-        for other in (*linear, place):
-            _put(other, other.value)
-    return outputs
 
 
 def _report(
@@ -712,7 +362,7 @@ def _report(
     score: Score | None,
 ) -> Swapped:
     """What is said of both models."""
-    zeros, entries = np.sum(list(_counts(new, sample, run).values()), axis=0)
+    zeros, entries = np.sum(list(zero_counts(new, sample, run).values()), axis=0)
     return Swapped(
         model=new,
         layers=layers,
@@ -741,7 +391,7 @@ def _largest_share(
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)
-        _calibrated(model, sample, middle, forward, _is_own, _keep)
+        calibrated(model, sample, middle, forward, is_own, keep_layer)
         low, high = (middle, high) if float(score(model)) >= wanted else (low, middle)
     if not low:
         raise ValueError(

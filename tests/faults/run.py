@@ -142,6 +142,17 @@ def checkpoints(output: Path) -> dict[int, bool]:
     return found
 
 
+def newest_checkpoint(output: Path, before: int) -> tuple[int, list[str]]:
+    """Its step, and what is wrong where the newest was of step `before`."""
+    found = checkpoints(output)
+    newest, wrong = max((step for step, intact in found.items() if intact), default=0), []
+    if newest < before:
+        wrong.append(f"the checkpoint of step {before} is lost: {found}")
+    if not all(found.values()):
+        wrong.append(f"a damaged checkpoint under its own name: {found}")
+    return newest, wrong
+
+
 def faults_of(said: str, *, lines: int | None = None) -> list[str]:
     """What is wrong with what was said: a traceback, or another number of lines than one."""
     wrong = []
@@ -190,14 +201,9 @@ def killed(room: Room, number: signal.Signals, moments: int) -> Tally:
         else:
             wrong += [] if code == status else [f"status {code}"]
             wrong += faults_of(said, lines=None if number == signal.SIGKILL else 1)
-        found = checkpoints(output)
-        newest = max((step for step, intact in found.items() if intact), default=0)
-        if newest < before:
-            wrong.append(f"the checkpoint of step {before} is lost: {found}")
-        if not all(found.values()):
-            wrong.append(f"a damaged checkpoint under its own name: {found}")
-        before = newest
-        if code == 0 or newest > 0.8 * STEPS or moment == moments - 1:
+        before, lost = newest_checkpoint(output, before)
+        wrong += lost
+        if code == 0 or before > 0.8 * STEPS or moment == moments - 1:
             wrong += completed(room, output)
             output, before = room.fresh("killed"), 0
         tally.trial(*wrong)
@@ -227,14 +233,9 @@ def one_of_two(room: Room, moments: int) -> Tally:
         # It noticed, it was ended, both before the command was there, or it was through.
         wrong = [] if code in (2, 143, -signal.SIGTERM, 0) else [f"status {code}"]
         wrong += faults_of(said, lines=1 if code in (2, 143) else None)
-        found = checkpoints(output)
-        newest = max((step for step, intact in found.items() if intact), default=0)
-        if newest < before:
-            wrong.append(f"the checkpoint of step {before} is lost: {found}")
-        if not all(found.values()):
-            wrong.append(f"a damaged checkpoint under its own name: {found}")
-        before = newest
-        if newest > 0.8 * STEPS or moment == moments - 1:
+        before, lost = newest_checkpoint(output, before)
+        wrong += lost
+        if before > 0.8 * STEPS or moment == moments - 1:
             for code, said in map(ended, room.start_two(output)):
                 wrong += [f"not resumed: status {code}, {said.strip()[-300:]!r}"] if code else []
             if contents(output) != expected:

@@ -19,7 +19,7 @@ from jaxtrelu._cli import UserError
 from jaxtrelu._cli.calibrate import checkpoint
 from jaxtrelu._cli.calibrate.data import open_array
 from jaxtrelu.nnx import Swapped, swap_activations, zeros_by_layer
-from jaxtrelu.nnx._swap import is_activation
+from jaxtrelu.nnx._swap_layers import is_activation
 
 _ROWS = 2000
 

@@ -1,11 +1,13 @@
 """`jaxtrelu sae train`: trains a sparse autoencoder on image patches or a user's .npy file."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +214,8 @@ def run(args: argparse.Namespace) -> int:
         )
     started = time.perf_counter()
     mesh = _mesh(args)
-    model = _trained(rows, args, recipe, start, folder / "checkpoints", mesh)
+    with _with_others(args):
+        model = _train(rows, args, recipe, start, folder / "checkpoints", mesh)
     if mesh is not None and not _first():
         return 0
     seconds = time.perf_counter() - started
@@ -239,19 +242,13 @@ def _first() -> bool:
     return jax.process_index() == 0
 
 
-def _trained(
-    rows: "Rows",
-    args: argparse.Namespace,
-    recipe: "Recipe",
-    start: "Autoencoder | None",
-    folder: Path,
-    mesh: Any,
-) -> "Autoencoder":
-    """The model. What fails because another process is gone is one sentence."""
+@contextlib.contextmanager
+def _with_others(args: argparse.Namespace) -> Iterator[None]:
+    """What fails because another process is gone is one sentence."""
     import jax
 
     try:
-        return _train(rows, args, recipe, start, folder, mesh)
+        yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         # Of what JAX's runtime says, too, some is a ValueError; it begins with the kind of error.
         if args.coordinator is None or not re.match(r"[A-Z_]+: ", str(error)):
