@@ -102,6 +102,11 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert main(command) == 0
     assert sae.load("out/sae.safetensors").features == 16
     capsys.readouterr()
+    assert main([*command, "--output", "on", "--start", "out"]) == 0  # λ goes on as well
+    first, second = (sae.load(f"{name}/sae.safetensors") for name in ("out", "on"))
+    assert second.recipe.coefficient == first.about["training"]["coefficient"]
+    assert second.about["training"]["start"] != first.about["training"]["start"]
+    capsys.readouterr()
     assert main([*command, "--features", "9"]) == 2
     assert "--features is 9, but the model of --start has 16" in capsys.readouterr().err
     np.save("x.npy", X[:, :5])

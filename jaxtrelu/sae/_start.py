@@ -1,11 +1,13 @@
 """A model as the start of a run: the same function, by weights in the run's units."""
 
+import dataclasses
 import hashlib
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxtrelu.sae._model import Autoencoder, in_numpy, in_one_scale
+from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._weights import Weights
 
 
@@ -48,6 +50,15 @@ class Start(NamedTuple):
             w.decoder_bias * ratio,
         )
         return in_numpy(found, np.float32)
+
+
+def recipe_of(model: Autoencoder) -> Recipe | None:
+    """How the model was trained, with the λ that the training ended with; None: it does not say."""
+    last = model.about.get("training", {}).get("coefficient")
+    if model.recipe is None or last is None:
+        return model.recipe
+    # From λ afresh, L0 would first go astray.
+    return dataclasses.replace(model.recipe, coefficient=last)
 
 
 def start_of(model: Autoencoder, dimension: int) -> Start:

@@ -12,7 +12,7 @@ from jaxtrelu.sae._model import Autoencoder
 from jaxtrelu.sae._recipes import Recipe, short_run
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, open_rows
-from jaxtrelu.sae._start import Start, start_of
+from jaxtrelu.sae._start import Start, recipe_of, start_of
 from jaxtrelu.sae._training import Settings, run
 
 _HELD_OUT = 8192  # rows, at most, unless asked for
@@ -85,14 +85,9 @@ def train(
                 f"`start` has {begin.features} features, but `features` is {features}. Leave the "
                 "latter out."
             )
-        if recipe is None and start.recipe is not None:
-            recipe = _with_batches_for(rows, start.recipe)
-            if (last := start.about.get("training", {}).get("coefficient")) is not None:
-                # λ goes on where the controller left it; from afresh, L0 would first go astray.
-                recipe = dataclasses.replace(recipe, coefficient=last)
     if features is None:
         raise TypeError("pass `features`, the size of the dictionary, or a model to `start` from.")
-    recipe = recipe_for(rows, recipe)
+    recipe = recipe_for(rows, recipe, start)
     try:
         settings = Settings(
             features=features,
@@ -140,14 +135,16 @@ def held_out(model: Autoencoder, x: Any) -> np.ndarray | None:
     return rows.held_out_rows if same and rows.held_out == aside else None
 
 
-def recipe_for(rows: Rows, recipe: Recipe | None) -> Recipe:
-    """The recipe; where there is none, the usual one, with batches that the rows suffice for."""
+def recipe_for(rows: Rows, recipe: Recipe | None, start: Autoencoder | None = None) -> Recipe:
+    """The recipe; where there is none, the start's or the usual one, with fitting batches."""
     if recipe is not None:
         return recipe
-    return _with_batches_for(rows, short_run())
+    known = None if start is None else recipe_of(start)
+    return with_batches_for(rows, known or short_run())
 
 
-def _with_batches_for(rows: Rows, recipe: Recipe) -> Recipe:
+def with_batches_for(rows: Rows, recipe: Recipe) -> Recipe:
+    """The recipe, with batches that the rows suffice for."""
     return dataclasses.replace(recipe, batch_size=min(recipe.batch_size, rows.shuffled_together))
 
 

@@ -258,10 +258,10 @@ def _draw_l0(axis: Any, steps: np.ndarray, l0: np.ndarray, target: float | None)
     axis.set(title="L0: open features per example", ylim=(0, None))
     if target:
         axis.axhline(target, color=_ORANGE, linestyle="--", linewidth=1)
-        place = (steps[-1], target)
+        # At the left, where the curve is far above, as L0 falls to its target.
         axis.annotate(
-            f"target {target:g}", place, xytext=(0, -11),
-            textcoords="offset points", ha="right", color=_ORANGE,
+            f"target {target:g}", (steps[0], target), xytext=(0, -13),
+            textcoords="offset points", color=_ORANGE,
         )  # fmt: skip
 
 

@@ -194,6 +194,7 @@ def run(args: argparse.Namespace) -> int:
     # Before the long work, so that what is missing shows now.
     from jaxtrelu import sae
     from jaxtrelu._cli.sae import results
+    from jaxtrelu.sae._train import with_batches_for
 
     start = None if args.start is None else sae.load(args.start)
     own = _FEATURES if start is None else start.features
@@ -205,8 +206,7 @@ def run(args: argparse.Namespace) -> int:
     _check_l0(args)
     rows = open_data(args.data, args.seed, args.held_out)
     if args.recipe is None and args.batch_size is None:
-        size = min(recipe.batch_size, rows.shuffled_together)
-        recipe = dataclasses.replace(recipe, batch_size=size)
+        recipe = with_batches_for(rows, recipe)
     if start is not None and start.dimension != rows.dimension:
         raise UserError(
             f"the model of --start is of dimension {start.dimension}, but the rows are of "
@@ -320,10 +320,11 @@ def _check_l0(args: argparse.Namespace) -> None:
 def recipe_of(args: argparse.Namespace, start: "Autoencoder | None" = None) -> "Recipe":
     """The recipe that was asked for, or that of the model to start from."""
     from jaxtrelu import sae
+    from jaxtrelu.sae._start import recipe_of as known_recipe
 
     recipe: Recipe = getattr(sae, args.recipe or "short_run")()
-    if args.recipe is None and start is not None and start.recipe is not None:
-        recipe = start.recipe
+    if args.recipe is None and start is not None:
+        recipe = known_recipe(start) or recipe
     changes: dict[str, Any] = {}
     if args.batch_size is not None:
         changes["batch_size"] = args.batch_size
