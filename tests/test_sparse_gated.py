@@ -92,6 +92,34 @@ def test_a_few_examples_on_either_path(case, side):
     assert_close([y], [dense(case, *args)[0]])
 
 
+@pytest.mark.parametrize("examples", [1, 2, FEW, 8])
+def test_a_few_examples_with_several_rounds_of_units(examples):
+    """As many units open as rounds are long, one less and one more; nothing is ever dropped."""
+    rng = np.random.default_rng(examples)
+    units, width, out = 700, 8, 5
+    x = rng.normal(size=(examples, width))
+    w_gate, w_up = rng.normal(size=(2, units, width))
+    w_out = rng.normal(size=(units, out))
+    highest = np.sort((x @ w_gate.T).max(0))[::-1]
+
+    @jax.jit
+    def both(threshold):
+        args = [jnp.asarray(a, jnp.float32) for a in (x, w_gate, w_up, w_out)]
+        block = block_operands(
+            args[0], {"w_gate": args[1], "w_up": args[2]}, args[3], threshold,
+            {"b_gate": None, "b_up": None}, None,
+        )  # fmt: skip
+        _, overflow = _gated.few_examples(*_gated.gated_call(checked_spec(), 350, None, block))
+        return overflow, gated_mlp(*args, threshold, capacity=350)
+
+    for number in (1, 31, 32, 33, 64, 96, 127, 128, 129, 255, 256, 257, 349):
+        threshold = (highest[number - 1] + highest[number]) / 2
+        overflow, y = both(jnp.float32(threshold))
+        expected = (np.maximum(x @ w_gate.T - threshold, 0) * (x @ w_up.T)) @ w_out
+        assert not overflow
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
 def test_for_a_few_examples_the_union_counts_and_not_the_mean():
     x, *rest = gated_operands(0.9, FEW)
     alike = jnp.broadcast_to(x[:1], x.shape)

@@ -252,7 +252,7 @@ def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Ar
     start = varying_like(jnp.zeros((x.shape[0], w_out.shape[1]), z.dtype), z)
 
     def sparse(product):
-        return repeat(ceil_div(number, _ROUND), more, start)
+        return repeat(ceil_div(number, length), more, start)
 
     overflow = takes_dense(plan, number, most)
     y = lax.cond(overflow, partial(_dense_rest, plan, operands), sparse, product)
