@@ -148,7 +148,7 @@ def checked_screen(screen, w_in: jax.Array) -> Screen | None:
     if shape != w_in.shape:
         raise ValueError(
             f"`screen` was prepared for weights of shape {shape}, but these have {w_in.shape}. "
-            "Pass jaxtrelu.sparse.prepare_screen(w_in)."
+            "Pass jaxtrelu.sparse.prepare_screen of these weights."
         )
     return jax.tree.map(lambda leaf: varying_like(lax.stop_gradient(leaf), w_in), screen)
 
