@@ -57,7 +57,8 @@ def on_this_machine(implementation, monkeypatch, linear_config=None) -> str:
     name, _, direct = implementation.partition(" ")
     if name == "xla":
         return name
-    options, room = {"interpret": interpreter(name)}, f"jaxtrelu._backends.{name}"
+    options = {"interpret": interpreter(name)}
+    room = f"jaxtrelu._backends.{name.removeprefix('experimental_')}"
     linear = Interpreted(f"{room}.linear", **options)
     if linear_config is not None:
         linear.options["config"] = linear.module.Config(**linear_config)
