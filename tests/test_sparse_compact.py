@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from sparse_cases import (  # fmt: skip
     CAPACITY,
@@ -19,7 +20,7 @@ from sparse_cases import (  # fmt: skip
 
 from jaxtrelu._primitive.spec import block_operands, checked_spec
 from jaxtrelu.sparse import _compact, compact_mlp
-from jaxtrelu.sparse._block import Plan
+from jaxtrelu.sparse._block import Plan, product_of_nonzeros
 from jaxtrelu.sparse._mlp import operands_of
 
 NAMES = ("x", "w_in", "w_out", "threshold", "b_in", "b_out")
@@ -78,6 +79,23 @@ def test_several_entries_beside_nan_that_some_examples_open():
     y, expected = gradients("ceiling", *bad)[1], gradients("ceiling", *args)[1]
     assert jnp.isnan(y).all(1).tolist() == opened.tolist()
     assert_close([y[~opened]], [expected[~opened]])
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_nan_beside_zeros_in_several_blocks_of_rows(over):
+    """A block is 256 rows; the last of 300 is cleaned together with those before it."""
+    rng = np.random.default_rng(0)
+    a = np.maximum(rng.standard_normal((4, 300)), 0).astype("float32")
+    b = rng.standard_normal((300, 8)).astype("float32")
+    a[:, [0, 260, 299]] = [[0.0, 0.0, 0.0]] * 3 + [[1.0, 0.0, 0.0]]
+    bad = b.copy()
+    bad[[0, 260, 299], [1, 2, 3]] = np.nan, np.inf, -np.inf
+    result = product_of_nonzeros(
+        jnp.asarray(a.T if over == 0 else a), jnp.asarray(bad), "float32", over
+    )
+    expected = a.astype("float64") @ b.astype("float64")
+    np.testing.assert_allclose(result[:3], expected[:3], rtol=1e-5, atol=1e-5)
+    assert np.isnan(result[3]).tolist() == [False, True] + [False] * 6
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8), (3, 0, 8), (3, 4, 0)])

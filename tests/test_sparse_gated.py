@@ -153,6 +153,15 @@ def test_a_few_examples_and_a_unit_that_one_of_them_opens_beside_nan(side):
     assert_close([y[closed]], [few("ceiling", CAPACITY, *args)[1][closed]])
 
 
+def test_one_row_asks_for_little_memory():
+    """What is for NaN weights is never run, and would yet be asked of the system at each call."""
+    d, units = 256, 4096
+    shapes = [(1, d), (units, d), (units, d), (units, d)]
+    args = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+    program = jax.jit(gated_mlp).lower(*args).compile()
+    assert program.memory_analysis().temp_size_in_bytes < units * d * 4 / 2
+
+
 @pytest.mark.parametrize("rows", [FEW, 20])
 def test_nan_everywhere(rows):
     args = [a * jnp.nan for a in gated_operands(1.0, rows)]

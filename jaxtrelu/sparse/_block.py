@@ -15,7 +15,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from jaxtrelu._primitive.partition import Layout, Share, columns_for
-from jaxtrelu._primitive.rules import thresholded
+from jaxtrelu._primitive.rules import thresholded, varying_like
 from jaxtrelu._primitive.spec import Spec, accumulator_dtype, computation_dtype, entries_for
 
 #: What may be passed as ``products=``.
@@ -27,6 +27,8 @@ CROSSOVER = 1 / 32
 # So many rows are multiplied one at a time, as vectors: as a matrix XLA's CPU back end takes up to
 # four times as long for them, and from four rows on less (docs/design/sparse.md).
 _VECTORS = (1, 2)
+# Rows of a factor with a NaN or an infinity in it that are cleaned of it at a time.
+_CLEANED = 256
 # Elements of a latent that a device can count, in 32 bits.
 _COUNTED = 2**32
 # Entries per feature summed in the first pass over a weight gradient.
@@ -284,20 +286,41 @@ def _guarded(dtype, over: int, batches: tuple[tuple[bool, ...], ...] = ()) -> Ca
 
 
 def _around_zeros(a: jax.Array, b: jax.Array, dtype, over: int) -> jax.Array:
-    """The same by select: where `b` has a NaN or an infinity beside a 0, terms are added singly."""
-    bad = ~jnp.all(jnp.isfinite(b), axis=1) & jnp.any(a == 0, axis=1 - over)
-    places = jnp.arange(b.shape[0], dtype=jnp.int32)
+    """The same by select: where `b` has a NaN or an infinity beside a 0, terms are added singly.
 
-    def add(state):
-        y, left = state
-        place = jnp.argmax(left).astype(jnp.int32)
-        factors = lax.dynamic_index_in_dim(a, place, axis=over, keepdims=False)
-        factors = factors.astype(dtype)[:, None]
-        terms = factors * lax.dynamic_index_in_dim(b, place, axis=0).astype(dtype)
-        return y + jnp.where(factors != 0, terms, 0), left & (places != place)
+    In blocks of rows: a copy of `b` as a whole would belong to the memory of every program with
+    such a product in it, and be asked of the system at each call, taken or not.
+    """
+    rows = b.shape[0]
+    if not isinstance(rows, int):
+        length, blocks = rows, 1
+    else:
+        length = min(_CLEANED, rows)
+        blocks = -(-rows // length)
+    places = jnp.arange(length, dtype=jnp.int32)
 
-    rest = _dot(a, jnp.where(bad[:, None], 0, b), (over, 0), dtype)
-    return lax.while_loop(lambda state: jnp.any(state[1]), add, (rest, bad))[0]
+    def add_block(k, y):
+        # The last block begins earlier where rows are left over; those it has seen are closed.
+        first = jnp.minimum(k * length, rows - length)
+        factors = lax.dynamic_slice_in_dim(a, first, length, axis=over)
+        seen = jnp.expand_dims(first + places < k * length, 1 - over)
+        factors = jnp.where(seen, 0, factors)
+        terms = lax.dynamic_slice_in_dim(b, first, length)
+        bad = ~jnp.all(jnp.isfinite(terms), axis=1) & jnp.any(factors == 0, axis=1 - over)
+        y = y + _dot(factors, jnp.where(bad[:, None], 0, terms), (over, 0), dtype)
+
+        def add(state):
+            y, left = state
+            place = jnp.argmax(left).astype(jnp.int32)
+            factor = lax.dynamic_index_in_dim(factors, place, axis=over, keepdims=False)
+            factor = factor.astype(dtype)[:, None]
+            term = factor * lax.dynamic_index_in_dim(terms, place, axis=0).astype(dtype)
+            return y + jnp.where(factor != 0, term, 0), left & (places != place)
+
+        return lax.while_loop(lambda state: jnp.any(state[1]), add, (y, bad))[0]
+
+    start = varying_like(jnp.zeros((a.shape[1 - over], b.shape[1]), dtype), a, b)
+    return lax.fori_loop(0, blocks, add_block, start)
 
 
 def _dot(a: jax.Array, b: jax.Array, over: tuple[int, int], dtype) -> jax.Array:

@@ -73,7 +73,7 @@ CROSSOVER_FEW = 1 / 2
 # Units in a round of small dense products.
 _ROUND = 128
 # The same for a single example, whose weights are not copied together first.
-_ROUND_OF_ONE = 32
+_ROUND_OF_ONE = 64
 
 
 def gated_mlp(
@@ -233,11 +233,14 @@ def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Ar
     alone = examples == 1
     length = _ROUND_OF_ONE if alone else _ROUND
     opened = jnp.any(formulas.above(z, threshold[None]), axis=0)
-    found, _, number = bits.compact(bits.pack(opened), ceil_div(most, length) * length)
+    words = bits.pack(opened)
+    number = bits.count(words)
+    slots = varying_like(jnp.arange(length, dtype=jnp.int32), words)
     a = activated(plan, z, threshold)
 
     def more(i, y):
-        unit = lax.dynamic_slice(found, (i * length,), (length,))
+        # Looked up round by round: a list of all that there may be is longer than what is open.
+        unit = bits.select(words, i * length + slots)
         used = unit < units
         unit = jnp.minimum(unit, units - 1)
         up = row_dots(x[0], unit, w_up, z.dtype)[None] if alone else encoded(x, take(w_up, unit))
