@@ -141,6 +141,12 @@ def encoded(x: jax.Array, weights: jax.Array) -> jax.Array:
     return _encoded(x.astype(dtype), weights.astype(dtype), accumulator_dtype(dtype))
 
 
+def encoded_by_feature(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """The same as ``weights @ x.T``, (m, B): on a CPU the faster form for a few examples."""
+    dtype = computation_dtype(x.dtype, weights.dtype)
+    return _dot(weights.astype(dtype), x.astype(dtype), (1, 1), accumulator_dtype(dtype))
+
+
 def biased(product: jax.Array, bias: jax.Array | None) -> jax.Array:
     """The pre-activations, from the product and as much of the bias as belongs to it."""
     if bias is None:

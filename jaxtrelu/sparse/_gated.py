@@ -39,6 +39,7 @@ from jaxtrelu.sparse._block import (
     checked_products,
     compiled_once,
     encoded,
+    encoded_by_feature,
     finished,
     passed,
     planned,
@@ -223,43 +224,52 @@ def gated(plan: Plan, operands: GatedOperands, screen: Screen | None = None) -> 
 def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Array]:
     """Decoding: rounds of units that any example opens, each a small dense product.
 
+    Feature-major throughout, the pre-activations (h, B): see `encoded_by_feature`.
+
     Returns y, and whether the units were too many, and all products dense.
     """
     x, w_gate, w_up, w_out, threshold, b_gate, b_up = operands
-    product = encoded(x, w_gate)
-    z = biased(product, b_gate)
-    examples, units = z.shape
+    examples, units = x.shape[0], w_gate.shape[0]
     most = plan.size // examples
     alone = examples == 1
     length = _ROUND_OF_ONE if alone else _ROUND
-    opened = jnp.any(formulas.above(z, threshold[None]), axis=0)
-    words = bits.pack(opened)
+
+    def per_unit(of_unit):
+        return None if of_unit is None else of_unit[:, None]
+
+    z = biased(encoded_by_feature(x, w_gate), per_unit(b_gate))
+    words = bits.pack(jnp.any(formulas.above(z, per_unit(threshold)), axis=1))
     number = bits.count(words)
     slots = varying_like(jnp.arange(length, dtype=jnp.int32), words)
-    a = activated(plan, z, threshold)
+    a = activated(plan, z, per_unit(threshold))
 
     def more(i, y):
         # Looked up round by round: a list of all that there may be is longer than what is open.
         unit = bits.select(words, i * length + slots)
-        used = unit < units
+        there = unit < units
         unit = jnp.minimum(unit, units - 1)
-        up = row_dots(x[0], unit, w_up, z.dtype)[None] if alone else encoded(x, take(w_up, unit))
-        if b_up is not None:
-            up = biased(up, take(b_up, unit))
-        hidden = passed(jnp.where(used[None], a[:, unit], 0), up).astype(w_out.dtype)
         if alone:
-            hidden, unit = lax.optimization_barrier((hidden[0].astype(z.dtype), unit))
-            return y + weighted_rows(hidden[:, None], unit[:, None], w_out)
-        return y + product_of_nonzeros(hidden, take(w_out, unit), z.dtype)
+            up = row_dots(x[0], unit, w_up, z.dtype)[:, None]
+        else:
+            up = encoded_by_feature(x, take(w_up, unit))
+        if b_up is not None:
+            up = biased(up, take(b_up, unit)[:, None])
+        hidden = passed(jnp.where(there[:, None], take(a, unit), 0), up).astype(w_out.dtype)
+        if alone:
+            hidden, unit = lax.optimization_barrier((hidden.astype(z.dtype), unit))
+            return y + weighted_rows(hidden, unit[:, None], w_out)
+        return y + product_of_nonzeros(hidden, take(w_out, unit), z.dtype, 0)
 
-    start = varying_like(jnp.zeros((x.shape[0], w_out.shape[1]), z.dtype), z)
-
-    def sparse(product):
+    def sparse(a):
+        start = varying_like(jnp.zeros((examples, w_out.shape[1]), z.dtype), z)
         return repeat(ceil_div(number, length), more, start)
 
+    def dense(a):
+        up = biased(encoded_by_feature(x, w_up), per_unit(b_up))
+        return product_of_nonzeros(passed(a, up).astype(w_out.dtype), w_out, z.dtype, 0)
+
     overflow = takes_dense(plan, number, most)
-    y = lax.cond(overflow, partial(_dense_rest, plan, operands), sparse, product)
-    return y, overflow
+    return lax.cond(overflow, dense, sparse, a), overflow
 
 
 @compiled_once
