@@ -7,9 +7,10 @@ suites:
   wider      16 x 16 pixels, 8,192 features, L0 32
   widest     28 x 28 pixels, 16,384 features, L0 64
 
-Two runs of `jaxtrelu.sae.run` differ in `Settings.sparse` alone: data, batches, recipe, first
-weights and controller are the same. They take turns, a chunk of steps each, and each one's clock
-runs in its own turns: statistics of the data, compilation, steps, history, all of it. Reported are
+Runs of `jaxtrelu.sae.run` differ in `Settings.sparse` and `Settings.screen` alone: data, batches,
+recipe, first weights and controller are the same. They take turns, a chunk of steps each, and each
+one's clock runs in its own turns: statistics of the data, compilation, steps, history, all of it.
+Reported are
 
   whole run     seconds
   curves        differences of the loss curves (the recipe's loss, λ times L0 included, of one batch
@@ -143,10 +144,10 @@ def suite(args, *, pixels, features, l0, batch, steps, threshold=1.0):
     recipe = dataclasses.replace(sae.short_run(), batch_size=batch, initial_threshold=threshold)
     steps = args.steps or steps
     every = max(1, min(50, steps // 20))  # as the command has it
-    settings = {
-        name: sae.Settings(features, steps, recipe, l0, log_every=every, sparse=name == "sparse")
-        for name in ("sparse", "dense")
-    }
+    run_of = functools.partial(sae.Settings, features, steps, recipe, l0, log_every=every)
+    settings = {"sparse": run_of(), "dense": run_of(sparse=False)}
+    if args.screen:
+        settings[args.screen] = run_of(screen=args.screen)
     shape = f"d={rows.dimension}, m={features:,}, L0={l0}, B={batch}, {steps:,} steps"
     runs = {name: functools.partial(whole, rows, s) for name, s in settings.items()}
     if args.control:
@@ -190,6 +191,7 @@ def differences(shape, name, rows, settings, dense, other):
 
 def add_arguments(parser):
     parser.add_argument("--steps", type=int, help="of each run (default: the suite's)")
+    parser.add_argument("--screen", choices=("int8", "bfloat16"), help="a run with that, as well")
     parser.add_argument("--control", action="store_true", help="a third run: see above")
 
 

@@ -50,17 +50,18 @@ def test_loss_is_what_the_recipe_says(recipe):
 
 
 _loss_and_gradient = jax.jit(
-    jax.value_and_grad(sae.loss, has_aux=True), static_argnames=("recipe", "sparse", "capacity")
+    jax.value_and_grad(sae.loss, has_aux=True),
+    static_argnames=("recipe", "sparse", "screen", "capacity"),
 )
 
 
-@pytest.mark.parametrize("capacity", [1, 40])
-def test_the_sparse_loss_is_the_dense_one(capacity):
+@pytest.mark.parametrize(("capacity", "screen"), [(1, None), (40, None), (40, "bfloat16")])
+def test_the_sparse_loss_is_the_dense_one(capacity, screen):
     recipe = RECIPES["short_run"]
     weights, x = example(recipe)
     found = {}
     for sparse in (False, True):
-        options = {"sparse": True, "capacity": capacity} if sparse else {}
+        options = {"sparse": True, "capacity": capacity, "screen": screen} if sparse else {}
         found[sparse] = _loss_and_gradient(weights, x, 0.3, recipe, **options)
     (dense, dense_terms), dense_gradient = found[False]
     (sparse, sparse_terms), sparse_gradient = found[True]
@@ -70,6 +71,12 @@ def test_the_sparse_loss_is_the_dense_one(capacity):
     for name, a, b in zip(sae.Weights._fields, dense_gradient, sparse_gradient, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5, err_msg=name)
     assert float(jnp.abs(sparse_gradient.threshold).sum()) > 0
+
+
+def test_a_screen_needs_the_sparse_loss():
+    recipe = RECIPES["short_run"]
+    with pytest.raises(ValueError, match="for sparse=True"):
+        sae.loss(*example(recipe), 1.0, recipe, screen="int8")
 
 
 def test_a_recipe_that_needs_the_dense_latent_says_so():

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import re
@@ -59,16 +60,49 @@ def test_training_reaches_the_target_and_finds_planted_features():
 def test_sparse_and_dense_runs_have_the_same_loss_curve():
     """From half of all features, which are dense products, to few, which are lists of entries."""
     few = {"features": 256, "target_l0": 1.5, "log_every": 5}
-    runs = {sparse: settings(sparse=sparse, **few) for sparse in (False, True)}
-    assert [run.visits_entries_only() for run in runs.values()] == [False, True]
-    curves = {sparse: sae.run(rows(), run) for sparse, run in runs.items()}
-    for name in ("reconstruction", "threshold_50", "coefficient"):
-        dense, sparse = (curves[is_sparse].history[name] for is_sparse in (False, True))
-        np.testing.assert_allclose(sparse, dense, rtol=1e-3, err_msg=name)
-    sample = np.asarray(WORLD.sample(jax.random.key(0), 128)[0]) * curves[True].scale
-    first = sae.initial_state(runs[True], sample).weights
-    sides = [_overflow(weights, sample) for weights in (first, curves[True].weights)]
+    runs = {
+        "dense": settings(sparse=False, **few),
+        "sparse": settings(**few),
+        "screened": settings(screen="int8", **few),
+    }
+    assert [run.visits_entries_only() for run in runs.values()] == [False, True, True]
+    curves = {name: sae.run(rows(), run) for name, run in runs.items()}
+    for other, name in itertools.product(
+        ("sparse", "screened"), ("reconstruction", "threshold_50", "coefficient")
+    ):
+        dense, found = (curves[run].history[name] for run in ("dense", other))
+        np.testing.assert_allclose(found, dense, rtol=1e-3, err_msg=f"{other}, {name}")
+    sample = np.asarray(WORLD.sample(jax.random.key(0), 128)[0]) * curves["sparse"].scale
+    first = sae.initial_state(runs["sparse"], sample).weights
+    sides = [_overflow(weights, sample) for weights in (first, curves["sparse"].weights)]
     assert sides == [True, False]
+    rounds = [_rounds_to_int8(run, sample) for run in runs.values()]
+    assert rounds == [False, False, True]
+
+
+def _rounds_to_int8(run, x):
+    """Whether a training step has a product of int8."""
+    state = sae.initial_state(run, x)
+    return "i8[" in str(jax.make_jaxpr(lambda s: sae.train_step(s, x, 1.0, run))(state))
+
+
+def test_a_screen_is_for_runs_that_skip_zeros():
+    for changes, reason in (
+        ({"sparse": False}, "`sparse` is False"),
+        ({"target_l0": 9.0}, "9 open features are more than one in 32 of 256"),
+        ({"recipe": sae.anthropic_2025()}, "the recipe 'anthropic_2025' needs the dense latent"),
+    ):
+        with pytest.raises(ValueError, match=f"takes dense products: {reason}"):
+            settings(**{"features": 256, "target_l0": 1.5, "screen": "int8"} | changes)
+    with pytest.raises(ValueError, match="'int8' or 'bfloat16' or None, but is 'int4'"):
+        settings(screen="int4")
+
+
+def test_a_checkpoint_belongs_to_its_screen(tmp_path):
+    few = {"features": 256, "target_l0": 1.5, "steps": 2}
+    sae.run(rows(), settings(**few), checkpoint_folder=tmp_path)
+    with pytest.raises(ValueError, match="screen is None there and 'int8' here"):
+        sae.run(rows(), settings(screen="int8", **few), checkpoint_folder=tmp_path)
 
 
 def _overflow(weights, x):
@@ -379,6 +413,7 @@ def test_command_killed_hard_reaches_the_same_result(activations, whole, tmp_pat
         (["--features", "1e11"], "--features: invalid int value"),
         (["--features", "100000000000"], "--features should be from 1 to"),
         (["--features", "100000000", "--batch-size", "4000"], "smaller number of --features, or a"),
+        (["--screen", "int8"], "--screen is for runs that skip the zeros"),
         (["--l0", "99"], "--l0 should be between 0 and the number of --features (32), but is 99."),
         (["--bandwidth", "-1"], "--bandwidth should be finite and greater than 0"),
         (["--threshold", "-1"], "--threshold should be at least 0"),

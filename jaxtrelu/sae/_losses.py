@@ -21,6 +21,7 @@ from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._weights import Weights
 from jaxtrelu.sparse import sparse_mlp
+from jaxtrelu.sparse._screen import Precision
 
 
 class Terms(NamedTuple):
@@ -147,6 +148,7 @@ def loss(
     *,
     target_l0: Float[Array, ""] | float | None = None,
     sparse: bool = False,
+    screen: Precision | None = None,
     capacity: int | None = None,
 ) -> tuple[Float[Array, ""], Terms]:
     """The training loss of `recipe`.
@@ -159,21 +161,25 @@ def loss(
       target_l0: what the penalty "quadratic_l0" has its minimum at; others do not need it.
       sparse: whether to visit open entries only, through `jaxtrelu.sparse_mlp`: the same loss and
         gradients, to rounding. Only for recipes of `visits_entries_only`.
+      screen: as in `jaxtrelu.sparse_mlp`, where open entries are visited only.
       capacity: as in `jaxtrelu.sparse_mlp`.
 
     Returns:
       The loss, a float32 scalar to be differentiated with respect to `weights`, and its `Terms`.
 
     Raises:
-      ValueError: the recipe needs a target, and there is none.
+      ValueError: the recipe needs a target, and there is none; a `screen` without `sparse`.
     """
     if recipe.penalty == "quadratic_l0" and target_l0 is None:
         raise ValueError(
             f"the penalty of the recipe {recipe.name!r} is about a target: pass a `target_l0`."
         )
-    passed = (
-        _sparse_pass(weights, x, recipe, capacity) if sparse else _dense_pass(weights, x, recipe)
-    )
+    if screen is not None and not sparse:
+        raise ValueError("a `screen` is for sparse=True. Leave it out.")
+    if sparse:
+        passed = _sparse_pass(weights, x, recipe, screen, capacity)
+    else:
+        passed = _dense_pass(weights, x, recipe)
     residual = (x - passed.reconstruction).astype(jnp.float32)
     reconstruction = jnp.mean(jnp.sum(residual * residual, axis=-1))
     penalty = passed.tanh if recipe.penalty == "tanh" else passed.l0
@@ -222,7 +228,9 @@ def _dense_pass(weights: Weights, x: Array, recipe: Recipe) -> _Pass:
     )
 
 
-def _sparse_pass(weights: Weights, x: Array, recipe: Recipe, capacity: int | None) -> _Pass:
+def _sparse_pass(
+    weights: Weights, x: Array, recipe: Recipe, screen: Precision | None, capacity: int | None
+) -> _Pass:
     if not visits_entries_only(recipe):
         raise NotImplementedError(
             f"the recipe {recipe.name!r} needs the dense latent (a pre-activation or tanh penalty, "
@@ -238,6 +246,7 @@ def _sparse_pass(weights: Weights, x: Array, recipe: Recipe, capacity: int | Non
         b_out=weights.decoder_bias.astype(dtype),
         variant="hard",
         surrogate=recipe.surrogate,
+        screen=screen,
         capacity=capacity,
         with_activity=True,
     )

@@ -21,6 +21,7 @@ from jaxtrelu.sae._weights import (
     input_scale,
     project_out,
 )
+from jaxtrelu.sparse._screen import Precision
 
 
 class InputScale(nnx.Variable):
@@ -254,6 +255,7 @@ class SparseAutoencoder(nnx.Module):
         *,
         target_l0: float | None = None,
         sparse: bool = True,
+        screen: Precision | None = None,
     ) -> tuple[jax.Array, losses.Terms]:
         """The recipe's loss on unscaled inputs, in scaled units, and its terms.
 
@@ -264,12 +266,14 @@ class SparseAutoencoder(nnx.Module):
           sparse: whether to visit open entries only, where the recipe allows it and more than 32
             features are left closed for each open one (see `jaxtrelu.sparse_mlp`); the same to
             rounding.
+          screen: how the first product is screened there, "int8" or "bfloat16"; see
+            `jaxtrelu.sparse_mlp`. None: not at all.
 
         Returns:
           A float32 scalar to be differentiated with respect to the model, and `sae.Terms`.
 
         Raises:
-          ValueError: x does not have d columns.
+          ValueError: x does not have d columns; a `screen` where no entries are skipped.
 
         Example: see the class.
         """
@@ -280,6 +284,7 @@ class SparseAutoencoder(nnx.Module):
             self.recipe,
             target_l0=target_l0,
             sparse=sparse and losses.visits_entries_only(self.recipe),
+            screen=screen,
         )
 
     def constrained_gradient(self, gradient: nnx.State) -> nnx.State:

@@ -14,6 +14,7 @@ from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, open_rows
 from jaxtrelu.sae._start import Start, recipe_of, start_of
 from jaxtrelu.sae._training import Settings, run
+from jaxtrelu.sparse._screen import Precision
 
 _HELD_OUT = 8192  # rows, at most, unless asked for
 
@@ -29,6 +30,7 @@ def train(
     seed: int = 0,
     held_out: int | None = None,
     sparse: bool = True,
+    screen: Precision | None = None,
     log_every: int | None = None,
     checkpoint_folder: str | os.PathLike | None = None,
     checkpoint_every: int = 500,
@@ -54,6 +56,8 @@ def train(
       held_out: how many rows, about, are kept aside to evaluate on (`held_out`); None: a tenth of
         them, and 8192 at most.
       sparse: whether zeros are skipped where that pays; see `Settings`.
+      screen: "int8" or "bfloat16": whether most zeros are proved from a product of numbers so
+        rounded, in place of the first dense product; see `Settings`.
       log_every: steps between two entries of the history; None: about 20 entries, at most 50 steps
         apart.
       checkpoint_folder: where to keep checkpoints, and to look for one to resume from.
@@ -97,6 +101,7 @@ def train(
             seed=seed,
             log_every=log_interval(steps, log_every),
             sparse=sparse,
+            screen=screen,
         )
     except (TypeError, ValueError) as error:
         # By the name that it has here.
@@ -166,6 +171,7 @@ def model_of(
         "target_l0": settings.target_l0,
         "seed": settings.seed,
         "sparse": settings.visits_entries_only(),
+        "screen": settings.screen,
         "coefficient": float(result.history["coefficient"][-1]),
         "start": None if start is None else start.fingerprint(),
     }

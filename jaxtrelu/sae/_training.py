@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ from jaxtrelu.sae._weights import (
     revived,
 )
 from jaxtrelu.sparse._block import CROSSOVER
+from jaxtrelu.sparse._screen import Precision
 
 #: The columns of `Result.history`. Thresholds are given by their quantiles; silent_share is the
 #: share of features that are open nowhere in one batch, which few would be called dead for.
@@ -76,6 +77,9 @@ class Settings:
         to half the time for wide dictionaries (docs/sparse.md). Not where the recipe needs the
         dense latent, nor where `target_l0` (without one: 32) is more than one feature in 32, the
         share for which lists are made.
+      screen: how the first product is screened where zeros are skipped, "int8" or "bfloat16", as
+        in `jaxtrelu.sparse_mlp`: the same run to rounding; whether it is a faster one depends on
+        the processor (docs/screening.md). None: not at all.
     """
 
     features: int
@@ -85,6 +89,7 @@ class Settings:
     seed: int = 0
     log_every: int = 50
     sparse: bool = True
+    screen: Precision | None = None
 
     def __post_init__(self) -> None:
         for name in ("features", "steps", "log_every"):
@@ -114,12 +119,33 @@ class Settings:
                 f"the penalty of the recipe {self.recipe.name!r} is about a target: pass a "
                 "`target_l0`."
             )
+        if self.screen is not None and self.screen not in get_args(Precision):
+            known = " or ".join(map(repr, get_args(Precision)))
+            raise ValueError(f"`screen` should be {known} or None, but is {self.screen!r}.")
+        if self.screen is not None and not self.visits_entries_only():
+            raise ValueError(
+                "`screen` is for runs that skip the zeros, and this one takes dense products: "
+                f"{self._why_dense()}. Leave it out."
+            )
+
+    def _why_dense(self) -> str:
+        """Why the run does not skip the zeros."""
+        if not self.sparse:
+            return "`sparse` is False"
+        if not losses.visits_entries_only(self.recipe):
+            return f"the recipe {self.recipe.name!r} needs the dense latent"
+        return (
+            f"{self._wanted():g} open features are more than one in {round(1 / CROSSOVER)} of "
+            f"{self.features}"
+        )
+
+    def _wanted(self) -> float:
+        # Without a target nobody knows how many will be open; in a small latent lists cannot pay.
+        return _LISTED if self.target_l0 is None else self.target_l0
 
     def visits_entries_only(self) -> bool:
         """Whether the run skips the zeros."""
-        # Without a target nobody knows how many will be open; in a small latent lists cannot pay.
-        wanted = _LISTED if self.target_l0 is None else self.target_l0
-        few = wanted <= self.features * CROSSOVER
+        few = self._wanted() <= self.features * CROSSOVER
         return self.sparse and few and losses.visits_entries_only(self.recipe)
 
     def controller(self) -> L0Controller | None:
@@ -233,6 +259,7 @@ def advance(
         recipe=recipe,
         target_l0=asked.target,
         sparse=settings.visits_entries_only(),
+        screen=settings.screen,
     )
     gradient, terms = jax.grad(objective, has_aux=True)(state.weights, x * scale, coefficient)
     gradient = constrained_gradient(gradient, state.weights, recipe)
@@ -539,7 +566,9 @@ def _no_controller() -> L0Controller:
 def identity_of(settings: Settings, rows: Rows, fingerprint: str) -> dict[str, str]:
     """What has to agree between a checkpoint and the run that resumes from it."""
     recipe = {f"recipe.{k}": repr(v) for k, v in vars(settings.recipe).items()}
-    own = {k: repr(v) for k, v in vars(settings).items() if k != "recipe"}
+    own = {k: repr(v) for k, v in vars(settings).items() if k not in ("recipe", "screen")}
+    if settings.screen is not None:  # checkpoints from before it was a setting go on without
+        own["screen"] = repr(settings.screen)
     data = {"dimension": repr(rows.dimension), "data": fingerprint, "order": rows.order}
     aside = {"rows kept aside": repr(len(rows) - rows.training_rows)}
     return {**own, **data, **aside, "data seed": repr(rows.seed), **recipe}

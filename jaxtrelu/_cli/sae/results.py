@@ -76,6 +76,7 @@ class Results:
             "target_l0": self.about["target_l0"],
             "seed": self.about["seed"],
             "sparse": self.about["sparse"],
+            "screen": self.about["screen"],
             "input_scale": self.result.scale,
             "recipe": {**recipe, "surrogate": repr(self.recipe.surrogate)},
             "result": last,
