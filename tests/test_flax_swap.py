@@ -326,6 +326,7 @@ def test_what_is_no_function_and_no_model():
         (None, TypeError, "returned None"),
         ((0.5, 1), TypeError, r"returned \(0.5, 1\)"),
         (1j, TypeError, "returned 1j"),
+        (jnp.complex64(1j), TypeError, "returned Array"),
         (np.zeros(3), TypeError, r"returned an array of shape \(3,\)"),
         (jnp.zeros((1, 1)), TypeError, r"returned an array of shape \(1, 1\)"),
     ],

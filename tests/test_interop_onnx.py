@@ -343,6 +343,8 @@ def test_calls_and_parameters_are_checked():
         network(np.ones((2, 15), np.float32))
     with pytest.raises(ValueError, match=r"for x of shape \(2, 15\): "):
         jax.jit(network)(np.ones((2, 15), np.float32))
+    x = RNG.normal(size=(2, 6)).astype(np.float32)
+    np.testing.assert_allclose(jax.jit(network)(x), network(x), rtol=1e-5)
     with pytest.raises(ValueError, match="no parameter 'w3'; there are: w1"):
         network.replace({"w3": 0.0})
     with pytest.raises(ValueError, match=r"'w1' has shape \(16, 6\), and not \(6, 16\)"):

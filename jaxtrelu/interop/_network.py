@@ -69,7 +69,7 @@ class Graph:
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["parameters"], meta_fields=["graph"]
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # so that jax.jit takes it as a function
 class Network:
     """A network taken over from ONNX, Keras, PyTorch or Flax, whose thresholds are parameters.
 

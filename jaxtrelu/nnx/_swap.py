@@ -366,8 +366,10 @@ def _batch(sample: Any, forward: Forward | None) -> Any:
 def _scored(score: Score, model: nnx.Module) -> float:
     """What `score` returns for the model: a number, and no NaN."""
     value = score(model)
-    given = f"an array of shape {value.shape}" if getattr(value, "shape", ()) else repr(value)
-    if not isinstance(value, numbers.Real | np.ndarray | jax.Array) or np.shape(value):
+    shape = getattr(value, "shape", None)
+    is_number = isinstance(value, numbers.Real) or shape == ()
+    if not is_number or np.iscomplexobj(value):
+        given = f"an array of shape {shape}" if shape else repr(value)
         raise TypeError(
             f"`score` should return a number, larger for a better model, but returned {given}."
         )
