@@ -105,17 +105,23 @@ class Timing:
     limit: int | str
 
 
+def compared(suite: str, case: Case) -> dict[str, float | None]:
+    """The peers' largest differences from the reference; stops where one is something else."""
+    results = {name: jax.block_until_ready(peer()) for name, peer in case.peers.items()}
+    if not case.compare:
+        return dict.fromkeys(results)
+    seen = {name: jax.tree.leaves(case.view(result)) for name, result in results.items()}
+    where = f"{suite}, {case.shape}, {case.mode}"
+    reference = seen[case.reference]
+    return {
+        name: difference(f"{where}: {name}", found, reference, case.tolerance)
+        for name, found in seen.items()
+    }
+
+
 def measure(suite: str, case: Case, *, seconds: float) -> list[Timing]:
     """Times the peers of a case in turns for about `seconds`, at least five turns."""
-    results = {name: jax.block_until_ready(peer()) for name, peer in case.peers.items()}
-    differences: dict[str, float | None] = dict.fromkeys(results)
-    if case.compare:
-        seen = {name: jax.tree.leaves(case.view(result)) for name, result in results.items()}
-        for name, found in seen.items():
-            where = f"{suite}, {case.shape}, {case.mode}: {name}"
-            differences[name] = difference(where, found, seen[case.reference], case.tolerance)
-        del seen, found
-    del results
+    differences = compared(suite, case)
     repeats = {name: _repeats(peer) for name, peer in case.peers.items()}
     samples: dict[str, list[float]] = {name: [] for name in case.peers}
     end, turns = time.perf_counter() + seconds, 0

@@ -1,6 +1,7 @@
 """Benchmarks compare results before they time, and stop where one is something else."""
 
 import argparse
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -22,14 +23,25 @@ def case(**peers):
     return _harness.Case("8", "forward", {n: lambda v=v: v for n, v in peers.items()}, "a", "a")
 
 
-def measured(given):
-    return {t.peer: t.difference for t in _harness.measure("s", given, seconds=0)}
+def compared(given):
+    return _harness.compared("s", given)
 
 
 def test_equal_results_are_timed_and_the_difference_reported():
     a = np.linspace(1, 2, 8, dtype=np.float32)
-    found = measured(case(a=a, b=a + np.float32(2e-6), nothing=None))
-    assert found == {"a": 0, "b": pytest.approx(2e-6, rel=0.1), "nothing": None}
+    given = case(a=a, b=a + np.float32(2e-6), nothing=None)
+    expected = {"a": 0, "b": pytest.approx(2e-6, rel=0.1), "nothing": None}
+    assert compared(given) == expected
+    timings = _harness.measure("s", given, seconds=0)
+    assert {t.peer: t.difference for t in timings} == expected
+
+
+def test_nothing_is_timed_of_a_wrong_case():
+    calls = []
+    peers = {"a": lambda: np.float32([1]), "b": lambda: calls.append(0) or np.float32([2])}
+    with pytest.raises(SystemExit, match="WRONG: s, 8, forward: b differs"):
+        _harness.measure("s", _harness.Case("8", "forward", peers, "a", "a"), seconds=0)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(
@@ -44,14 +56,14 @@ def test_equal_results_are_timed_and_the_difference_reported():
 )
 def test_another_result_ends_the_benchmark_with_status_1(other, words):
     with pytest.raises(SystemExit, match=words) as stopped:
-        measured(case(a=np.float32([1, 2]), b=other))
+        compared(case(a=np.float32([1, 2]), b=other))
     assert isinstance(stopped.value.code, str)  # which Python prints, and exits with 1
 
 
 def test_rounding_is_allowed_by_dtype():
-    measured(case(a=np.float32([1, 2]), b=jnp.bfloat16([1, 2.02])))
+    compared(case(a=np.float32([1, 2]), b=jnp.bfloat16([1, 2.02])))
     with pytest.raises(SystemExit):
-        measured(case(a=np.float64([1, 2]), b=np.float64([1, 2 + 1e-7])))
+        compared(case(a=np.float64([1, 2]), b=np.float64([1, 2 + 1e-7])))
 
 
 def gated_cases():
@@ -59,7 +71,7 @@ def gated_cases():
 
 
 def test_the_gated_products_are_compared_for_every_number_of_rows(monkeypatch):
-    differences = [measured(each) for each in gated_cases()]
+    differences = [compared(each) for each in gated_cases()]
     assert len(differences) == 6  # cold and warm
     assert all(0 <= d["jaxtrelu"] < 1e-4 and d["gate only"] is None for d in differences)
 
@@ -72,25 +84,24 @@ def test_the_gated_products_are_compared_for_every_number_of_rows(monkeypatch):
     monkeypatch.setattr(gated_mlp, "fatrelu_mlp", wrong)
     for each in gated_cases():
         with pytest.raises(SystemExit, match="jaxtrelu differs from the reference"):
-            measured(each)
+            compared(each)
 
 
 def test_what_is_found_is_compared_whatever_its_order(monkeypatch):
     monkeypatch.setattr(sparse_mlp, "BATCH", 8)
     (found,) = sparse_mlp.find(argparse.Namespace(features=[256], l0=8))
-    assert measured(found) == dict.fromkeys(found.peers, 0)
+    assert compared(found) == dict.fromkeys(found.peers, 0)
     select = found.peers["jaxtrelu.bits"]
     lost = {**found.peers, "jaxtrelu.bits": lambda: select().at[3, 0].set(256)}
     with pytest.raises(SystemExit, match=r"jaxtrelu\.bits differs"):
-        measured(_harness.dataclasses.replace(found, peers=lost))
+        compared(dataclasses.replace(found, peers=lost))
 
 
 def test_updates_are_compared_not_the_weights_around_them(monkeypatch):
     monkeypatch.setattr(sparse_mlp, "WIDTH", 16)
     args = argparse.Namespace(features=[256], l0=8)
-    for each in sparse_mlp.touched(args):
-        assert all(d < 1e-6 for d in measured(each).values())
+    assert all(d < 1e-6 for d in compared(next(iter(sparse_mlp.touched(args)))).values())
     dense = functools.partial(sparse_mlp._descend, sparse_mlp.dense)
     monkeypatch.setattr(sparse_mlp, "_descend_touched", functools.partial(dense, rate=2e-3))
     with pytest.raises(SystemExit, match="jaxtrelu, touched differs"):
-        measured(next(iter(sparse_mlp.touched(args))))
+        compared(next(iter(sparse_mlp.touched(args))))
