@@ -152,8 +152,8 @@ def swap_activations(
       `Swapped`: the new model, and the report.
 
     Raises:
-      TypeError: `score` or `fine_tune` cannot be called; `score` returns no number; `sample` is a
-        list of something else than arrays.
+      TypeError: `score` or `fine_tune` cannot be called; `score` returns no number; `sample` is no
+        array, or a list of something else; `which` chooses what cannot be called.
       ValueError: no activation found, or one that is applied twice in a call or inside of a
         transformation; a share or an error outside of (0, 1); pre-activations with NaN, or all
         equal; a variant without zeros; a score of NaN; ``max_loss`` without `score`, or below 0;
@@ -242,7 +242,9 @@ def zeros_by_layer(
       From a layer's path, such as ``layers.1``, to its share of zeros, in the order of the calls.
 
     Raises:
-      ValueError: no such layer that the model applies, or one inside of a transformation.
+      TypeError: `sample` is no array.
+      ValueError: no such layer that the model applies, or one inside of a transformation; NaN that
+        arrives there, or nothing at all.
 
     Example:
       >>> import jax
