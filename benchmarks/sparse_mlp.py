@@ -269,8 +269,8 @@ def touched(args):
                 f"B={batch}, m={m}, L0={args.l0}", "descent step",
                 {name: Descent(way, params, x) for name, way in ways.items()},
                 "dense JAX", "dense JAX", 4 * m * WIDTH,
-                # The updates are small beside the weights, which are rounded to float32.
-                tolerance=0.05, view=functools.partial(jax.tree.map, jnp.subtract, params),
+                # The updates, which would be lost beside the weights.
+                tolerance=FLIPS, view=functools.partial(jax.tree.map, jnp.subtract, params),
             )  # fmt: skip
 
 
