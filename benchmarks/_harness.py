@@ -9,6 +9,10 @@ relative to the case's baseline in the same turn.
 In its turn a peer is called for about 30 ms, at least once, and the mean call counts. So a short
 call finds in the caches what fits there of its own arrays, as in a loop, and a long one what the
 peer before it left.
+
+Before anything is timed, the results of all peers are compared. Where one is further from the
+reference than rounding explains, the benchmark stops there with status 1: the time of something
+else is not a figure.
 """
 
 import argparse
@@ -35,6 +39,11 @@ from jaxtrelu._files import OutputError, check_file, write_file
 
 # Seconds between two peers: PyTorch's threads spin on after a call, on the cores of the next one.
 _PAUSE = 5e-3
+#: How far two ways to sum the same numbers may be apart, relative to the norm of the result.
+TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+#: Beside a jump, a rounding error decides whether a gate is open. Of some 10^7 entries a few are so
+#: close; each changes one row in one of its terms. A term that is missing in every row is more.
+FLIPS = 2e-2
 _PACKAGES = ("jaxtrelu", "jax", "jaxlib", "flax", "numpy", "torch", "onnxruntime")
 
 
@@ -51,6 +60,9 @@ class Case:
         reference: the peer whose result the numerical differences are relative to.
         limit: the fewest bytes that have to move, or a description such as ``"3.1 Gflop"``.
         compare: whether results are comparable (a peer that returns nothing is never compared).
+        tolerance: by how much an array may differ from the reference's, ‖a − b‖ / ‖b‖; None: what
+            `TOLERANCES` has for its dtype. `FLIPS` where a rounding error may open a gate.
+        view: what is compared of a result.
     """
 
     shape: str
@@ -60,6 +72,8 @@ class Case:
     reference: str
     limit: int | str = ""
     compare: bool = True
+    tolerance: float | None = None
+    view: Callable[[Any], Any] = lambda result: result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +105,23 @@ class Timing:
     limit: int | str
 
 
+def compared(suite: str, case: Case) -> dict[str, float | None]:
+    """The peers' largest differences from the reference; stops where one is something else."""
+    results = {name: jax.block_until_ready(peer()) for name, peer in case.peers.items()}
+    if not case.compare:
+        return dict.fromkeys(results)
+    seen = {name: jax.tree.leaves(case.view(result)) for name, result in results.items()}
+    where = f"{suite}, {case.shape}, {case.mode}"
+    reference = seen[case.reference]
+    return {
+        name: difference(f"{where}: {name}", found, reference, case.tolerance)
+        for name, found in seen.items()
+    }
+
+
 def measure(suite: str, case: Case, *, seconds: float) -> list[Timing]:
     """Times the peers of a case in turns for about `seconds`, at least five turns."""
-    results = {name: jax.block_until_ready(peer()) for name, peer in case.peers.items()}
-    differences = {
-        name: maximal_difference(result, results[case.reference]) if case.compare else None
-        for name, result in results.items()
-    }
-    del results
+    differences = compared(suite, case)
     repeats = {name: _repeats(peer) for name, peer in case.peers.items()}
     samples: dict[str, list[float]] = {name: [] for name in case.peers}
     end, turns = time.perf_counter() + seconds, 0
@@ -122,6 +145,15 @@ def measure(suite: str, case: Case, *, seconds: float) -> list[Timing]:
     return timings
 
 
+def quietly(peer: Callable[[], Any]) -> Callable[[], None]:
+    """The same work, of a peer whose result is not what the others compute."""
+
+    def wait() -> None:
+        jax.block_until_ready(peer())
+
+    return wait
+
+
 def _time(peer, repeats: int) -> float:
     """Seconds per call, the mean over the calls of a sample."""
     start = time.perf_counter()
@@ -136,15 +168,39 @@ def _repeats(peer, *, sample: float = 30e-3) -> int:
     return max(1, int(sample / max(_time(peer, 3), 1e-9)))
 
 
-def maximal_difference(result, reference) -> float | None:
-    """The largest absolute difference over all arrays; None where a result has none."""
-    ours, theirs = jax.tree.leaves(result), jax.tree.leaves(reference)
-    if not ours or len(ours) != len(theirs):
+def difference(
+    where: str, ours: list, theirs: list, tolerance: float | None = None
+) -> float | None:
+    """The largest absolute difference over all arrays; None where a result has none.
+
+    Raises:
+        SystemExit: with status 1, after a line that says what is wrong, if the result is another
+            one than the reference's.
+    """
+    if not ours:
         return None
-    return max(
-        float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)), initial=0))
-        for a, b in zip(ours, theirs, strict=True)
-    )
+    if [np.shape(a) for a in ours] != [np.shape(b) for b in theirs]:
+        shapes = [[np.shape(a) for a in arrays] for arrays in (ours, theirs)]
+        sys.exit(f"WRONG: {where} returns shapes {shapes[0]}, and the reference {shapes[1]}")
+    largest = 0.0
+    for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        allowed = TOLERANCES.get(_dtype(a), 0.0) if tolerance is None else tolerance
+        exact = np.asarray(b, np.float64)
+        size = float(np.linalg.norm(exact))
+        apart = np.asarray(a, np.float64) - exact
+        off = float(np.linalg.norm(apart))
+        if not off <= allowed * size:  # NaN is not
+            sys.exit(
+                f"WRONG: {where} differs from the reference by {off / size if size else off:.2g} "
+                f"of its norm in array {number}, where {allowed:g} is allowed; nothing was timed"
+            )
+        largest = max(largest, float(np.max(np.abs(apart), initial=0)))
+    return largest
+
+
+def _dtype(array: Any) -> str:
+    """Its name, of PyTorch's as well."""
+    return str(getattr(array, "dtype", "")).removeprefix("torch.")
 
 
 def environment() -> dict[str, str]:

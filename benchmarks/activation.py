@@ -23,7 +23,7 @@ import _peers
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _harness import Case, Fact, run
+from _harness import FLIPS, Case, Fact, run
 
 from jaxtrelu import thresholded_relu
 
@@ -140,7 +140,10 @@ def network(args):
             yield Fact(shape, f"{name}, temporary memory", peer, size / 1e6, "MB", ratio)
         yield Fact(shape, f"{name}, temporary memory", "limit", least / 1e6, "MB")
         limit = f"{3 * DEPTH * 2 * ROWS * WIDTH**2 / 1e9:.3g} Gflop"
-        yield Case(shape, f"{name}, gradient step", peers, "jax.nn.relu", "jaxtrelu", limit)
+        yield Case(
+            shape, f"{name}, gradient step", peers, "jax.nn.relu", "jaxtrelu", limit,
+            tolerance=FLIPS,
+        )  # fmt: skip
 
 
 def residual(args):

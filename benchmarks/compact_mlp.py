@@ -18,7 +18,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _harness import Case, Fact, run
+from _harness import FLIPS, Case, Fact, run
 
 import jaxtrelu
 
@@ -80,7 +80,8 @@ def time(args):
     }
     sizes = f"{args.rows} x {args.width} x {args.hidden}, {depth} layers"
     flops = 12 * depth * args.rows * args.width * args.hidden
-    yield Case(sizes, "gradient step", peers, "dense", "dense", f"{flops / 1e9:.3g} Gflop")
+    limit = f"{flops / 1e9:.3g} Gflop"
+    yield Case(sizes, "gradient step", peers, "dense", "dense", limit, tolerance=FLIPS)
 
 
 def add_arguments(parser):

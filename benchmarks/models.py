@@ -18,7 +18,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _harness import Case, Fact, run
+from _harness import FLIPS, Case, Fact, difference, run
 from flax import nnx
 
 from jaxtrelu import thresholded_relu
@@ -129,6 +129,8 @@ def memory(args):
         for name, size in sizes.items():
             yield Fact(shape, "temporary memory", name, size / 1e6, "MB", size / sizes["nnx.relu"])
         first, second = (compiled(*operands) for compiled, *operands in found.values())
+        one, other = map(jax.tree.leaves, (first, second))
+        difference(f"memory, {shape}: jaxtrelu", other, one, FLIPS)
         same = jax.tree.map(lambda a, b: bool((a == b).all()), first, second)
         share = np.mean(jax.tree.leaves(same))
         yield Fact(shape, "weights with the same gradient, bit for bit", "jaxtrelu", share, "")
@@ -140,7 +142,7 @@ def time(args):
             name: functools.partial(compiled, *operands)
             for name, (compiled, *operands) in gradients(model, size).items()
         }
-        yield Case(shape, "gradient", peers, "nnx.relu", "nnx.relu")
+        yield Case(shape, "gradient", peers, "nnx.relu", "nnx.relu", tolerance=FLIPS)
 
 
 if __name__ == "__main__":

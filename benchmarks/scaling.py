@@ -6,7 +6,8 @@
 On 1, 2, 4 and 8 devices (of the CPU unless there are others), strong (one size) and weak (examples
 or features grow with the devices): the time of a step, and what the compiled program says of one
 device: its floating-point operations, the bytes that it touches, and the bytes in collectives.
-Devices of one CPU share its cores, so there the time says little and the rest says all.
+Devices of one CPU share its cores, so there the time says little and the rest says all. First, what
+several devices compute is compared with what one alone does; something else ends the benchmark.
 
 Then a model of the same quantities, which is compared with the compiled programs first, predicts a
 step with --large-features and --large-examples on 8 to 256 accelerators of the figures given. Dense
@@ -15,6 +16,7 @@ products, which are what accelerators take by default.
 
 import argparse
 import dataclasses
+import functools
 import io
 import os
 import re
@@ -28,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from _harness import write_figures
+from _harness import FLIPS, difference, write_figures
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
@@ -120,12 +122,22 @@ def collectives(text: str) -> int:
     return total
 
 
+@functools.cache
+def one_device(size: Size) -> list[np.ndarray]:
+    """The gradients of a size, on one device."""
+    program, operands = compiled(size)
+    return [np.asarray(array) for array in program(*operands)]
+
+
 def measured(size: Size, seconds: float) -> dict[str, float]:
     """The median time of a step, and what the program says of a device."""
     program, operands = compiled(size)
     cost = program.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
-    jax.block_until_ready(program(*operands))
+    found = [np.asarray(array) for array in program(*operands)]
+    where = f"{size.example_devices} x {size.feature_devices} devices, m = {size.features}"
+    alone = one_device(dataclasses.replace(size, example_devices=1, feature_devices=1))
+    difference(where, found, alone, FLIPS)
     times, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 3:
         started = time.perf_counter()

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _harness import Case, run
+from _harness import FLIPS, Case, quietly, run
 
 from jaxtrelu import bits, sparse_mlp, sparse_mlp_vjp
 from jaxtrelu.sparse import prepare_screen
@@ -65,15 +65,6 @@ def loss(function, params, x):
 def gradient_of(function, params, x):
     gradient = jax.jit(jax.grad(functools.partial(loss, function)))
     return lambda: gradient(params, x)
-
-
-def quietly(peer):
-    """The same work, of a peer whose result is not of the same shape as the others'."""
-
-    def wait():
-        jax.block_until_ready(peer())
-
-    return wait
 
 
 class Training:
@@ -119,13 +110,20 @@ def torch_product(params, x, mode):
 
     def backward():
         adam.zero_grad(set_to_none=True)
-        ((forward() - x) ** 2).mean().backward()
+        value = ((forward() - x) ** 2).mean()
+        value.backward()
+        return value.detach()
+
+    def gradient():
+        backward()
+        return {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in params.items()}
 
     def step():
-        backward()
+        value = backward()
         adam.step()
+        return value
 
-    return {"PyTorch": {"forward": inference, "gradient": backward, "Adam step": step}[mode]}
+    return {"PyTorch": {"forward": inference, "gradient": gradient, "Adam step": step}[mode]}
 
 
 def product(args):
@@ -149,8 +147,8 @@ def product(args):
             case = functools.partial(
                 Case, f"m={m}, L0={args.l0}", baseline="dense JAX", reference="dense JAX"
             )
-            # PyTorch's gradients stay in its own tensors: compared are JAX's.
-            yield case(mode, peers, limit=limit, compare=mode == "gradient" and args.no_torch)
+            # Of an Adam step the loss is compared, before it; of the gradient every array.
+            yield case(mode, peers, limit=limit, tolerance=FLIPS)
             del peers
         yield case(
             "limit", {"dense JAX": gradient_of(dense, params, x),
@@ -184,8 +182,10 @@ def screen(args):
                     name: gradient_of(function, params, x) for name, function in functions.items()
                 }
             if not args.no_torch:
-                peers |= {k: quietly(v) for k, v in torch_product(params, x, mode).items()}
-            yield Case(f"m={m}, L0={args.l0}", mode, peers, "dense encode", "dense JAX")
+                peers |= torch_product(params, x, mode)
+            yield Case(
+                f"m={m}, L0={args.l0}", mode, peers, "dense encode", "dense JAX", tolerance=FLIPS
+            )
         del peers
 
 
@@ -212,8 +212,19 @@ def find(args):
         peers = {"vmapped jnp.nonzero": nonzero, "jaxtrelu.bits": select, "lax.top_k": top}
         yield Case(
             f"{BATCH}x{m}", "find", {n: functools.partial(f, z) for n, f in peers.items()},
-            "vmapped jnp.nonzero", "vmapped jnp.nonzero", 4 * z.size, compare=False,
+            "vmapped jnp.nonzero", "vmapped jnp.nonzero", 4 * z.size,
+            view=functools.partial(_open_among, np.asarray(z), theta),
         )  # fmt: skip
+
+
+def _open_among(z, theta, indices):
+    """Which entries are open and listed. Lists differ in order, and in what fills them up."""
+    rows, columns = np.arange(len(z))[:, None], np.asarray(indices)
+    inside = columns < z.shape[1]
+    columns = np.where(inside, columns, 0)
+    listed = np.zeros(z.shape, bool)
+    np.logical_or.at(listed, (rows, columns), inside & (z[rows, columns] > theta))
+    return listed
 
 
 class Descent:
@@ -258,6 +269,8 @@ def touched(args):
                 f"B={batch}, m={m}, L0={args.l0}", "descent step",
                 {name: Descent(way, params, x) for name, way in ways.items()},
                 "dense JAX", "dense JAX", 4 * m * WIDTH,
+                # The updates, which would be lost beside the weights.
+                tolerance=FLIPS, view=functools.partial(jax.tree.map, jnp.subtract, params),
             )  # fmt: skip
 
 
@@ -272,7 +285,7 @@ def sweep(args):
             "dense JAX": gradient_of(dense, params, x),
             "jaxtrelu": gradient_of(ours, params, x),
         }
-        yield Case(f"m={m}, L0={l0}", "gradient", peers, "dense JAX", "dense JAX")
+        yield Case(f"m={m}, L0={l0}", "gradient", peers, "dense JAX", "dense JAX", tolerance=FLIPS)
 
 
 def add_arguments(parser):

@@ -45,6 +45,10 @@ def failing():
     raise RuntimeError("no weights today")
 
 
+def twice(model, rows):
+    return model.act(model(rows) @ jnp.ones((3, 32)))
+
+
 def scaled(model, rows):
     return model(10 * rows)
 
@@ -61,6 +65,10 @@ def saved(tmp_path_factory):
     (folder / "a_net.py").write_text(CODE)
     (folder / "__pycache__").mkdir()
     np.save(folder / "rows.npy", ROWS)
+    np.save(folder / "narrow.npy", ROWS[:, :5])
+    broken = ROWS.astype(np.float64)
+    broken[[400, 17], 2] = np.nan, 1e300
+    np.save(folder / "broken.npy", broken)
     names: dict = {}
     exec(CODE, names)
     model = names["Net"](nnx.Rngs(7))
@@ -219,6 +227,12 @@ def test_the_model_is_run_as_in_evaluation(inside, tmp_path):
         (["state", *COMMON, "--save", "x", "--sparsity", ".8", ".9"], "--save is of one model"),
         (["state", *COMMON, "--held-out", "0.9", "--rows", "2"], "too few to hold out"),
         (["state", *COMMON, "--data", "no.npy"], "cannot read no.npy"),
+        (
+            ["state", *COMMON, "--data", "narrow.npy"],
+            "rows of narrow.npy, whose shape is (5,)",
+        ),
+        (["state", *COMMON, "--data", "broken.npy"], "broken.npy holds NaN or infinity in row "),
+        (["state", *COMMON, "--forward", "a_net:twice"], "build: act is applied more than once"),
         (["nowhere", *COMMON], "nowhere is not there"),
         (["rows.npy", *COMMON], "rows.npy is a file, not the folder of an Orbax checkpoint"),
         (["steps/2", *COMMON, "--part", "x"], "has no part 'x'"),
@@ -275,6 +289,8 @@ def test_an_error_of_the_next_layer_from_files(tmp_path, capsys):
     z, w = rng.normal(size=(400, 16)).astype(np.float32), rng.normal(size=(16, 8))
     np.save(tmp_path / "z.npy", z)
     np.save(tmp_path / "w.npy", w.astype(np.float32))
+    bad = tmp_path / "bad.npy"
+    np.save(bad, np.where(np.arange(16)[:, None] == 5, np.nan, w))
     files = [tmp_path / "z.npy", "--weights", tmp_path / "w.npy"]
     words = [*files, "--error", 0.1, 0.3, "--variant", "hard", "--held-out", 0]
     found = found_by(tmp_path, *words)
@@ -291,6 +307,7 @@ def test_an_error_of_the_next_layer_from_files(tmp_path, capsys):
     assert "error, there, held out" in capsys.readouterr().out
     for words, sentence in (
         ([files[0], "--error", 0.1], "--error needs --weights"),
+        ([files[0], "--error", 0.1, "--weights", bad], "--weights holds NaN or infinity in row 5"),
         ([*files], "--weights is for --error"),
         ([files[2], "--error", 0.1, "--weights", files[0]], "should have shape (8, outputs)"),
     ):

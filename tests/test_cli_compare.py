@@ -344,7 +344,10 @@ def changed(row, column, value):
         ({"X": X[:, 0], "y": Y}, "has shape (30,)"),
         ({"X": X[:0], "y": Y[:0]}, "X is empty: its shape is (0, 4)"),
         ({"X": X[:, :0], "y": Y}, "X is empty"),
-        ({"X": changed(7, 2, np.nan), "y": Y}, "X holds nan at row 7, column 2, counted from 0"),
+        (
+            {"X": changed(7, 2, np.nan), "y": Y},
+            "bad.npz: X holds nan at row 7, column 2, counted",
+        ),
         ({"X": changed(slice(4, 6), 1, np.inf), "y": Y}, "row 4, column 1 (and 1 more"),
         ({"X": changed(3, 0, 1e300), "y": Y}, "X holds 1e+300 at row 3, column 0"),
         ({"X": X, "y": Y * 0}, "one class only (0)"),
@@ -388,6 +391,8 @@ def test_a_damaged_file(tmp_path, capsys):
     ("arguments", "words"),
     [
         (["--data", "digitz"], "no data set 'digitz'"),
+        (["--data", "rows.npy"], "--data takes no file such as rows.npy, but a .npz file with X"),
+        (["--data", "a/b.csv"], "--data takes no file such as a/b.csv, but a .npz file with X"),
         (["--data", "diabetes"], "regression"),
         (["--data", "nowhere.npz"], "there is no file nowhere.npz"),
         (["--data", "/proc/self.npz/x.npz"], "/proc/self.npz/x.npz"),

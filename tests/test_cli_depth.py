@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxtrelu.__main__ import main
-from jaxtrelu._cli import datasets
+from jaxtrelu._cli import datasets, parser
 from jaxtrelu._cli.depth import initialisation, network, runs, settings, training
 
 TINY = ["--depth", "3", "--width", "8", "--epochs", "2", "--seeds", "2", "--batch", "16"]
@@ -206,6 +206,16 @@ def test_relu_learns():
     assert parts.train[0].shape[1] + parts.test[0].shape[1] == len(data.labels)
 
 
+def test_a_word_for_no_ceilings():
+    """As the help says it; a number beside it still counts."""
+    for words, slopes in ((["none"], ()), (["None", "0.5"], (0.5,))):
+        args = parser.build().parse_args(["depth", "--sparsity", "0.7", "--slope", *words])
+        found = settings.from_arguments(args)
+        assert found.slope == slopes
+        names = [c.name for c in settings.configurations(found)]
+        assert names[:2] == ["relu", "sparsity-0.7-no-ceiling"] and len(names) == 2 + len(slopes)
+
+
 # What it refuses.
 
 
@@ -213,6 +223,7 @@ def test_relu_learns():
     ("arguments", "words"),
     [
         (["--sparsity", "0.4"], "--sparsity should be from 0.5 to 0.99, but is 0.4"),
+        (["--slope", "no"], "--slope: invalid float value: 'no'"),
         (["--slope", "1"], "--slope should be from 0.05 to 0.95"),
         (["--depth", "1"], "--depth should be from 2"),
         (["--optimiser", "lion"], "invalid choice: 'lion'"),

@@ -317,6 +317,99 @@ def test_what_is_no_function_and_no_model():
         swap_activations(lambda x: x, X)
 
 
+@pytest.mark.parametrize(
+    ("returned", "error", "words"),
+    [
+        (np.nan, ValueError, "`score` returned NaN"),
+        (jnp.float32(np.nan), ValueError, "`score` returned NaN"),
+        ("0.5", TypeError, "should return a number, larger for a better model, .* returned '0.5'"),
+        (None, TypeError, "returned None"),
+        ((0.5, 1), TypeError, r"returned \(0.5, 1\)"),
+        (1j, TypeError, "returned 1j"),
+        (jnp.complex64(1j), TypeError, "returned Array"),
+        (np.zeros(3), TypeError, r"returned an array of shape \(3,\)"),
+        (jnp.zeros((1, 1)), TypeError, r"returned an array of shape \(1, 1\)"),
+    ],
+    ids=str,
+)
+def test_a_score_that_is_no_number(returned, error, words):
+    model = mlp(nnx.relu)
+    with pytest.raises(error, match=words):
+        swap_activations(model, X, score=lambda m: returned)
+    with pytest.raises(error, match=words):
+        swap_activations(model, X, max_loss=0.1, score=lambda m: 1 if m is model else returned)
+    with pytest.raises(error, match=words):
+        sparsity_curve(model, X, [0.5], lambda m: returned)
+
+
+def test_a_score_may_be_an_array_without_axes():
+    found = swap_activations(mlp(nnx.relu), X, score=lambda m: jnp.mean(m(X)))
+    assert isinstance(found.score_before, float) and isinstance(found.score_after, float)
+    curve = sparsity_curve(mlp(nnx.relu), X, [0.5], lambda m: -np.float32(np.inf))
+    assert curve.score.tolist() == [-np.inf]  # as a logarithm may be
+    with pytest.raises(ValueError, match="`score` returned -inf for the model as it is"):
+        swap_activations(mlp(nnx.relu), X, max_loss=0.1, score=lambda m: -np.inf)
+
+
+def test_a_list_of_batches_is_all_their_rows():
+    model, batches = mlp(nnx.relu, nnx.gelu), [X[:70], jnp.asarray(X[70:])]
+    one, several = (swap_activations(model, sample, sparsity=0.7) for sample in (X, batches))
+    for a, b in zip(one.layers, several.layers, strict=True):
+        assert float(a.threshold) == float(b.threshold) and a.entries == b.entries
+    assert zeros_by_layer(one.model, batches) == zeros_by_layer(one.model, X)
+    curves = [sparsity_curve(model, s, [0.6, 0.8], lambda m: 0.0).zeros for s in (X, batches)]
+    np.testing.assert_array_equal(*curves)
+    # What `forward` is given is its own affair.
+    own = swap_activations(
+        model, batches, sparsity=0.7, forward=lambda m, parts: m(jnp.concatenate(parts))
+    )
+    assert float(own.layers[0].threshold) == float(one.layers[0].threshold)
+
+
+@pytest.mark.parametrize(
+    ("sample", "error", "words"),
+    [
+        ([(X, X)], TypeError, "is a list with a tuple in it"),
+        (X.tolist(), TypeError, "is a list with a list in it"),
+        ([X, X[:, :3]], ValueError, r"should have one shape, but have \(6,\) and \(3,\)"),
+        ([], TypeError, "but is list: pass arrays"),
+        (None, TypeError, "but is NoneType: pass arrays"),
+        ("rows.npy", TypeError, "but is str: pass arrays"),
+        ((batch for batch in [X]), TypeError, "but is generator: pass arrays"),
+        (X[:0], ValueError, r"layers.1 is applied to an array of shape \(0, 32\), which is empty"),
+    ],
+)
+def test_a_sample_that_is_none(sample, error, words):
+    model = mlp(ThresholdedReLU(0.5))
+    calls = [
+        lambda: swap_activations(model, sample),
+        lambda: swap_activations(model, sample, error=0.1),
+        lambda: zeros_by_layer(model, sample),
+    ]
+    for call in calls:
+        with pytest.raises(error, match=words):
+            call()
+
+
+def test_zeros_of_nan_are_not_counted():
+    with pytest.raises(ValueError, match=r"NaN arrives at layers.1"):
+        zeros_by_layer(mlp(ThresholdedReLU(0.5)), X * np.nan)
+
+
+def test_what_no_share_is():
+    with pytest.raises(TypeError, match=r"`sparsity` should be a number, .* but is '0.8'"):
+        swap_activations(mlp(nnx.relu), X, sparsity="0.8")
+    with pytest.raises(TypeError, match="`sparsities` should be a number, or several, but is None"):
+        sparsity_curve(mlp(nnx.relu), X, None, len)
+    with pytest.raises(ValueError, match="`max_loss` should be at least 0"):
+        swap_activations(mlp(nnx.relu), X, max_loss="0.1", score=len)
+
+
+def test_a_choice_that_is_no_activation():
+    with pytest.raises(TypeError, match=r"`which` chooses layers.0.kernel, a Param, which is no"):
+        swap_activations(mlp(nnx.relu), X, which=lambda path, value: path[-1] == "kernel")
+
+
 def test_a_score_that_is_none():
     with pytest.raises(TypeError, match="`score` should be a function"):
         swap_activations(mlp(nnx.relu), X, score=0.5)

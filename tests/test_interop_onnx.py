@@ -336,6 +336,15 @@ def test_calls_and_parameters_are_checked():
     network = interop.from_onnx(classifier())
     with pytest.raises(ValueError, match=r"takes 1 inputs \(x\), and not 2"):
         network(1.0, 2.0)
+    words = (
+        r"for x of shape \(2, 15\): \w+ \(output '\w+'\) is given shapes \(2, 15\) and \(16, 6\)"
+    )
+    with pytest.raises(ValueError, match=words):
+        network(np.ones((2, 15), np.float32))
+    with pytest.raises(ValueError, match=r"for x of shape \(2, 15\): "):
+        jax.jit(network)(np.ones((2, 15), np.float32))
+    x = RNG.normal(size=(2, 6)).astype(np.float32)
+    np.testing.assert_allclose(jax.jit(network)(x), network(x), rtol=1e-5)
     with pytest.raises(ValueError, match="no parameter 'w3'; there are: w1"):
         network.replace({"w3": 0.0})
     with pytest.raises(ValueError, match=r"'w1' has shape \(16, 6\), and not \(6, 16\)"):
@@ -416,5 +425,25 @@ def test_flax_channels_on_another_axis():
 def test_flax_layers_that_are_unknown_are_named():
     nnx = pytest.importorskip("flax.nnx")
     model = nnx.Sequential(nnx.LayerNorm(4, rngs=nnx.Rngs(0)))
-    with pytest.raises(NotImplementedError, match="the layer '0' is a LayerNorm"):
+    with pytest.raises(NotImplementedError, match=r"the layer .0. is LayerNorm, .* Known are"):
         interop.from_flax(model)
+
+    class Own(nnx.Module):
+        def __init__(self):
+            self.first, self.act = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu
+
+    with pytest.raises(NotImplementedError) as refused:
+        interop.from_flax(Own())
+    message = str(refused.value)
+    assert message.startswith("`model` is Own, which is not known here. Known are Sequential, ")
+    # What is named is known, and what is proposed works.
+    for word in ("Linear", "ThresholdedReLU", "relu", "gelu", "nnx.Sequential(model.first"):
+        assert word in message
+    own = Own()
+    x = RNG.normal(size=(5, 4)).astype(np.float32)
+    network = interop.from_flax(nnx.Sequential(own.first, own.act))
+    np.testing.assert_allclose(network(x), nnx.relu(own.first(x)), rtol=1e-6)
+    with pytest.raises(NotImplementedError, match="`model` is the class Own, which"):
+        interop.from_flax(Own)
+    with pytest.raises(ValueError, match=r"for x of shape \(5, 3\): MatMul .* and \(4, 3\), and"):
+        network(x[:, :3])

@@ -191,8 +191,15 @@ def test_a_transcoder_and_what_cannot_be_reported_on(tmp_path):
         sae.report(model_of(8), X, tmp_path)
     x = X.copy()
     x[3, 3] = np.nan
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match=r"x holds NaN or infinity in row 3 \(counted from 0\)"):
         sae.report(model_of(8), x, tmp_path / "r.html")
+    np.save(tmp_path / "rows.npy", x)
+    for look in (sae.report, sae.evaluate):
+        more = [tmp_path / "r.html"] if look is sae.report else []
+        with pytest.raises(ValueError, match=r"rows.npy holds NaN or infinity in row 3 \("):
+            look(model_of(8), tmp_path / "rows.npy", *more)
+    with pytest.raises(ValueError, match=r"`targets` holds NaN or infinity in row 3 \("):
+        sae.evaluate(model_of(8), X, targets=x)
 
 
 def test_the_command(tmp_path, capsys):

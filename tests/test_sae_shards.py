@@ -73,6 +73,18 @@ def test_a_folder_is_the_matrix_of_its_files_in_order(tmp_path, dtype, kind):
     assert sae.evaluate(model, tmp_path / "acts").rows == 900
 
 
+def test_rows_that_are_not_finite_are_named_with_their_file(tmp_path):
+    array = np.zeros((900, 24), np.float32)
+    first = sum(LENGTHS[:2]) + 1
+    array[first, 3] = array[-1, 0] = np.nan
+    rows = sae.open_rows(folder_of(tmp_path / "acts", array, LENGTHS, "npy"))
+    file, last = rows.array.names[2], LENGTHS[2]
+    assert last > 1 and (tmp_path / "acts" / file).is_file()
+    words = rf"acts holds NaN or infinity in rows {first}, 899 \(counted .*; the first is row 1 of "
+    with pytest.raises(ValueError, match=words + file):
+        rows.statistics()
+
+
 def test_an_epoch_has_every_row_once_shuffled_across_files_and_the_same_each_time(tmp_path):
     array = np.zeros((900, 256), np.float32)
     array[:, 0] = np.arange(900)

@@ -276,6 +276,28 @@ def test_vmap():
     )
 
 
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+def test_vmap_of_prepared_screens(precision):
+    """Over rows with one screen, and over several weights, each with its own."""
+    args = operands(1.7)
+    x = jnp.stack([args[0], args[0][::-1] * 0.9])
+    w_in = jnp.stack([args[1], args[1][::-1] * 1.1])
+    prepare = partial(prepare_screen, precision=precision)
+
+    def product(x, w_in, screen):
+        return sparse_mlp(x, w_in, *args[2:4], b_in=args[4], capacity=CAPACITY, screen=screen)
+
+    def gradient(x, w_in, screen):
+        return jax.grad(lambda *a: jnp.sum(jnp.sin(product(*a, screen))), (0, 1))(x, w_in)
+
+    for axes, weights in (((0, None), args[1]), ((0, 0), w_in)):
+        screens = jax.vmap(prepare)(weights) if axes[1] == 0 else prepare(weights)
+        plain = [jax.vmap(partial(f, screen=None), axes) for f in (product, gradient)]
+        screened = [jax.vmap(f, (*axes, axes[1])) for f in (product, gradient)]
+        for one, other in zip(plain, screened, strict=True):
+            assert_close(other(x, weights, screens), one(x, weights))
+
+
 @pytest.mark.parametrize("prepared", [False, True])
 def test_shard_map_over_the_batch(prepared):
     args = operands(1.7)

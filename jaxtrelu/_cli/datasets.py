@@ -71,7 +71,16 @@ def load(name: str) -> Dataset:
         )
     if name.endswith(".npz"):
         arrays = _read_npz(Path(name).expanduser())
-        return from_arrays(Path(name).stem, arrays["X"], arrays["y"])
+        try:
+            return from_arrays(Path(name).stem, arrays["X"], arrays["y"])
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+    if Path(name).suffix or Path(name).expanduser().exists():
+        raise UserError(
+            f"--data takes no file such as {name}, but a .npz file with X (rows, features) and y "
+            "(rows,), as np.savez('data.npz', X=features, y=labels) writes it, or one of "
+            f"{', '.join(BUNDLED)}."
+        )
     raise UserError(
         f"there is no data set {name!r}: pass --data {', '.join(BUNDLED)} or the path of a .npz "
         "file with X and y."

@@ -83,9 +83,14 @@ def _added(b: Builder, path: str, layer, x: str) -> str:
         if layer is function:
             return b.add(operator, x, name=name, **attributes)
     what = getattr(layer, "__name__", type(layer).__name__)
+    where = f"the layer {path!r}" if path else "`model`"
+    functions = ", ".join(dict.fromkeys(function.__name__ for function in _FUNCTIONS))
     raise NotImplementedError(
-        f"the layer {name!r} is a {what}, which is not known here. Pass an nnx.Sequential of known "
-        "layers, and put what is around it together with onnx.compose."
+        f"{where} is {'the class ' * isinstance(layer, type)}{what}, which is not known here. "
+        f"Known are {', '.join(kind.__name__ for kind in (nnx.Sequential, *rules))}, and jax.nn's "
+        f"{functions}. Of a module of your own pass the layers in the order of their calls, "
+        "nnx.Sequential(model.first, model.activation, model.second), and put what is around them "
+        "together with onnx.compose."
     )
 
 

@@ -69,7 +69,7 @@ class Graph:
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["parameters"], meta_fields=["graph"]
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # so that jax.jit takes it as a function
 class Network:
     """A network taken over from ONNX, Keras, PyTorch or Flax, whose thresholds are parameters.
 
@@ -85,7 +85,8 @@ class Network:
       graph: the nodes between them; not a leaf.
 
     Raises:
-      ValueError: called with another number of inputs.
+      ValueError: called with another number of inputs, or with such as its operators do not take,
+        of another width for example; says their shapes.
       NotImplementedError: an operator cannot be computed as the graph asks for it; says which.
 
     Example:
@@ -160,7 +161,15 @@ class Network:
         values |= {n: jnp.asarray(v) for n, v in zip(graph.inputs, inputs, strict=True)}
         for node in graph.nodes:
             given = [values[name] for name in node.inputs]
-            results = _computed(graph, node, given)
+            try:
+                results = _computed(graph, node, given)
+            except (TypeError, ValueError) as error:
+                called = ", ".join(f"{n} of shape {np.shape(values[n])}" for n in graph.inputs)
+                shapes = " and ".join(str(np.shape(v)) for v in given if v is not None)
+                raise ValueError(
+                    f"the network cannot be computed for {called}: {node.operator} (output "
+                    f"{node.outputs[0]!r}) is given shapes {shapes}, and says: {error}"
+                ) from error
             values |= dict(zip(node.outputs, results, strict=False))
         outputs = tuple(jnp.asarray(values[name]) for name in graph.outputs)
         return outputs[0] if len(outputs) == 1 else outputs

@@ -4,8 +4,9 @@ Layer by layer in one forward pass: where an activation is applied, its threshol
 arrives there, which has already gone through the thresholds of the layers in front.
 """
 
+import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -121,7 +122,8 @@ def swap_activations(
 
     Args:
       model: a trained NNX module, which is not changed. Call its ``eval()`` if it has dropout.
-      sample: a batch for `forward`, from the training data: a few hundred rows and more.
+      sample: a batch for `forward`, from the training data: a few hundred rows and more. Without
+        `forward` a list of arrays is a list of batches, whose rows are put together.
       sparsity: the share of zeros, between 0 and 1; or several that do not fall, such as
         ``(0.8, 0.8)``, each followed by fine-tuning. None: 0.8, unless `max_loss` or `error`
         decide.
@@ -150,11 +152,12 @@ def swap_activations(
       `Swapped`: the new model, and the report.
 
     Raises:
-      TypeError: `score` or `fine_tune` cannot be called.
+      TypeError: `score` or `fine_tune` cannot be called; `score` returns no number; `sample` is no
+        array, or a list of something else; `which` chooses what cannot be called.
       ValueError: no activation found, or one that is applied twice in a call or inside of a
         transformation; a share or an error outside of (0, 1); pre-activations with NaN, or all
-        equal; a variant without zeros; ``max_loss`` without `score`, or below 0; an `error` that
-        the exchange itself exceeds, or with no layer behind an activation.
+        equal; a variant without zeros; a score of NaN; ``max_loss`` without `score`, or below 0;
+        an `error` that the exchange itself exceeds, or with no layer behind an activation.
 
     Example:
       >>> import jax
@@ -174,7 +177,8 @@ def swap_activations(
     spec = checked_spec(variant)
     if not spec.traits.has_zeros:
         raise ValueError(f"variant={variant!r} has no zeros: it is {spec.traits.formula}.")
-    if max_loss is not None and (score is None or not max_loss >= 0):
+    is_loss = isinstance(max_loss, numbers.Real) and max_loss >= 0
+    if max_loss is not None and (score is None or not is_loss):
         raise ValueError(
             f"`max_loss` should be at least 0, and needs `score`, but is {max_loss!r} with "
             f"score={score!r}."
@@ -186,7 +190,7 @@ def swap_activations(
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise TypeError(f"`{name}` should be a function, but is {function!r}.")
-    run = forward or _call
+    sample, run = _batch(sample, forward), forward or _call
 
     def make(value: Any, channels: int) -> ThresholdedReLU:
         del value
@@ -200,7 +204,11 @@ def swap_activations(
 
     new = nnx.clone(model)
     chosen = which or is_activation
-    before = None if score is None else float(score(model))
+    before = None if score is None else _scored(score, model)
+    if max_loss is not None and before is not None and math.isinf(before):
+        raise ValueError(
+            f"`score` returned {before} for the model as it is, and nothing is less by `max_loss`."
+        )
     if error is not None:
         layers = calibrated_to_error(new, sample, error, run, chosen, make)
         return _report(model, new, sample, run, layers, None, before, score)
@@ -227,14 +235,16 @@ def zeros_by_layer(
 
     Args:
       model: an NNX module with `ThresholdedReLU` layers, which is not changed.
-      sample: a batch for `forward`.
+      sample: a batch for `forward`, as in `swap_activations`.
       forward: as in `swap_activations`.
 
     Returns:
       From a layer's path, such as ``layers.1``, to its share of zeros, in the order of the calls.
 
     Raises:
-      ValueError: no such layer that the model applies, or one inside of a transformation.
+      TypeError: `sample` is no array.
+      ValueError: no such layer that the model applies, or one inside of a transformation; NaN that
+        arrives there, or nothing at all.
 
     Example:
       >>> import jax
@@ -249,7 +259,7 @@ def zeros_by_layer(
 
     Source: the definition.
     """
-    counts = zero_counts(nnx.clone(model), sample, forward or _call)
+    counts = zero_counts(nnx.clone(model), _batch(sample, forward), forward or _call)
     if not counts:
         raise ValueError(
             "`model` applies no ThresholdedReLU to the sample: pass what swap_activations returned "
@@ -275,7 +285,7 @@ def sparsity_curve(
 
     Args:
       model: a trained NNX module, which is not changed.
-      sample: a batch for `forward`, from the training data.
+      sample: a batch for `forward`, from the training data, as in `swap_activations`.
       sparsities: the shares of zeros, each between 0 and 1.
       score: ``model -> number``, on held-out data.
       variant: ``"hard"`` or ``"shift"``.
@@ -303,7 +313,7 @@ def sparsity_curve(
 
     Source: Kurtz et al. 2020 (FATReLU).
     """
-    shares = _shares(sparsities, rising=False)
+    shares = _shares(sparsities, "sparsities", rising=False)
     if not callable(score):
         raise TypeError(f"`score` should be a function of the model, but is {score!r}.")
     found = swap_activations(
@@ -315,12 +325,12 @@ def sparsity_curve(
         which=which,
         forward=forward,
     ).model
-    run = forward or _call
+    sample, run = _batch(sample, forward), forward or _call
     zeros, scores = [], []
     for share in shares:
         layers = calibrated(found, sample, share, run, is_own, keep_layer)
         zeros.append(_total(layers))
-        scores.append(float(score(found)))
+        scores.append(_scored(score, found))
     return SparsityCurve(np.array(shares), np.array(zeros), np.array(scores))
 
 
@@ -328,18 +338,68 @@ def _call(model: Any, sample: Any) -> Any:
     return model(sample)
 
 
-def _shares(sparsity: float | Sequence[float], rising: bool = True) -> tuple[float, ...]:
+def _batch(sample: Any, forward: Forward | None) -> Any:
+    """The sample; of a list of batches, where none but the model takes it, one of all rows."""
+    if forward is not None:
+        return sample
+    leaves = [] if isinstance(sample, Iterator) else jax.tree.leaves(sample)
+    if not leaves or not all(isinstance(a, numbers.Number) or hasattr(a, "shape") for a in leaves):
+        raise TypeError(
+            "`sample` should be a batch of rows, or a list of such arrays, but is "
+            f"{type(sample).__name__}: pass arrays, or say by `forward` what the model is called "
+            "with."
+        )
+    if not isinstance(sample, list):
+        return sample
+    others = [type(part).__name__ for part in sample if not getattr(part, "shape", ())]
+    if others:
+        raise TypeError(
+            "`sample` should be a batch of rows, or a list of such arrays, but is a list with a "
+            f"{others[0]} in it: pass arrays, or say by `forward` what the model is called with."
+        )
+    if len(shapes := dict.fromkeys(part.shape[1:] for part in sample)) > 1:
+        raise ValueError(
+            "`sample` is a list of batches, whose rows should have one shape, but have "
+            f"{' and '.join(map(str, shapes))}."
+        )
+    return jnp.concatenate(sample)
+
+
+def _scored(score: Score, model: nnx.Module) -> float:
+    """What `score` returns for the model: a number, and no NaN."""
+    value = score(model)
+    shape = getattr(value, "shape", None)
+    is_number = isinstance(value, numbers.Real) or shape == ()
+    if not is_number or np.iscomplexobj(value):
+        given = f"an array of shape {shape}" if shape else repr(value)
+        raise TypeError(
+            f"`score` should return a number, larger for a better model, but returned {given}."
+        )
+    if math.isnan(found := float(value)):
+        raise ValueError(
+            "`score` returned NaN, which no score can be compared with: look at what the model "
+            "gives for the held-out data, and at what the score divides by."
+        )
+    return found
+
+
+def _shares(
+    given: float | Sequence[float], name: str = "sparsity", rising: bool = True
+) -> tuple[float, ...]:
     """The shares as a tuple, each between 0 and 1."""
-    shares = tuple(np.asarray(sparsity, np.float64).reshape(-1).tolist())
-    if not shares:
-        raise ValueError("`sparsity` should be a share of zeros, or several, but there is none.")
+    array = np.asarray(given)
+    if not array.size:
+        raise ValueError(f"`{name}` should be a share of zeros, or several, but there is none.")
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"`{name}` should be a number, or several, but is {given!r}.")
+    shares = tuple(array.astype(np.float64).reshape(-1).tolist())
     for share in shares:
         if not 0 < share < 1:
             raise ValueError(
-                f"`sparsity` should be greater than 0 and less than 1, but is {share!r}."
+                f"`{name}` should be greater than 0 and less than 1, but is {share!r}."
             )
     if rising and list(shares) != sorted(shares):
-        raise ValueError(f"`sparsity` should not fall, but is {list(shares)}.")
+        raise ValueError(f"`{name}` should not fall, but is {list(shares)}.")
     return shares
 
 
@@ -371,7 +431,7 @@ def _report(
         kept_before=kept_bytes(model, sample, run),
         kept_after=kept_bytes(new, sample, run),
         score_before=before,
-        score_after=None if score is None else float(score(new)),
+        score_after=None if score is None else _scored(score, new),
     )
 
 
@@ -392,7 +452,7 @@ def _largest_share(
     for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)
         calibrated(model, sample, middle, forward, is_own, keep_layer)
-        low, high = (middle, high) if float(score(model)) >= wanted else (low, middle)
+        low, high = (middle, high) if _scored(score, model) >= wanted else (low, middle)
     if not low:
         raise ValueError(
             f"even with 1/{2**_HALVINGS} of zeros the score is below {wanted:.6g}: the exchange "

@@ -95,6 +95,9 @@ def places_of(model: nnx.Module, which: Which) -> list[Place]:
         for name, value in vars(owner).items():
             if not name.startswith("_pytree__") and which((*path, name), value):
                 text = ".".join(str(part) for part in (*path, name))
+                if not callable(value) or isinstance(value, nnx.Variable):
+                    kind = type(value).__name__
+                    raise TypeError(f"`which` chooses {text}, a {kind}, which is no activation.")
                 found.append(Place(owner, name, text, value))
     return found
 
@@ -194,6 +197,11 @@ def check_input(place: Place, x: Any, seen: bool) -> None:
         )
     if not jnp.ndim(x):
         raise ValueError(f"{place.path} is applied to a scalar, which has no channels.")
+    if not jnp.size(x):
+        raise ValueError(
+            f"{place.path} is applied to an array of shape {jnp.shape(x)}, which is empty: pass a "
+            "sample that has rows."
+        )
 
 
 def _threshold(place: Place, x: jax.Array, share: float, like: jax.Array) -> jax.Array:
@@ -213,6 +221,8 @@ def zero_counts(model: nnx.Module, sample: Any, forward: Forward) -> dict[str, t
     def reached(place: Place, x: Any) -> Any:
         check_input(place, x, place.path in counts)
         y = place.value(x)
+        if jnp.isnan(y).any():
+            raise ValueError(f"NaN arrives at {place.path}, of which no share of zeros is known.")
         counts[place.path] = int(jnp.sum(y == 0)), y.size
         return y
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxtrelu.sae._model import Autoencoder, matrix
+from jaxtrelu.sae._model import Autoencoder, check_finite, matrix
 from jaxtrelu.sae._warn import warn
 
 _COSINE_ROWS = 1024  # of a block of the matrix of all cosines
@@ -192,7 +192,7 @@ def evaluate(
       An `Evaluation`.
 
     Raises:
-      ValueError: there are no rows, some are not finite, or shapes do not go together.
+      ValueError: there are no rows, some are not finite (says which), or shapes do not go together.
     """
     wanted = None if targets is None else matrix(targets)
     shape = (len(matrix(x)), model.output_dimension)
@@ -209,8 +209,10 @@ def evaluate(
         if not len(block):
             break
         y = block if wanted is None else np.asarray(wanted[start : start + len(block)], np.float32)
-        if not (np.isfinite(block).all() and np.isfinite(y).all()):
-            raise ValueError("the rows to evaluate on hold NaN or infinity.")
+        numbers = np.arange(start, start + len(block))
+        check_finite(x, "x", numbers, block)
+        if wanted is not None:
+            check_finite(targets, "`targets`", numbers, y)
         per_row, opened = _measure(model, block, y)
         exact = np.asarray(y, np.float64)
         if centre is None:

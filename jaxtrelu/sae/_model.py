@@ -23,7 +23,7 @@ from jaxtrelu._activation import thresholded_relu
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._result import Result
-from jaxtrelu.sae._rows import Rows, open_rows
+from jaxtrelu.sae._rows import Rows, not_finite, open_rows
 from jaxtrelu.sae._weights import Weights
 
 Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
@@ -380,6 +380,19 @@ def matrix(x: Any) -> Any:
     if isinstance(x, str | os.PathLike):
         x = open_rows(x)
     return x.array if isinstance(x, Rows) else np.asarray(x)
+
+
+def check_finite(x: Any, name: str, rows: Sequence[int] | np.ndarray, values: np.ndarray) -> None:
+    """Raises where some of the values, which are of these rows of x, are not finite.
+
+    x is what a user passes as rows; `name` is what an array without a name of its own is called.
+    """
+    bad = np.asarray(rows)[~np.isfinite(values).all(axis=1)].tolist()
+    if bad:
+        if isinstance(x, str | os.PathLike):
+            x = open_rows(x)
+        name = x.name if isinstance(x, Rows) else name
+        raise ValueError(not_finite(name, matrix(x), bad, len(bad)))
 
 
 def _flatten(model: Autoencoder) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ resumed sees the same examples as one that is not.
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -381,16 +381,25 @@ class Rows:
             self._refuse(bad, len(bad))
 
     def _refuse(self, bad: list[int], count: int) -> None:
-        """Raises for that many rows, the first of which are named."""
-        if not count:
-            return
-        named = ", ".join(str(row) for row in bad[:_NAMED])
-        more = f" and {count - _NAMED} more" if count > _NAMED else ""
-        noun = "row" if count == 1 else "rows"
-        raise ValueError(
-            f"{self.name} holds NaN or infinity in {noun} {named}{more} (counted from 0). "
-            "Remove or repair these rows; training on them would turn every weight into NaN."
-        )
+        """Raises if there are rows that are not finite, the first of which are named."""
+        if count:
+            training = "; training on them would turn every weight into NaN"
+            raise ValueError(not_finite(self.name, self.array, bad, count, training))
+
+
+def not_finite(name: str, array: Any, bad: Sequence[int], count: int, why: str = "") -> str:
+    """What is said of so many rows of an array that hold NaN or infinity, `bad` the first ones."""
+    named = ", ".join(str(row) for row in bad[:_NAMED])
+    more = f" and {count - _NAMED} more" if count > _NAMED else ""
+    noun = "row" if count == 1 else "rows"
+    there = ""
+    if isinstance(array, Shards):
+        file, row = array.place(bad[0])
+        there = f"; {'the' if count == 1 else 'the first'} is row {row} of {file}"
+    return (
+        f"{name} holds NaN or infinity in {noun} {named}{more} (counted from 0{there}). "
+        f"Remove or repair these rows{why}."
+    )
 
 
 class _Group(NamedTuple):

@@ -21,8 +21,8 @@ class Shards:
     It has what `Rows` needs of an array: shape, dtype, length, and rows by a slice or by numbers.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray]):
-        self.parts = tuple(parts)
+    def __init__(self, parts: Sequence[np.ndarray], names: Sequence[str]):
+        self.parts, self.names = tuple(parts), tuple(names)
         self.dtype = self.parts[0].dtype
         lengths = [len(part) for part in self.parts]
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -31,6 +31,11 @@ class Shards:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def place(self, row: int) -> tuple[str, int]:
+        """The name of the file that a row is in, and its number there."""
+        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.names[shard], row - int(self.starts[shard])
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """The rows of a slice without a step, or of an array of numbers."""
@@ -80,7 +85,8 @@ def open_shards(folder: Path, open_npy: Any) -> Shards:
                 f"{first.shape} of {first.dtype}, {path.name} has {part.shape} of {part.dtype}. "
                 "Each should be a matrix with one example per row, of one width and dtype."
             )
-    return Shards([part for part in parts if len(part)] or parts[:1])
+    used = [k for k, part in enumerate(parts) if len(part)] or [0]
+    return Shards([parts[k] for k in used], [files[k].name for k in used])
 
 
 def open_tensor(path: Path) -> np.ndarray:

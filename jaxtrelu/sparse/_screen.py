@@ -144,7 +144,9 @@ def checked_screen(screen, w_in: jax.Array) -> Screen | None:
             "`screen` should be a bool, the name of a precision or a Screen, but is "
             f"{type(screen).__name__}. Pass jaxtrelu.sparse.prepare_screen(w_in)."
         )
-    shape = screen.weights.shape if _is_integer(screen.weights) else screen.weights.shape[::-1]
+    shape = screen.weights.shape
+    if not _is_integer(screen.weights):
+        shape = (*shape[:-2], *shape[:-3:-1])
     if shape != w_in.shape:
         raise ValueError(
             f"`screen` was prepared for weights of shape {shape}, but these have {w_in.shape}. "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import NormalDist
 from typing import Any
 
@@ -46,6 +46,7 @@ class Rows:
         if array.ndim == 0 or not array.size:
             raise UserError(f"{path} should hold rows of numbers, but its shape is {array.shape}.")
         self.path, self.share, self.seed = path, share, seed
+        self._lines = math.prod(array.shape[1:-1])  # of one row of the file
         self.array = array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
         self.used, self.held_out = (sum(len(b) for b in self.blocks(held)) for held in (0, 1))
         if not self.used or (share and not self.held_out):
@@ -60,13 +61,37 @@ class Rows:
         return self.array.shape[1]
 
     def blocks(self, held_out: bool | int) -> Iterator[np.ndarray]:
-        """The rows of one of the two sets, in blocks; the same ones each time."""
+        """The rows of one of the two sets, in blocks; the same ones each time.
+
+        Raises:
+            UserError: a row of the file holds NaN or infinity.
+        """
         step = max(1, _BLOCK // self.channels)
         for number, start in enumerate(range(0, len(self.array), step)):
             block = self.array[start : start + step]
             draws = np.random.default_rng([self.seed, number]).random(len(block))
             # In the precision of the network: a threshold is compared with what was rounded to it.
-            yield block[(draws < self.share) == bool(held_out)].astype(np.float32, copy=False)
+            rounded = to_float32(block)
+            check_finite(
+                self.path, rounded, lambda line, first=start: (first + line) // self._lines
+            )
+            yield rounded[(draws < self.share) == bool(held_out)]
+
+
+def to_float32(array: np.ndarray) -> np.ndarray:
+    """The same numbers rounded; what is too large becomes infinity."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False)
+
+
+def check_finite(path: str, lines: np.ndarray, row_of: Callable[[int], int]) -> None:
+    """Raises UserError for a line that is not finite; `row_of` has its number in the file."""
+    wrong = ~np.isfinite(lines).all(axis=tuple(range(1, lines.ndim)))
+    if wrong.any():
+        raise UserError(
+            f"{path} holds NaN or infinity in row {row_of(int(wrong.argmax()))} (counted from 0), "
+            "as float32: remove or repair such rows."
+        )
 
 
 def open_array(path: str, name: str | None) -> np.ndarray:
@@ -99,7 +124,7 @@ def calibrate(
     """What was found for each share, and by how much the method may miss it on the rows used.
 
     Raises:
-        ValueError: NaN or infinity, or values that are all equal.
+        ValueError: values that are all equal.
     """
     thresholds, error = _METHODS[method](rows, sparsities, per_channel)
     used = _shares(rows, 0, thresholds)
@@ -114,7 +139,7 @@ def calibrate_to_error(
     """The same for wanted errors of the layer behind, whose weights (channels, outputs) these are.
 
     Raises:
-        ValueError: NaN or infinity, or weights of another shape.
+        ValueError: weights of another shape.
     """
     if weights.dtype.kind != "f":
         raise ValueError(f"--weights should hold floating-point numbers, not {weights.dtype}.")
@@ -123,7 +148,8 @@ def calibrate_to_error(
             f"--weights should have shape ({rows.channels}, outputs), a line for each channel, but "
             f"have {weights.shape}."
         )
-    used, held_out = (np.concatenate([_checked(b) for b in rows.blocks(h)]) for h in (0, 1))
+    check_finite("--weights", to_float32(weights), int)
+    used, held_out = (np.concatenate(list(rows.blocks(h))) for h in (0, 1))
     found = [theory.threshold_for_error(used, weights, e, variant=variant) for e in errors]
     thresholds = [np.asarray(one.threshold) for one in found]
     shares = _shares(rows, 0, thresholds)
@@ -157,14 +183,8 @@ def _shares(rows: Rows, held_out: int, thresholds: list[np.ndarray]) -> list[np.
     return list(closed / count)
 
 
-def _checked(block: np.ndarray) -> np.ndarray:
-    if not np.isfinite(block).all():
-        raise ValueError("it holds NaN or infinity: remove such rows first.")
-    return block
-
-
 def _by_quantile(rows: Rows, sparsities, per_channel):
-    data = np.concatenate([_checked(block) for block in rows.blocks(0)])
+    data = np.concatenate(list(rows.blocks(0)))
     axis = 0 if per_channel else None
     found = [np.asarray(theory.quantile_threshold(data, s, axis=axis)) for s in sparsities]
     return found, 0.0
@@ -173,7 +193,7 @@ def _by_quantile(rows: Rows, sparsities, per_channel):
 def _by_sketch(rows: Rows, sparsities, per_channel):
     sketch = theory.QuantileSketch(rows.channels if per_channel else None)
     for block in rows.blocks(0):
-        sketch.update(_checked(block))
+        sketch.update(block)
     return [np.asarray(sketch.threshold(s)) for s in sparsities], sketch.rank_error
 
 
@@ -183,7 +203,7 @@ def _by_gaussian(rows: Rows, sparsities, per_channel):
     for block in rows.blocks(0):
         if not len(block):
             continue
-        exact = _checked(block).astype(np.float64)
+        exact = block.astype(np.float64)
         size = len(block) if per_channel else block.size
         centre = exact.mean(axis)
         # Chan, Golub and LeVeque: the sums of squares about two means, put together.

@@ -17,7 +17,7 @@ from flax import nnx
 
 from jaxtrelu._cli import UserError
 from jaxtrelu._cli.calibrate import checkpoint
-from jaxtrelu._cli.calibrate.data import open_array
+from jaxtrelu._cli.calibrate.data import check_finite, open_array, to_float32
 from jaxtrelu.nnx import Swapped, swap_activations, zeros_by_layer
 from jaxtrelu.nnx._swap_layers import is_activation
 
@@ -65,6 +65,7 @@ def calibrate(args: argparse.Namespace) -> Found:
     source = checkpoint.restore(model, args.file, args.part)
     model.eval()
     run = _forward(forward, args)
+    _check_width(run, model, rows, args)
     wish = "sparsity" if args.error is None else "error"
     results = [
         _result(model, rows, held_out, wish, wanted, run, args) for wanted in getattr(args, wish)
@@ -190,8 +191,24 @@ def _rows(args: argparse.Namespace) -> tuple[Any, Any]:
         )
     order = np.random.default_rng(args.seed).permutation(len(array))[:count]
     # Read in order, as a file on a disk likes it.
-    used, held_out = (np.sort(part) for part in (order[others:], order[:others]))
-    return jnp.asarray(array[used]), jnp.asarray(array[held_out]) if others else None
+    parts = [np.sort(part) for part in (order[others:], order[:others])]
+    found = [array[numbers] for numbers in parts]
+    if array.dtype.kind == "f":
+        for numbers, rows in zip(parts, found, strict=True):
+            check_finite(args.data, to_float32(rows), lambda line, own=numbers: int(own[line]))
+    used, held_out = map(jnp.asarray, found)
+    return used, held_out if others else None
+
+
+def _check_width(run: Callable, model: Any, rows: Any, args: argparse.Namespace) -> None:
+    """One call with a few rows, before anything is exchanged. Raises UserError where it fails."""
+    try:
+        run(model, rows[:2])
+    except UserError as error:
+        raise UserError(
+            f"{error}; it was called with rows of {args.data}, whose shape is {rows.shape[1:]}: "
+            "pass with --data what the network takes."
+        ) from error
 
 
 def _forward(forward: Callable | None, args: argparse.Namespace) -> Callable[[Any, Any], Any]:
@@ -213,14 +230,14 @@ def _called(function: Callable, option: str, name: str, *operands: Any) -> Any:
         place = traceback.extract_tb(error.__traceback__)[1:]
         own = [frame for frame in place if "site-packages" not in frame.filename] or place
         where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
-        text = (str(error).strip() or "no message").splitlines()[0]
+        text = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
         raise UserError(f"{option} {name} raised {type(error).__name__}: {text}{where}") from error
 
 
 def _is_ours(error: Exception) -> bool:
     """Whether an error was raised by the exchange, which says what to do about it."""
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).name == "_swap.py"
+    return bool(frames) and Path(frames[-1].filename).name.startswith("_swap")
 
 
 def _function(text: str, option: str) -> Callable:

@@ -29,6 +29,13 @@ OPTIMISERS = ("adam", "sgd")
 _QUICK = {"depth": 8, "width": 32, "seeds": 2, "epochs": 2, "sparsity": [0.7, 0.85], "slope": [0.5]}
 
 
+class _NumberOrNone(Number):
+    """A number, or the word none."""
+
+    def __call__(self, word: str) -> Any:
+        return None if word.strip().lower() == "none" else super().__call__(word)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """The same for all nets.
@@ -134,21 +141,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             shown=shown,
         )
 
-    def add_several(name: str, text: str, low: float, high: float, nargs: str) -> None:
+    def add_several(name: str, text: str, low: float, high: float, kind: type[Number]) -> None:
         shown = " ".join(map(str, _DEFAULTS[name]))
         parser.add_argument(
             f"--{name}",
-            type=Number(f"--{name}", float, low, high),
-            nargs=nargs,
+            type=kind(f"--{name}", float, low, high),
+            nargs="+",
             metavar="X",
             help=f"{text} (default: {shown})",
         )
 
     add("depth", int, "hidden layers", 2, 1_000)
     add("width", int, "units of each", 2, 8_192)
-    add_several("sparsity", "shares of zeros at the start, from 0.5", 0.5, 0.99, "+")
-    text = "V' of the nets with a ceiling, smaller: more stable; none: only those without"
-    add_several("slope", text, 0.05, 0.95, "*")
+    add_several("sparsity", "shares of zeros at the start, from 0.5", 0.5, 0.99, Number)
+    text = "V' of the nets with a ceiling, smaller: more stable; the word none: no such nets"
+    add_several("slope", text, 0.05, 0.95, _NumberOrNone)
     add("seeds", int, "splits and initialisations of each net", 1, 64)
     add("epochs", int, "passes over the training rows; 0: only measure the start", 0, 10_000)
     add("batch", int, "rows of a training step", 1, 65_536)
@@ -174,7 +181,7 @@ def from_arguments(args: argparse.Namespace) -> Settings:
     fields = {name: getattr(args, name) for name in defaults}
     fields |= {name: defaults[name] for name, value in fields.items() if value is None}
     for name in ("sparsity", "slope"):
-        fields[name] = tuple(dict.fromkeys(fields[name]))
+        fields[name] = tuple(v for v in dict.fromkeys(fields[name]) if v is not None)
     return Settings(**fields)
 
 

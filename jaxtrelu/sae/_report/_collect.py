@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxtrelu.sae._model import Autoencoder, matrix
+from jaxtrelu.sae._model import Autoencoder, check_finite, matrix
 
 _BLOCK_ENTRIES = 1 << 24  # of a latent at once: 64 MB
 _PIECE = 64  # rows taken in one piece where not all are
@@ -93,8 +93,7 @@ def gather(
     opened, total = np.zeros(m, np.int64), np.zeros(m)
     values, rows = np.zeros((m, 0), np.float32), np.zeros((m, 0), np.int64)
     for numbers, block in _blocks(array, m, limit):
-        if not np.isfinite(block).all():
-            raise ValueError("the rows to report on hold NaN or infinity.")
+        check_finite(x, "x", numbers, block)
         found = _summary(bare, jnp.asarray(block), min(detail.top, len(block)))
         least, most, open_here, sums, best, where = (np.asarray(v) for v in found)
         low, high = np.minimum(low, least), np.maximum(high, most)
