@@ -99,7 +99,8 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish():
     gc.collect()
-    gc.freeze()  # a full collection takes 0.5 s with these objects, and 0.05 s without
+    gc.freeze()  # a full collection would take half a second with these objects
+    gc.set_threshold(10_000)  # tracing makes many objects; by default 5 % of the time goes here
     gc.enable()
 
 

@@ -172,8 +172,9 @@ def test_the_share_that_a_capacity_of_none_is(name, examples, share, features):
         )
 
     said = max(32, round(features * share))
-    assert program(None) == program(said)
-    assert program(None) != program(said - 8)
+    default = program(None)
+    assert default == program(said)
+    assert default != program(said - 8)
 
 
 def total(function):

@@ -1,6 +1,7 @@
 """What runs do beyond the plain one: other penalties, revival, extension, several at once."""
 
 import dataclasses
+import functools
 import json
 import warnings
 
@@ -15,11 +16,15 @@ from jaxtrelu.sae import _training as training
 
 RECIPE = dataclasses.replace(sae.short_run(), batch_size=128, learning_rate_warmup=10)
 WORLD = sae.PlantedWorld(features=32, dimension=16, mean_l0=3.0)
-X = np.asarray(WORLD.sample(jax.random.key(0), 4000)[0])
+
+
+@functools.cache
+def planted():
+    return np.asarray(WORLD.sample(jax.random.key(0), 4000)[0])
 
 
 def rows():
-    return sae.Rows(X, "planted", held_out=400)
+    return sae.Rows(planted(), "planted", held_out=400)
 
 
 def settings(**changes):
@@ -39,8 +44,8 @@ def assert_same(a, b):
 
 def test_the_quadratic_penalty_and_its_gradient():
     recipe = dataclasses.replace(RECIPE, penalty="quadratic_l0")
-    weights = sae.initial_weights(jax.random.key(0), 24, X[:64], recipe)
-    x = jnp.asarray(X[:64])
+    weights = sae.initial_weights(jax.random.key(0), 24, planted()[:64], recipe)
+    x = jnp.asarray(planted()[:64])
     _, terms = sae.loss(weights, x, 2.0, recipe, target_l0=3.0)
     l0 = float(terms.l0)
     assert l0 > 0 and float(terms.penalty) == pytest.approx((l0 / 3 - 1) ** 2, rel=1e-5)
@@ -76,19 +81,21 @@ def test_the_quadratic_penalty_brings_l0_to_its_target():
 
 @pytest.mark.parametrize("source", ["examples", "residuals"])
 def test_silent_features_are_given_examples_with_large_errors(source):
-    weights = sae.initial_weights(jax.random.key(0), 6, X[:64], RECIPE)
+    weights = sae.initial_weights(jax.random.key(0), 6, planted()[:64], RECIPE)
     weights = weights._replace(encoder=weights.encoder * 3, encoder_bias=jnp.ones(6))
     silent = jnp.array([False, True, False, False, True, False])
-    left = np.random.default_rng(5).normal(size=X.shape[1]).astype(np.float32)
-    residual = jnp.zeros_like(X[:64]).at[7].set(left)  # all of the probability is on one example
+    left = np.random.default_rng(5).normal(size=planted().shape[1]).astype(np.float32)
+    residual = jnp.zeros((64, len(left))).at[7].set(left)  # all the probability is on one example
     recipe = dataclasses.replace(RECIPE, resample_from=source)
-    found = sae.revived(weights, silent, jnp.asarray(X[:64]), residual, jax.random.key(1), recipe)
-    direction = left if source == "residuals" else X[7] - np.asarray(weights.decoder_bias)
+    found = sae.revived(
+        weights, silent, jnp.asarray(planted()[:64]), residual, jax.random.key(1), recipe
+    )
+    direction = left if source == "residuals" else planted()[7] - np.asarray(weights.decoder_bias)
     direction = direction / np.linalg.norm(direction)
     for i in (1, 4):
         np.testing.assert_allclose(found.decoder[i], direction, rtol=1e-5)
         np.testing.assert_allclose(found.encoder[i], 0.2 * 3 * direction, rtol=1e-5)
-        pi = max(0.0, float(0.6 * direction @ X[7]))
+        pi = max(0.0, float(0.6 * direction @ planted()[7]))
         assert found.encoder_bias[i] == 0
         assert found.threshold[i] == pytest.approx(min(RECIPE.initial_threshold, pi / 2), rel=1e-5)
     for i in (0, 2, 3, 5):
@@ -112,13 +119,13 @@ def test_only_features_that_were_silent_for_the_period_start_again():
     assert [s for s in range(1, 41) if training.revives_after(s, run)] == [10, 20]
     longer = dataclasses.replace(run, recipe=dataclasses.replace(recipe, resample_until=0.75))
     assert [s for s in range(1, 41) if training.revives_after(s, longer)] == [10, 20, 30]
-    state = sae.initial_state(run, X[:128])
+    state = sae.initial_state(run, planted()[:128])
     for _ in range(3):
-        state, terms = sae.train_step(state, X[:128], 1.0, run)
+        state, terms = sae.train_step(state, planted()[:128], 1.0, run)
     np.testing.assert_array_equal(np.asarray(state.silent)[np.asarray(terms.opened)], 0)
     state = state._replace(silent=jnp.zeros(48, jnp.int32).at[jnp.array([5, 9])].set(10))
     before = jax.tree.map(np.asarray, state)
-    after = training.revive(state, X[:128], 1.0, run)
+    after = training.revive(state, planted()[:128], 1.0, run)
     changed = (np.asarray(after.weights.decoder) != before.weights.decoder).any(axis=1)
     assert np.flatnonzero(changed).tolist() == [5, 9]
     assert not np.asarray(after.silent)[[5, 9]].any()
@@ -144,7 +151,7 @@ def test_a_run_with_revival_leaves_fewer_dead_and_resumes_bit_for_bit(tmp_path):
     for name, run in (("plain", plain), ("reviving", reviving)):
         result = sae.run(rows(), run)
         model = sae.Autoencoder(result.weights, input_scale=result.scale)
-        dead[name] = len(sae.dead_features(model, X).features)
+        dead[name] = len(sae.dead_features(model, planted()).features)
     assert dead["reviving"] < dead["plain"] / 2
 
     class StopError(Exception):
@@ -192,7 +199,7 @@ def test_what_a_run_did_not_reach_is_said():
         sae.run(rows(), settings(steps=3, target_l0=1.5))
     assert {w.filename for w in warned} == {__file__}  # not a line of the library
     with pytest.warns(UserWarning, match=words) as warned:
-        sae.train(X, features=48, steps=3, l0=1.5, recipe=RECIPE)
+        sae.train(planted(), features=48, steps=3, l0=1.5, recipe=RECIPE)
     assert {w.filename for w in warned} == {__file__}
     frozen = dataclasses.replace(RECIPE, surrogate=dataclasses.replace(RECIPE.surrogate))
     history = {name: np.full(9, 1e-3) for name in training.HISTORY} | {"l0": np.full(9, 5.0)}
@@ -275,7 +282,7 @@ def test_a_sweep_refuses():
 
 
 def test_commands(tmp_path, capsys):
-    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "x.npy", planted())
     base = [str(tmp_path / "x.npy"), "--features", "32", "--batch-size", "64"]
     out = ["--output", str(tmp_path / "out")]
     train = ["sae", "train", *base, "--l0", "4", *out]
@@ -300,6 +307,6 @@ def test_commands(tmp_path, capsys):
         assert (tmp_path / "out" / name).stat().st_size > 100
     model = sae.load(tmp_path / "out" / "l0-6-seed-1")
     assert model.about["training"]["seed"] == 1
-    assert sae.evaluate(model, sae.held_out(model, X)).l0 == pytest.approx(lines[3]["l0"])
+    assert sae.evaluate(model, sae.held_out(model, planted())).l0 == pytest.approx(lines[3]["l0"])
     assert main([*many, "--l0", "99"]) == 2
     assert "--l0 should be between 0 and the number of --features" in capsys.readouterr().err
