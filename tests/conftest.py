@@ -81,7 +81,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    gc.disable()  # until all is imported: nearly all of that stays
     config.addinivalue_line("markers", "slow: left out of `make test`; --all runs it")
     hypothesis.settings.load_profile("thorough" if config.getoption("--all") else "quick")
     if not config.getoption("--all"):
@@ -97,11 +96,16 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in set(slow)]
 
 
-def pytest_collection_finish():
-    gc.collect()
-    gc.freeze()  # a full collection would take half a second with these objects
-    gc.set_threshold(10_000)  # tracing makes many objects; by default 5 % of the time goes here
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    gc.disable()  # nearly all that is imported and collected stays
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()  # a full collection would take half a second with these objects
+        gc.set_threshold(10_000)  # tracing makes many objects; by default 5 % of the time goes here
+        gc.enable()
 
 
 def _megabytes():
