@@ -60,7 +60,7 @@ import pytest
 pytest.register_assert_rewrite("cases", "kernel_back_ends")
 
 MEMORY = 1000
-GROWTH = 300
+GROWTH = 250
 _remained = 0.0  # MB in memory after compiled programs were last let go of
 
 hypothesis.settings.register_profile(
