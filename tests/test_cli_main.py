@@ -270,3 +270,31 @@ def test_the_flag_against_wrong_sums(monkeypatch):
     process.avoid_wrong_sums("0.10.2")
     expected = "--xla_dump_to=/nowhere --xla_cpu_experimental_ynn_fusion_type="
     assert os.environ["XLA_FLAGS"] == expected
+
+
+# The end.
+
+
+def _ended(code):
+    code = "import os, threading, time\nfrom jaxtrelu._cli import process\n" + code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="aborts are caught on POSIX systems only")
+@pytest.mark.parametrize(
+    "abort", ["os.abort()", "threading.Thread(target=os.abort).start()\ntime.sleep(60)"]
+)
+def test_an_abort_of_jax_is_an_end_with_one_line(abort):
+    code = "process.end_where_jax_aborts('gone: start again.')\n"
+    assert _ended(code + abort) == (2, "jaxtrelu: error: gone: start again.\n")
+
+
+def test_of_several_reasons_to_end_the_first_is_said():
+    code = """
+first = threading.Thread(target=process.end, args=("error: gone.", 2), kwargs={"after": 60})
+first.start()
+time.sleep(0.5)
+process.end("terminated", 143)
+"""
+    assert _ended(code) == (143, "jaxtrelu: error: gone.\n")

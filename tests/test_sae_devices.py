@@ -4,6 +4,7 @@ import dataclasses
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -466,14 +467,37 @@ def test_processes_give_the_result_of_one(processes, count, options):
 
 
 @pytest.mark.slow
-def test_who_is_left_says_so_in_one_line_and_ends(processes):
-    started = processes.start(2, "left", steps=4000)
-    folder = processes.room / "left" / "checkpoints"
-    while started[0].poll() is None and not (folder.exists() and steps_of(folder)):
+@pytest.mark.parametrize("victim", [0, 1])  # all are joined through the first one
+def test_who_is_left_says_so_in_one_line_and_ends(processes, victim):
+    started = processes.start(2, f"left by {victim}", steps=4000)
+    left, folder = started[1 - victim], processes.room / f"left by {victim}" / "checkpoints"
+    while left.poll() is None and not (folder.exists() and steps_of(folder)):
         time.sleep(0.05)
-    started[1].kill()
-    said = started[0].communicate(timeout=400)[1]
-    started[1].communicate()
-    assert started[0].returncode == 2, said
+    started[victim].kill()
+    said = left.communicate(timeout=400)[1]
+    started[victim].communicate()
+    assert left.returncode == 2, said
     (line,) = (line for line in said.splitlines() if line.startswith("jaxtrelu:"))
-    assert "as it does when one of them is gone" in line and "Traceback" not in said
+    assert "as it does when one of" in line and "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_waiting_for_the_others_can_be_ended(processes, number):
+    (alone, other) = processes.start(2, "waiting")
+    other.kill()
+    other.communicate()
+    while alone.poll() is None and not is_listening(alone.args):
+        time.sleep(0.05)
+    alone.send_signal(number)
+    said = alone.communicate(timeout=60)[1]
+    status, word = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}[
+        number
+    ]
+    assert (alone.returncode, said) == (status, f"jaxtrelu: {word}\n")
+
+
+def is_listening(command):
+    host, port = command[command.index("--coordinator") + 1].split(":")
+    with socket.socket() as attempt:
+        return attempt.connect_ex((host, int(port))) == 0

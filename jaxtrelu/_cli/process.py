@@ -1,13 +1,17 @@
 """The process: settings that JAX and glibc read when they start, and the platforms asked for."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 from jaxtrelu._cli import UserError
 
@@ -16,6 +20,8 @@ _TUNABLE = "glibc.malloc.hugetlb"
 _FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
 _LAST_WORDS = 2.0  # seconds
+_ending = threading.Lock()  # taken by who says first why the process ends, and never given back
+_handlers: list[Any] = []  # kept alive: C calls them
 
 HELP = (
     f"On Linux with glibc, commands that train restart themselves once with "
@@ -116,6 +122,25 @@ def _collected_exceptions(logger: logging.Logger) -> Iterator[list[BaseException
         logger.handlers, logger.propagate = before
 
 
+def end(why: str, status: int, *, after: float = 0.0) -> NoReturn:
+    """Ends the process at once, with one line on stderr: of several reasons, the first.
+
+    Args:
+        why: what is said.
+        status: the exit status.
+        after: seconds from the line to the end.
+    """
+    # A progress bar hides the cursor of a terminal.
+    show = "\x1b[?25h\r\x1b[K" if os.isatty(2) else ""
+    line = f"{show}jaxtrelu: {why}\n".encode(errors="backslashreplace")
+    if _ending.acquire(blocking=False):
+        os.write(2, line)
+        time.sleep(after)
+    else:
+        time.sleep(0.1)  # another thread is just saying it
+    os._exit(status)
+
+
 def leave(message: str) -> None:
     """Ends one of several processes at once, with one line and status 2. Never returns.
 
@@ -125,12 +150,30 @@ def leave(message: str) -> None:
     if is_own_command_line():
         import jax
 
-        os.write(2, f"jaxtrelu: error: {message}\n".encode(errors="backslashreplace"))
-        if jax.process_index() == 0:
-            # The others find each other through this one: they should have said what they have to.
-            time.sleep(_LAST_WORDS)
-        os._exit(2)
+        # The others find each other through the first: they should have said what they have to.
+        end(f"error: {message}", 2, after=0.0 if jax.process_index() else _LAST_WORDS)
     raise UserError(message)
+
+
+def end_where_jax_aborts(why: str) -> None:
+    """From now on an abort() of this process is an end with one line and status 2.
+
+    The client by which JAX's processes know of each other aborts, in a thread of its own, when the
+    first process is gone or another one is not heard of, and no option of JAX prevents it. A
+    handler of Python's signal module would run when abort() has ended the process; one in C can
+    keep it from that.
+    """
+    if os.name != "posix":
+        return
+
+    def aborted(number: int) -> None:
+        end(f"error: {why}", 2)
+
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+    _handlers.append(kind(aborted))
+    install = ctypes.CDLL(None).signal
+    install.argtypes, install.restype = (ctypes.c_int, kind), ctypes.c_void_p
+    install(signal.SIGABRT, _handlers[-1])
 
 
 def is_own_command_line() -> bool:

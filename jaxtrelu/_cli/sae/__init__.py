@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import importlib
-import os
 import signal
 import sys
 import threading
@@ -48,7 +47,8 @@ def prepare(args: argparse.Namespace) -> None:
     """Joins other processes, where the command has any."""
     command = _load(args.sae_command)
     if hasattr(command, "prepare"):
-        command.prepare(args)
+        with _leaving_on_interrupt():
+            command.prepare(args)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,7 +120,7 @@ def _note(message: Any, *_: Any, **__: Any) -> None:
 
 
 #: What ends a run, and what is then said.
-_SIGNALS: dict[int, bytes] = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}
+_SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 @contextlib.contextmanager
@@ -132,10 +132,7 @@ def _leaving_on_interrupt() -> Iterator[None]:
     """
 
     def leave(number: int, frame: Any) -> None:
-        # A progress bar hides the cursor of a terminal.
-        show = b"\x1b[?25h\r\x1b[K" if os.isatty(2) else b""
-        os.write(2, show + b"jaxtrelu: " + _SIGNALS[signal.Signals(number)] + b"\n")
-        os._exit(128 + number)
+        process.end(_SIGNALS[number], 128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # somebody else's program, who sees to interrupts

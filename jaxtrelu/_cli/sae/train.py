@@ -8,11 +8,12 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtrelu import _files
-from jaxtrelu._cli import UserError
+from jaxtrelu._cli import UserError, process
 from jaxtrelu._cli.parser import add_number
 from jaxtrelu._cli.sae.data import open_data
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _RECIPES = ("short_run", "gemma_scope", "gemma_scope_2", "anthropic_2025")
 _FEATURES = 256
 INT32 = 2**31 - 1  # features, examples and steps are counted in int32
+_AGAIN = "start the same command in each of them again, and it goes on from the last checkpoint."
 
 _DESCRIPTION = """\
 Trains a sparse autoencoder with JumpReLU and learned thresholds, steering the sparsity coefficient
@@ -169,8 +171,18 @@ def prepare(args: argparse.Namespace) -> None:
         raise UserError("--coordinator needs --processes and --process, unless it is 'auto'.")
     if own and args.process >= args.processes:
         raise UserError(f"--process should be below --processes, but is {args.process}.")
+    address = args.coordinator if own else None
+    if process.is_own_command_line():
+        process.end_where_jax_aborts(
+            "JAX has ended this process, as it does when one of the others is gone (what it said "
+            f"stands above): {_AGAIN}"
+        )
     try:
-        jax.distributed.initialize(args.coordinator if own else None, args.processes, args.process)
+        # In a thread, for a signal is looked at only between two steps of Python in the main one.
+        with ThreadPoolExecutor(1) as waiting:
+            waiting.submit(
+                jax.distributed.initialize, address, args.processes, args.process
+            ).result()
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(f"the processes do not find each other: {reason}.") from None
@@ -264,8 +276,7 @@ def _with_others(args: argparse.Namespace) -> Iterator[None]:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(
             "what is computed with the other processes failed, as it does when one of them is gone "
-            f"({reason}): start the same command in each of them again, and it goes on from the "
-            "last checkpoint."
+            f"({reason}): {_AGAIN}"
         ) from None
 
 
