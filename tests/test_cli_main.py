@@ -286,8 +286,8 @@ def _ended(code):
     "abort", ["os.abort()", "threading.Thread(target=os.abort).start()\ntime.sleep(60)"]
 )
 def test_an_abort_of_jax_is_an_end_with_one_line(abort):
-    code = "process.end_where_jax_aborts('gone: start again.')\n"
-    assert _ended(code + abort) == (2, "jaxtrelu: error: gone: start again.\n")
+    code = "process.end_where_jax_aborts('error: gone.', 2)\n"
+    assert _ended(code + abort) == (2, "jaxtrelu: error: gone.\n")
 
 
 def test_of_several_reasons_to_end_the_first_is_said():

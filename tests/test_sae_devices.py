@@ -1,5 +1,6 @@
 """Training over a mesh, in one process and in several: the run of one device, to rounding."""
 
+import argparse
 import dataclasses
 import os
 import random
@@ -21,6 +22,9 @@ from jax.sharding import AxisType
 
 from jaxtrelu import sae
 from jaxtrelu.__main__ import main
+from jaxtrelu._cli import UserError
+from jaxtrelu._cli import process as this_process
+from jaxtrelu._cli.sae import train as train_command
 from jaxtrelu.sae import _pieces
 
 RECIPE = dataclasses.replace(sae.short_run(), batch_size=64, learning_rate_warmup=10)
@@ -501,3 +505,29 @@ def is_listening(command):
     host, port = command[command.index("--coordinator") + 1].split(":")
     with socket.socket() as attempt:
         return attempt.connect_ex((host, int(port))) == 0
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_others_that_are_gone_at_the_end_cost_no_results(monkeypatch, number):
+    """The first process has written all; another one cannot know."""
+
+    def refused():
+        raise jax.errors.JaxRuntimeError("INTERNAL: Shutdown barrier has failed.")
+
+    def end(why, status):
+        raise SystemExit(f"{status}, {why}")
+
+    aborts = []
+    monkeypatch.setattr(this_process, "is_own_command_line", lambda: True)
+    monkeypatch.setattr(this_process, "end", end)
+    monkeypatch.setattr(this_process, "end_where_jax_aborts", lambda *given: aborts.append(given))
+    monkeypatch.setattr(jax, "process_index", lambda: number)
+    monkeypatch.setattr(jax.distributed, "shutdown", refused)
+    with pytest.raises((SystemExit, UserError)) as raised:
+        train_command._part(argparse.Namespace(coordinator="localhost:1"))
+    if number == 0:
+        note = "note: another process was gone before the end; the results are complete."
+        assert str(raised.value) == f"0, {note}" and aborts == [(note, 0)]
+    else:
+        assert "Shutdown barrier has failed): start the same command" in str(raised.value)
+        assert not aborts

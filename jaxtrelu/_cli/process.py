@@ -9,11 +9,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from jaxtrelu._cli import UserError
+
+T = TypeVar("T")
 
 SWITCH = "JAXTRELU_HUGE_PAGES"
 _TUNABLE = "glibc.malloc.hugetlb"
@@ -155,8 +158,8 @@ def leave(message: str) -> None:
     raise UserError(message)
 
 
-def end_where_jax_aborts(why: str) -> None:
-    """From now on an abort() of this process is an end with one line and status 2.
+def end_where_jax_aborts(why: str, status: int) -> None:
+    """From now on an abort() of this process is an end with one line and that status.
 
     The client by which JAX's processes know of each other aborts, in a thread of its own, when the
     first process is gone or another one is not heard of, and no option of JAX prevents it. A
@@ -167,13 +170,19 @@ def end_where_jax_aborts(why: str) -> None:
         return
 
     def aborted(number: int) -> None:
-        end(f"error: {why}", 2)
+        end(why, status)
 
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
     _handlers.append(kind(aborted))
     install = ctypes.CDLL(None).signal
     install.argtypes, install.restype = (ctypes.c_int, kind), ctypes.c_void_p
     install(signal.SIGABRT, _handlers[-1])
+
+
+def in_a_thread(function: Callable[..., T], *args: Any, **options: Any) -> T:
+    """Calls it in another thread: in the main one, a long call would keep signals waiting."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(function, *args, **options).result()
 
 
 def is_own_command_line() -> bool:

@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _RECIPES = ("short_run", "gemma_scope", "gemma_scope_2", "anthropic_2025")
 _FEATURES = 256
 INT32 = 2**31 - 1  # features, examples and steps are counted in int32
+_WRITING = 86400  # seconds that the first process may take for the results, while others wait
 _AGAIN = "start the same command in each of them again, and it goes on from the last checkpoint."
 
 _DESCRIPTION = """\
@@ -174,15 +175,15 @@ def prepare(args: argparse.Namespace) -> None:
     address = args.coordinator if own else None
     if process.is_own_command_line():
         process.end_where_jax_aborts(
-            "JAX has ended this process, as it does when one of the others is gone (what it said "
-            f"stands above): {_AGAIN}"
+            "error: JAX has ended this process, as it does when one of the others is gone (what it "
+            f"said stands above): {_AGAIN}",
+            2,
         )
     try:
-        # In a thread, for a signal is looked at only between two steps of Python in the main one.
-        with ThreadPoolExecutor(1) as waiting:
-            waiting.submit(
-                jax.distributed.initialize, address, args.processes, args.process
-            ).result()
+        process.in_a_thread(
+            jax.distributed.initialize, address, args.processes, args.process,
+            shutdown_timeout_seconds=_WRITING,
+        )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(f"the processes do not find each other: {reason}.") from None
@@ -237,6 +238,7 @@ def run(args: argparse.Namespace) -> int:
     with _with_others(args):
         model = _train(rows, args, recipe, start, folder / "checkpoints", mesh)
     if mesh is not None and not _first():
+        _part(args)
         return 0
     seconds = time.perf_counter() - started
     found = results.Results(rows, model)
@@ -252,7 +254,30 @@ def run(args: argparse.Namespace) -> int:
     found.show(seconds)
     for path in paths:
         print(path)
+    _part(args)
     return 0
+
+
+def _part(args: argparse.Namespace) -> None:
+    """Waits for the other processes, if there are any, which JAX would do at Python's exit.
+
+    Here signals are heard meanwhile, and one that is gone costs no traceback.
+    """
+    if args.coordinator is None or not process.is_own_command_line():
+        return
+    import jax
+
+    if not _first():
+        with _with_others(args):
+            process.in_a_thread(jax.distributed.shutdown)
+        return
+    sys.stdout.flush()
+    gone = "note: another process was gone before the end; the results are complete."
+    process.end_where_jax_aborts(gone, 0)
+    try:
+        process.in_a_thread(jax.distributed.shutdown)
+    except jax.errors.JaxRuntimeError:
+        process.end(gone, 0)
 
 
 def _first() -> bool:
