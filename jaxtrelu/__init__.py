@@ -3,6 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import jaxtrelu._interrupts
+
+# isort: split
 import jaxtrelu._backends  # noqa: F401  (makes them known; kernels load when used)
 from jaxtrelu._activation import jump_relu, shifted_relu, step, thresholded_glu, thresholded_relu
 from jaxtrelu._calculus import antiderivative, derivative

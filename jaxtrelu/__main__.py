@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from jaxtrelu import _interrupts
 from jaxtrelu._cli import UserError, console, parser, process
 from jaxtrelu._files import OutputError
 
@@ -63,6 +64,7 @@ def _run(argv: Sequence[str] | None) -> int:
         command = parser.load(args.command)
         if argv is None and getattr(command, "HUGE_PAGES", False):
             process.restart_with_huge_pages()
+        _interrupts.hear()
         process.avoid_wrong_sums(version("jaxlib"))
         if (prepare := getattr(command, "prepare", None)) is not None:
             prepare(args)  # what has to be done before JAX looks for devices

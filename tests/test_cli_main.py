@@ -5,13 +5,17 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from jaxtrelu.__main__ import main, missing_extra
 from jaxtrelu._cli import UserError, console, parser, process
+
+PROJECT = Path(__file__).parents[1]
 
 
 def refused(capsys, *argv):
@@ -298,3 +302,35 @@ time.sleep(0.5)
 process.end("terminated", 143)
 """
     assert _ended(code) == (143, "jaxtrelu: error: gone.\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_an_interrupt_while_it_is_loaded_shows_no_traceback(tmp_path):
+    """A module that JAX imports sends it; and once the command is there, it is heard again."""
+    (tmp_path / "jax.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)\n")
+    command = [sys.executable, "-m", "jaxtrelu", "info"]
+    paths = os.pathsep.join([str(tmp_path), str(PROJECT)])
+
+    def default():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored, it stays so
+
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
+        preexec_fn=default,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_an_interrupt_of_the_command_is_one_line():
+    code = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # as it is while the command is loaded
+sys.argv[0] = "jaxtrelu"
+from jaxtrelu import __main__
+from jaxtrelu._cli import info
+info.run = lambda args: os.kill(os.getpid(), signal.SIGINT) or signal.pause()
+sys.exit(__main__.main(["info"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "jaxtrelu: interrupted\n")

@@ -28,7 +28,7 @@ PUBLIC = ["bits", "sparse", "nnx", "linen", "sae", "theory", "plot", "interop"]
 # The rooms, from the ground up: a module may import from its own room and from the rows below; in a
 # list a row stands above those that precede it. Rooms of one row know nothing of each other.
 LAYERS = [
-    ["_compat", "_surrogates", "_files"],
+    ["_interrupts", "_compat", "_surrogates", "_files"],
     ["_primitive"],
     ["_backends"],
     ["_activation", "_calculus", "_linear"],

@@ -61,6 +61,8 @@ class Room:
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.random = folder, random.Random(seed)
+        # Ignored where a shell started this in the background, and then in all that it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         rng = np.random.default_rng(seed)
         x = rng.laplace(size=(2000, 24)) @ rng.normal(size=(24, 16))
         self.data = folder / "data.npy"
@@ -198,6 +200,8 @@ def killed(room: Room, number: signal.Signals, moments: int) -> Tally:
             wrong += faults_of(said)  # through, and shutting down
         elif code == -number and number != signal.SIGKILL and not said:
             early += 1  # before the command was there: the system's own end, without a word
+        elif number == signal.SIGINT and code in (1, -number) and "jaxtrelu" not in said:
+            early += 1  # while Python itself was starting, which shows a traceback of its own
         else:
             wrong += [] if code == status else [f"status {code}"]
             wrong += faults_of(said, lines=None if number == signal.SIGKILL else 1)
