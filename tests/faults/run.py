@@ -158,7 +158,8 @@ def newest_checkpoint(output: Path, before: int) -> tuple[int, list[str]]:
 def faults_of(said: str, *, lines: int | None = None) -> list[str]:
     """What is wrong with what was said: a traceback, or another number of lines than one."""
     wrong = []
-    if "Traceback" in said or "Error:" in said:
+    # Of Python; what JAX's own log says of errors stands behind a colon.
+    if "Traceback" in said or re.search(r"^[\w.]*Error\b", said, re.MULTILINE):
         wrong.append(f"a traceback: {said.strip()[-300:]!r}")
     if lines is not None and len(_LINE.findall(said)) != lines:
         wrong.append(f"not {lines} line on stderr: {said.strip()[-300:]!r}")
