@@ -7,18 +7,19 @@ The world is `jaxtrelu.sae.SyntheticWorld`: 2,048 planted directions in 256 dime
 divides both, and the width), Zipf's law, 32 trees of depth 2 and correlation; autoencoders have
 1,024 features. SAELens (`JumpReLUTrainingSAE` in `SAETrainer`) trains at a fixed λ; each of our
 recipes is then steered to the L0 that SAELens has on the examples that scores are taken on, which
-neither has seen; the few percent by which the steering misses it are made good, on training
-examples, by one factor for all thresholds. Batches are the same, in the same order, in float32.
+neither has seen; the few percent by which the steering misses it are made good, on the inputs of
+those examples, by one factor for all thresholds. Batches are the same, in the same order, in
+float32.
 
 Common to both: Adam(0.9, 0.999), rates that fall to 0 over the last fifth, batches of 512,
 gradients clipped to norm 1 (SAELens always does), bandwidths and first thresholds in the units of
 the data.
-What is tuned was tuned on world 100 at --scale 4: see docs/design/autoencoders.md.
+What is tuned was tuned on world 100, at --scale 4 and --scale 1: see docs/design/autoencoders.md.
 
 The recipes are the rows of an ablation: each differs from "jaxtrelu" by what its name says. Scores
-are those of `jaxtrelu.sae.synthetic_scores`; `f1_all` counts dead features as 0, where F1 is the
-mean over living ones. ± is the standard error over worlds, of a difference that of the paired
-differences.
+are those of `jaxtrelu.sae.synthetic_scores`; `f1_all` counts dead features as 0, as SynthSAEBench
+does, where F1 is the mean over living ones. ± is the standard error over worlds, of a difference
+that of the paired differences.
 
 Needs torch and `pip install sae-lens==6.*`, of which `--no-deps` is enough.
 """
@@ -104,8 +105,10 @@ def world_of(seed: int, scale: int) -> sae.SyntheticWorld:
     )
 
 
-def ours(rows: sae.Rows, width: int, steps: int, seed: int, l0: float, **changes: Any) -> Any:
-    """A model of this library, steered to an L0."""
+def ours(
+    rows: sae.Rows, width: int, steps: int, seed: int, l0: float, scored: np.ndarray, **changes: Any
+) -> Any:
+    """A model of this library, steered to an L0, which it then has on the inputs `scored`."""
     told = {**OURS, **changes}
     seen = rows.statistics()
     norms = seen.mean_norm, seen.mean_square_norm
@@ -130,7 +133,7 @@ def ours(rows: sae.Rows, width: int, steps: int, seed: int, l0: float, **changes
     target = TOLD * l0 if told["steered"] else None
     settings = sae.Settings(width, steps, recipe, target_l0=target, seed=seed, sparse=False)
     result = sae.run(rows, settings)
-    weights = _at(result.weights, rows.batch(0, 8192) * np.float32(result.scale), l0)
+    weights = _at(result.weights, scored * np.float32(result.scale), l0)
     return sae.Autoencoder(weights, input_scale=result.scale, output_scale=result.scale)
 
 
@@ -143,6 +146,12 @@ def _at(weights: sae.Weights, x: np.ndarray, l0: float) -> sae.Weights:
         opened = np.count_nonzero(pi > middle * threshold) / len(x)
         low, high = (middle, high) if opened > l0 else (low, middle)
     return weights._replace(threshold=jax.numpy.asarray(threshold * middle))
+
+
+def scored_inputs(world: sae.SyntheticWorld, key: jax.Array) -> np.ndarray:
+    """The inputs, without what is planted in them, that `synthetic_scores` draws from a key."""
+    blocks = (world.sample(jax.random.fold_in(key, block), 1024)[0] for block in range(16))
+    return np.concatenate([np.asarray(x) for x in blocks])
 
 
 def _surrogate(told: dict[str, Any], scale: float) -> Surrogate:
@@ -205,7 +214,9 @@ def main() -> int:
             else:
                 l0 = results[name][-1]["l0"]
                 changes = {**(OURS_AT_FULL_SIZE if full else {}), **CHANGES[who]}
-                model = ours(rows, width, args.steps, seed, l0, **changes)
+                model = ours(
+                    rows, width, args.steps, seed, l0, scored_inputs(world, key), **changes
+                )
             seconds = time.perf_counter() - start
             scores = sae.synthetic_scores(model, world, key)._asdict()
             scores["f1_all"] = scores["f1"] * (1 - scores["dead"])

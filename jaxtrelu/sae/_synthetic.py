@@ -186,7 +186,8 @@ class SyntheticScores(NamedTuple):
     recall: float
     """The same."""
     f1: float
-    """The same: 2 · precision · recall / (precision + recall)."""
+    """The same: 2 · precision · recall / (precision + recall). SynthSAEBench's own code takes these
+    three over all features, with 0 for a dead one: times 1 − `dead`, they are that."""
     l0: float
     """Mean number of open features."""
     true_l0: float
