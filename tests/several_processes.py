@@ -38,6 +38,9 @@ class Counted(Shards):
 
     read = 0
 
+    def __init__(self, parts):
+        super().__init__(parts, [f"part {k}" for k in range(len(parts))])
+
     def __getitem__(self, rows):
         found = super().__getitem__(rows)
         self.read += len(found)

@@ -140,7 +140,7 @@ def idea(mode) -> str:
 
 
 _ROOMS = (
-    ("_cli, __main__", "the command line", "grey"),
+    ("_cli, __main__, _interrupts", "the command line", "grey"),
     ("plot", "pictures", "grey"),
     ("sae", "autoencoders", "grey"),
     ("interop", "networks from ONNX, Keras, PyTorch", "grey"),
