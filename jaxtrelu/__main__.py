@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.spell_out(sys.stdout)
     try:
         status = _run(argv)
-        sys.stdout.flush()  # or what cannot be printed shows after all handlers
+        if sys.stdout is not None:  # as it is where the shell has closed it
+            sys.stdout.flush()  # or what cannot be printed shows after all handlers
         return status
     except (UserError, OutputError) as error:
         print(f"jaxtrelu: error: {error}", file=sys.stderr)
@@ -66,10 +67,11 @@ def _run(argv: Sequence[str] | None) -> int:
             process.restart_with_huge_pages()
         _interrupts.hear()
         process.avoid_wrong_sums(version("jaxlib"))
-        if (prepare := getattr(command, "prepare", None)) is not None:
-            prepare(args)  # what has to be done before JAX looks for devices
-        process.check_platforms()
-        return command.run(args)
+        with process.leaving_on_signals():
+            if (prepare := getattr(command, "prepare", None)) is not None:
+                prepare(args)  # what has to be done before JAX looks for devices
+            process.check_platforms()
+            return command.run(args)
     except ModuleNotFoundError as error:
         known = missing_extra(error)
         if known is None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -120,6 +121,14 @@ def test_a_closed_pipe_is_no_error():
         child.stdout.close()
         assert b"Traceback" not in child.stderr.read()
         assert child.wait() in (0, 141)
+
+
+def test_a_closed_stdout_is_no_error():
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} -m jaxtrelu info >&-",
+        shell=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_info_reports_versions_devices_and_lowerings(capsys):

@@ -94,8 +94,12 @@ def test_a_screen_is_for_runs_that_skip_zeros():
     ):
         with pytest.raises(ValueError, match=f"takes dense products: {reason}"):
             settings(**{"features": 256, "target_l0": 1.5, "screen": "int8"} | changes)
-    with pytest.raises(ValueError, match="'int8' or 'bfloat16' or None, but is 'int4'"):
+    with pytest.raises(ValueError, match="without a `target_l0`, 32 open features"):
+        settings(features=256, target_l0=None, screen="int8")
+    with pytest.raises(ValueError, match="'int8' or 'bfloat16', or a bool, but is 'int4'"):
         settings(screen="int4")
+    few = {"features": 256, "target_l0": 1.5}
+    assert [settings(screen=s, **few).screen for s in (True, False)] == ["int8", None]
 
 
 def test_a_checkpoint_belongs_to_its_screen(tmp_path):
@@ -413,7 +417,8 @@ def test_command_killed_hard_reaches_the_same_result(activations, whole, tmp_pat
         (["--features", "1e11"], "--features: invalid int value"),
         (["--features", "100000000000"], "--features should be from 1 to"),
         (["--features", "100000000", "--batch-size", "4000"], "smaller number of --features, or a"),
-        (["--screen", "int8"], "--screen is for runs that skip the zeros"),
+        (["--screen", "int8"], "products: --l0 (4) is more than one in 32 of --features (32)"),
+        (["--screen", "int8", "--dense"], "dense products: --dense asks for them."),
         (["--l0", "99"], "--l0 should be between 0 and the number of --features (32), but is 99."),
         (["--bandwidth", "-1"], "--bandwidth should be finite and greater than 0"),
         (["--threshold", "-1"], "--threshold should be at least 0"),

@@ -23,6 +23,8 @@ _TUNABLE = "glibc.malloc.hugetlb"
 _FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
 _LAST_WORDS = 2.0  # seconds
+#: What ends a command, and what is then said.
+_SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _ending = threading.Lock()  # taken by who says first why the process ends, and never given back
 _handlers: list[Any] = []  # kept alive: C calls them
 
@@ -142,6 +144,30 @@ def end(why: str, status: int, *, after: float = 0.0) -> NoReturn:
     else:
         time.sleep(0.1)  # another thread is just saying it
     os._exit(status)
+
+
+@contextlib.contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """Ends the process at Ctrl-C and SIGTERM with one line and status 130 or 143, at any moment.
+
+    An exception would have to find its way out through compilers, threads and half-built state, and
+    did not always. Nothing is lost: files are put in place whole, and a lock dies with its process.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        end(_SIGNALS[number], 128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # somebody else's program, who sees to interrupts
+        return
+    before = {number: signal.signal(number, leave) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        # In a process of its own it lasts to the end: shutting down can be interrupted, too.
+        if not is_own_command_line():
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def leave(message: str) -> None:

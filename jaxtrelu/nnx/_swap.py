@@ -344,9 +344,13 @@ def _batch(sample: Any, forward: Forward | None) -> Any:
         return sample
     leaves = [] if isinstance(sample, Iterator) else jax.tree.leaves(sample)
     if not leaves or not all(isinstance(a, numbers.Number) or hasattr(a, "shape") for a in leaves):
+        given = type(sample).__name__
+        if isinstance(sample, list):
+            odd = [type(a).__name__ for a in leaves if not hasattr(a, "shape")]
+            given = f"a list with a {odd[0]} in it" if odd else "an empty list"
         raise TypeError(
             "`sample` should be a batch of rows, or a list of such arrays, but is "
-            f"{type(sample).__name__}: pass arrays, or say by `forward` what the model is called "
+            f"{given}: pass arrays, or say by `forward` what the model is called "
             "with."
         )
     if not isinstance(sample, list):

@@ -30,7 +30,7 @@ def train(
     seed: int = 0,
     held_out: int | None = None,
     sparse: bool = True,
-    screen: Precision | None = None,
+    screen: Precision | bool | None = None,
     log_every: int | None = None,
     checkpoint_folder: str | os.PathLike | None = None,
     checkpoint_every: int = 500,
@@ -56,8 +56,8 @@ def train(
       held_out: how many rows, about, are kept aside to evaluate on (`held_out`); None: a tenth of
         them, and 8192 at most.
       sparse: whether zeros are skipped where that pays; see `Settings`.
-      screen: "int8" or "bfloat16": whether most zeros are proved from a product of numbers so
-        rounded, in place of the first dense product; see `Settings`.
+      screen: "int8" (or True) or "bfloat16": whether most zeros are proved from a product of
+        numbers so rounded, in place of the first dense product; see `Settings`.
       log_every: steps between two entries of the history; None: about 20 entries, at most 50 steps
         apart.
       checkpoint_folder: where to keep checkpoints, and to look for one to resume from.

@@ -77,9 +77,9 @@ class Settings:
         to half the time for wide dictionaries (docs/sparse.md). Not where the recipe needs the
         dense latent, nor where `target_l0` (without one: 32) is more than one feature in 32, the
         share for which lists are made.
-      screen: how the first product is screened where zeros are skipped, "int8" or "bfloat16", as
-        in `jaxtrelu.sparse_mlp`: the same run to rounding; whether it is a faster one depends on
-        the processor (docs/screening.md). None: not at all.
+      screen: how the first product is screened where zeros are skipped, "int8" (or True) or
+        "bfloat16", as in `jaxtrelu.sparse_mlp`: the same run to rounding; whether it is a faster
+        one depends on the processor (docs/screening.md). None: not at all.
     """
 
     features: int
@@ -89,7 +89,7 @@ class Settings:
     seed: int = 0
     log_every: int = 50
     sparse: bool = True
-    screen: Precision | None = None
+    screen: Precision | bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("features", "steps", "log_every"):
@@ -119,9 +119,11 @@ class Settings:
                 f"the penalty of the recipe {self.recipe.name!r} is about a target: pass a "
                 "`target_l0`."
             )
+        if isinstance(self.screen, bool):
+            object.__setattr__(self, "screen", "int8" if self.screen else None)
         if self.screen is not None and self.screen not in get_args(Precision):
             known = " or ".join(map(repr, get_args(Precision)))
-            raise ValueError(f"`screen` should be {known} or None, but is {self.screen!r}.")
+            raise ValueError(f"`screen` should be {known}, or a bool, but is {self.screen!r}.")
         if self.screen is not None and not self.visits_entries_only():
             raise ValueError(
                 "`screen` is for runs that skip the zeros, and this one takes dense products: "
@@ -134,10 +136,12 @@ class Settings:
             return "`sparse` is False"
         if not losses.visits_entries_only(self.recipe):
             return f"the recipe {self.recipe.name!r} needs the dense latent"
-        return (
-            f"{self._wanted():g} open features are more than one in {round(1 / CROSSOVER)} of "
-            f"{self.features}"
-        )
+        few = f"more than one in {round(1 / CROSSOVER)} of {self.features}"
+        if self.target_l0 is None:
+            return (
+                f"without a `target_l0`, {self._wanted():g} open features are reckoned with, {few}"
+            )
+        return f"{self._wanted():g} open features are {few}"
 
     def _wanted(self) -> float:
         # Without a target nobody knows how many will be open; in a small latent lists cannot pay.

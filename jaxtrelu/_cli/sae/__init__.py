@@ -1,13 +1,9 @@
 """`jaxtrelu sae`: trains sparse autoencoders, judges and shows them, converts files."""
 
 import argparse
-import contextlib
 import importlib
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 from jaxtrelu._cli import UserError, process
@@ -47,13 +43,12 @@ def prepare(args: argparse.Namespace) -> None:
     """Joins other processes, where the command has any."""
     command = _load(args.sae_command)
     if hasattr(command, "prepare"):
-        with _leaving_on_interrupt():
-            command.prepare(args)
+        command.prepare(args)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command that was named, with what goes wrong in it as one sentence."""
-    with _leaving_on_interrupt(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _note
         try:
@@ -117,31 +112,3 @@ def _in_options(message: str) -> str:
 
 def _note(message: Any, *_: Any, **__: Any) -> None:
     print(f"jaxtrelu: note: {_in_options(str(message))}", file=sys.stderr)
-
-
-#: What ends a run, and what is then said.
-_SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-
-
-@contextlib.contextmanager
-def _leaving_on_interrupt() -> Iterator[None]:
-    """Ends the process at Ctrl-C and SIGTERM with one line and status 130 or 143, at any moment.
-
-    An exception would have to find its way out through compilers, threads and half-built state, and
-    did not always. Nothing is lost: files are put in place whole, and a lock dies with its process.
-    """
-
-    def leave(number: int, frame: Any) -> None:
-        process.end(_SIGNALS[number], 128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # somebody else's program, who sees to interrupts
-        return
-    before = {number: signal.signal(number, leave) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        # In a process of its own it lasts to the end: shutting down can be interrupted, too.
-        if not process.is_own_command_line():
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -364,15 +364,19 @@ def _check_l0(args: argparse.Namespace) -> None:
 
 def _check_screen(args: argparse.Namespace, recipe: "Recipe") -> None:
     from jaxtrelu import sae
+    from jaxtrelu.sae._losses import visits_entries_only
 
     if args.screen is None:
         return
     plain = sae.Settings(args.features, args.steps, recipe, args.l0, sparse=not args.dense)
     if not plain.visits_entries_only():
+        why = f"--l0 ({args.l0:g}) is more than one in 32 of --features ({args.features})"
+        if args.dense:
+            why = "--dense asks for them"
+        elif not visits_entries_only(recipe):
+            why = f"the --recipe {recipe.name} needs the dense latent"
         raise UserError(
-            "--screen is for runs that skip the zeros, and this one takes dense products: because "
-            f"of --dense, a --l0 ({args.l0:g}) of more than one in 32 of --features "
-            f"({args.features}), or a --recipe that needs them."
+            f"--screen is for runs that skip the zeros, and this one takes dense products: {why}."
         )
 
 
