@@ -148,7 +148,7 @@ def loss(
     *,
     target_l0: Float[Array, ""] | float | None = None,
     sparse: bool = False,
-    screen: Precision | None = None,
+    screen: Precision | bool | None = None,
     capacity: int | None = None,
 ) -> tuple[Float[Array, ""], Terms]:
     """The training loss of `recipe`.
@@ -174,7 +174,7 @@ def loss(
         raise ValueError(
             f"the penalty of the recipe {recipe.name!r} is about a target: pass a `target_l0`."
         )
-    if screen is not None and not sparse:
+    if screen and not sparse:
         raise ValueError("a `screen` is for sparse=True. Leave it out.")
     if sparse:
         passed = _sparse_pass(weights, x, recipe, screen, capacity)
@@ -229,7 +229,11 @@ def _dense_pass(weights: Weights, x: Array, recipe: Recipe) -> _Pass:
 
 
 def _sparse_pass(
-    weights: Weights, x: Array, recipe: Recipe, screen: Precision | None, capacity: int | None
+    weights: Weights,
+    x: Array,
+    recipe: Recipe,
+    screen: Precision | bool | None,
+    capacity: int | None,
 ) -> _Pass:
     if not visits_entries_only(recipe):
         raise NotImplementedError(

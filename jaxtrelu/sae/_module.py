@@ -255,7 +255,7 @@ class SparseAutoencoder(nnx.Module):
         *,
         target_l0: float | None = None,
         sparse: bool = True,
-        screen: Precision | None = None,
+        screen: Precision | bool | None = None,
     ) -> tuple[jax.Array, losses.Terms]:
         """The recipe's loss on unscaled inputs, in scaled units, and its terms.
 

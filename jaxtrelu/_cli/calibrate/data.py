@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import NormalDist
 from typing import Any
 
@@ -72,10 +73,12 @@ class Rows:
             draws = np.random.default_rng([self.seed, number]).random(len(block))
             # In the precision of the network: a threshold is compared with what was rounded to it.
             rounded = to_float32(block)
-            check_finite(
-                self.path, rounded, lambda line, first=start: (first + line) // self._lines
-            )
+            check_finite(self.path, rounded, partial(self._row, start))
             yield rounded[(draws < self.share) == bool(held_out)]
+
+    def _row(self, first: int, line: int) -> int:
+        """The row of the file that a line of channels belongs to."""
+        return (first + line) // self._lines
 
 
 def to_float32(array: np.ndarray) -> np.ndarray:

@@ -195,7 +195,7 @@ def _rows(args: argparse.Namespace) -> tuple[Any, Any]:
     found = [array[numbers] for numbers in parts]
     if array.dtype.kind == "f":
         for numbers, rows in zip(parts, found, strict=True):
-            check_finite(args.data, to_float32(rows), lambda line, own=numbers: int(own[line]))
+            check_finite(args.data, to_float32(rows), numbers.__getitem__)
     used, held_out = map(jnp.asarray, found)
     return used, held_out if others else None
 
