@@ -10,6 +10,13 @@ from jax.experimental import checkify
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+#: An entry for each program that was compiled in this process. JAX lets go of a listener only with
+#: all others, so there is one for all tests.
+COMPILED: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: COMPILED.append(event) if "backend_compile" in event else None
+)
+
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 

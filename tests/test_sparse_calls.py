@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import COMPILED
 from sparse_cases import dense_gated, dense_mlp, gated_operands, operands
 
 from jaxtrelu import bits, compact_mlp, gated_mlp, sparse_mlp, sparse_mlp_vjp
@@ -100,12 +101,6 @@ def test_a_number_is_taken_in_the_dtype_of_what_it_is_compared_with(strict_promo
             assert not np.any(function(x, *weights, number))
         for array in (jnp.float32(0.7), jnp.full(1, 0.7, jnp.float32)):
             assert np.all(np.asarray(function(x, *weights, array)) > 0)
-
-
-COMPILED = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, seconds, **_: COMPILED.append(event) if "backend_compile" in event else None
-)
 
 
 @pytest.mark.parametrize("name", [*PRODUCTS, "by feature"])
