@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from jaxtrelu import _interrupts
 from jaxtrelu._cli import UserError, console, parser, process
 from jaxtrelu._files import OutputError
 
@@ -65,9 +64,8 @@ def _run(argv: Sequence[str] | None) -> int:
         command = parser.load(args.command)
         if argv is None and getattr(command, "HUGE_PAGES", False):
             process.restart_with_huge_pages()
-        _interrupts.hear()
-        process.avoid_wrong_sums(version("jaxlib"))
         with process.leaving_on_signals():
+            process.avoid_wrong_sums(version("jaxlib"))
             if (prepare := getattr(command, "prepare", None)) is not None:
                 prepare(args)  # what has to be done before JAX looks for devices
             process.check_platforms()

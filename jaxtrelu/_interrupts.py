@@ -1,20 +1,15 @@
 """Ctrl-C while the command line is being loaded, which takes a second or two.
 
 In a process of the command line, and in no other, it ends the process without a word from the
-import of this module until `hear` is called. Python's own way is a traceback out of whatever is
-being imported, and some of that takes the exception for an error of its own.
+import of this module until the command takes signals over (`_cli.process.leaving_on_signals`).
+Python's own way is a traceback out of whatever is being imported, and some of that takes the
+exception for an error of its own.
 """
 
 import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
-
-
-def hear() -> None:
-    """From now on Ctrl-C is a KeyboardInterrupt again."""
-    if _is_command_line() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _is_command_line() -> bool:

@@ -417,7 +417,7 @@ def test_command_killed_hard_reaches_the_same_result(activations, whole, tmp_pat
         (["--features", "1e11"], "--features: invalid int value"),
         (["--features", "100000000000"], "--features should be from 1 to"),
         (["--features", "100000000", "--batch-size", "4000"], "smaller number of --features, or a"),
-        (["--screen", "int8"], "products: --l0 (4) is more than one in 32 of --features (32)"),
+        (["--screen", "int8"], "products: 4 open features are more than one in 32 of 32"),
         (["--screen", "int8", "--dense"], "dense products: --dense asks for them."),
         (["--l0", "99"], "--l0 should be between 0 and the number of --features (32), but is 99."),
         (["--bandwidth", "-1"], "--bandwidth should be finite and greater than 0"),

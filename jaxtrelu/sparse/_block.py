@@ -141,12 +141,6 @@ def encoded(x: jax.Array, weights: jax.Array) -> jax.Array:
     return _encoded(x.astype(dtype), weights.astype(dtype), accumulator_dtype(dtype))
 
 
-def encoded_by_feature(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """The same as ``weights @ x.T``, (m, B): on a CPU the faster form for a few examples."""
-    dtype = computation_dtype(x.dtype, weights.dtype)
-    return _dot(weights.astype(dtype), x.astype(dtype), (1, 1), accumulator_dtype(dtype))
-
-
 def biased(product: jax.Array, bias: jax.Array | None) -> jax.Array:
     """The pre-activations, from the product and as much of the bias as belongs to it."""
     if bias is None:
@@ -298,11 +292,8 @@ def _around_zeros(a: jax.Array, b: jax.Array, dtype, over: int) -> jax.Array:
     such a product in it, and be asked of the system at each call, taken or not.
     """
     rows = b.shape[0]
-    if not isinstance(rows, int):
-        length, blocks = rows, 1
-    else:
-        length = min(_CLEANED, rows)
-        blocks = -(-rows // length)
+    length = min(_CLEANED, rows) if isinstance(rows, int) else rows
+    blocks = -(-rows // length) if isinstance(rows, int) else 1
     places = jnp.arange(length, dtype=jnp.int32)
 
     def add_block(k, y):

@@ -39,7 +39,6 @@ from jaxtrelu.sparse._block import (
     checked_products,
     compiled_once,
     encoded,
-    encoded_by_feature,
     finished,
     passed,
     planned,
@@ -224,7 +223,8 @@ def gated(plan: Plan, operands: GatedOperands, screen: Screen | None = None) -> 
 def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Array]:
     """Decoding: rounds of units that any example opens, each a small dense product.
 
-    Feature-major throughout, the pre-activations (h, B): see `encoded_by_feature`.
+    Feature-major throughout, the pre-activations (h, B) and never turned around: on a CPU
+    ``w @ x.T`` is the faster product of few examples.
 
     Returns y, and whether the units were too many, and all products dense.
     """
@@ -237,7 +237,7 @@ def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Ar
     def per_unit(of_unit):
         return None if of_unit is None else of_unit[:, None]
 
-    z = biased(encoded_by_feature(x, w_gate), per_unit(b_gate))
+    z = biased(encoded(w_gate, x), per_unit(b_gate))
     words = bits.pack(jnp.any(formulas.above(z, per_unit(threshold)), axis=1))
     number = bits.count(words)
     slots = varying_like(jnp.arange(length, dtype=jnp.int32), words)
@@ -248,10 +248,7 @@ def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Ar
         unit = bits.select(words, i * length + slots)
         there = unit < units
         unit = jnp.minimum(unit, units - 1)
-        if alone:
-            up = row_dots(x[0], unit, w_up, z.dtype)[:, None]
-        else:
-            up = encoded_by_feature(x, take(w_up, unit))
+        up = row_dots(x[0], unit, w_up, z.dtype)[:, None] if alone else encoded(take(w_up, unit), x)
         if b_up is not None:
             up = biased(up, take(b_up, unit)[:, None])
         hidden = passed(jnp.where(there[:, None], take(a, unit), 0), up).astype(w_out.dtype)
@@ -265,7 +262,7 @@ def few_examples(plan: Plan, operands: GatedOperands) -> tuple[jax.Array, jax.Ar
         return repeat(ceil_div(number, length), more, start)
 
     def dense(a):
-        up = biased(encoded_by_feature(x, w_up), per_unit(b_up))
+        up = biased(encoded(w_up, x), per_unit(b_up))
         return product_of_nonzeros(passed(a, up).astype(w_out.dtype), w_out, z.dtype, 0)
 
     overflow = takes_dense(plan, number, most)

@@ -87,6 +87,8 @@ _OPTIONS = {
     "`steps`": "--steps",
     "`held_out`": "--held-out",
     "`image_shape`": "--rows-are-images",
+    "`screen`": "--screen",
+    "`sparse` is False": "--dense asks for them",
     "Pass a smaller learning rate": "Pass a smaller --learning-rate",
     "Pass a smaller batch size": "Pass a smaller --batch-size",
     "Pass fewer features, or a smaller batch size": (

@@ -224,7 +224,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--features is {args.features}, but the model of --start has {own}.")
     recipe = recipe_of(args, start)
     _check_l0(args)
-    _check_screen(args, recipe)
     rows = open_data(args.data, args.seed, args.held_out)
     if args.recipe is None and args.batch_size is None:
         recipe = with_batches_for(rows, recipe)
@@ -359,24 +358,6 @@ def _check_l0(args: argparse.Namespace) -> None:
         raise UserError(
             f"--l0 should be between 0 and the number of --features ({args.features}), but is "
             f"{args.l0:g}."
-        )
-
-
-def _check_screen(args: argparse.Namespace, recipe: "Recipe") -> None:
-    from jaxtrelu import sae
-    from jaxtrelu.sae._losses import visits_entries_only
-
-    if args.screen is None:
-        return
-    plain = sae.Settings(args.features, args.steps, recipe, args.l0, sparse=not args.dense)
-    if not plain.visits_entries_only():
-        why = f"--l0 ({args.l0:g}) is more than one in 32 of --features ({args.features})"
-        if args.dense:
-            why = "--dense asks for them"
-        elif not visits_entries_only(recipe):
-            why = f"the --recipe {recipe.name} needs the dense latent"
-        raise UserError(
-            f"--screen is for runs that skip the zeros, and this one takes dense products: {why}."
         )
 
 
