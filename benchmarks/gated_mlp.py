@@ -50,10 +50,14 @@ def fatrelu_mlp(*operands):
     return gated_mlp(*operands, variant="hard")
 
 
-def _torch_forward(torch, x, w_gate, w_up, w_out, threshold):
+def _torch_forward(torch, units_first, x, w_gate, w_up, w_out, threshold):
+    def product(w):
+        return w @ x.T if units_first else x @ w.T
+
     with torch.inference_mode():
-        gate = torch.nn.functional.threshold(x @ w_gate.T, float(threshold), 0)
-        return (gate * (x @ w_up.T)) @ w_out
+        gate = torch.nn.functional.threshold(product(w_gate), float(threshold), 0)
+        hidden = gate * product(w_up)
+        return (hidden.T if units_first else hidden) @ w_out
 
 
 def _torch(operands):
@@ -62,7 +66,11 @@ def _torch(operands):
         return {}
     torch.set_num_threads(_peers.THREADS)
     operands = [[torch.from_numpy(np.array(part)) for part in of_layer] for of_layer in operands]
-    return {"PyTorch": _in_turn(functools.partial(_torch_forward, torch), operands)}
+    forms = {"PyTorch": False, "PyTorch, weights first": True}
+    return {
+        name: _in_turn(functools.partial(_torch_forward, torch, units_first), operands)
+        for name, units_first in forms.items()
+    }
 
 
 def _in_turn(function, operands):

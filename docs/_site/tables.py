@@ -239,8 +239,8 @@ def gated(*runs: Figures) -> str:
 
         cells = [faster(share, "jaxtrelu") for share in shares]
         cells.append(faster(shares[-1], "gate only"))
-        torch = any(peer == "PyTorch" for *_, peer in run.rows)
-        cells.append(faster(shares[-1], "PyTorch") if torch else "")
+        torch = {peer for *_, peer in run.rows if peer.startswith("PyTorch")}
+        cells.append(max((faster(shares[-1], peer) for peer in torch), key=float, default=""))
         rows.append((f"{size}, {state}", run.environment["jax"], *cells))
     heads = (share.replace("%", " %") for share in shares)
     return table(("rows", "JAX", *heads, "gate alone", "PyTorch"), rows)
