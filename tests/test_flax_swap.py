@@ -275,7 +275,7 @@ class Jitted(nnx.Module):
         (mlp(jnp.tanh), X, {}, "no activation was found"),
         (Twice(), X, {}, "act is applied more than once in a call"),
         (Jitted(), X, {}, "inner.layers.1 is inside of a transformation"),
-        (mlp(nnx.relu), X * np.nan, {}, "at layers.1: `data` holds NaN"),
+        (mlp(nnx.relu), X * np.nan, {}, "at layers.1: pre-activations should be finite"),
         (mlp(nnx.relu), X, {"sparsity": 1.0}, "`sparsity` should be greater than 0"),
         (mlp(nnx.relu), X, {"sparsity": []}, "there is none"),
         (mlp(nnx.relu), X, {"sparsity": [0.9, 0.8]}, "`sparsity` should not fall"),
@@ -308,6 +308,16 @@ class Jitted(nnx.Module):
 def test_what_is_refused(model, sample, options, words):
     with pytest.raises(ValueError, match=words):
         swap_activations(model, sample, **options)
+
+
+@pytest.mark.parametrize("options", [{"sparsity": 0.8}, {"error": 0.1}], ids=str)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_sample_that_is_not_finite(options, value):
+    """Of infinity a threshold could become infinite, and all of a layer closed."""
+    sample = np.array(X)
+    sample[: len(X) // 2, 0] = value
+    with pytest.raises(ValueError, match=r"at layers\.\d: pre-activations should be finite"):
+        swap_activations(mlp(nnx.relu), sample, **options)
 
 
 def test_what_is_no_function_and_no_model():
@@ -374,6 +384,7 @@ def test_a_list_of_batches_is_all_their_rows():
         ([X, X[:, :3]], ValueError, r"should have one shape, but have \(6,\) and \(3,\)"),
         ([], TypeError, "but is an empty list: pass arrays"),
         ([X, "rows.npy"], TypeError, "is a list with a str in it"),
+        ((X, X), TypeError, "but is tuple: pass arrays"),
         (None, TypeError, "but is NoneType: pass arrays"),
         ("rows.npy", TypeError, "but is str: pass arrays"),
         ((batch for batch in [X]), TypeError, "but is generator: pass arrays"),

@@ -98,8 +98,10 @@ def test_a_screen_is_for_runs_that_skip_zeros():
         settings(features=256, target_l0=None, screen="int8")
     with pytest.raises(ValueError, match="'int8' or 'bfloat16', or a bool, but is 'int4'"):
         settings(screen="int4")
+    with pytest.raises(ValueError, match="or a bool, but is array"):
+        settings(screen=np.ones(3))
     few = {"features": 256, "target_l0": 1.5}
-    assert [settings(screen=s, **few).screen for s in (True, False)] == ["int8", None]
+    assert [settings(screen=s, **few).screen for s in (np.True_, False)] == ["int8", None]
 
 
 def test_a_checkpoint_belongs_to_its_screen(tmp_path):

@@ -343,7 +343,9 @@ def _batch(sample: Any, forward: Forward | None) -> Any:
     if forward is not None:
         return sample
     leaves = [] if isinstance(sample, Iterator) else jax.tree.leaves(sample)
-    if not leaves or not all(isinstance(a, numbers.Number) or hasattr(a, "shape") for a in leaves):
+    known = all(isinstance(a, numbers.Number) or hasattr(a, "shape") for a in leaves)
+    # Of a tuple nobody knows whether it is several batches, or several inputs of the model.
+    if not leaves or not known or isinstance(sample, tuple):
         given = type(sample).__name__
         if isinstance(sample, list):
             odd = [type(a).__name__ for a in leaves if not hasattr(a, "shape")]

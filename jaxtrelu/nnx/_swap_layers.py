@@ -129,6 +129,7 @@ def calibrated(
 
     def reached(place: Place, x: Any) -> Any:
         check_input(place, x, place.path in new)
+        check_finite(place, x)
         layer = make(place.value, x.shape[-1])
         layer.threshold[...] = _threshold(place, x, share, layer.threshold[...])
         y = layer(x)
@@ -201,6 +202,14 @@ def check_input(place: Place, x: Any, seen: bool) -> None:
         raise ValueError(
             f"{place.path} is applied to an array of shape {jnp.shape(x)}, which is empty: pass a "
             "sample that has rows."
+        )
+
+
+def check_finite(place: Place, x: jax.Array) -> None:
+    if not jnp.isfinite(x).all():
+        raise ValueError(
+            f"at {place.path}: pre-activations should be finite, and hold no NaN. Look at the "
+            "sample, and at the weights before that place."
         )
 
 

@@ -119,9 +119,10 @@ class Settings:
                 f"the penalty of the recipe {self.recipe.name!r} is about a target: pass a "
                 "`target_l0`."
             )
-        if isinstance(self.screen, bool):
+        if isinstance(self.screen, bool | np.bool_):
             object.__setattr__(self, "screen", "int8" if self.screen else None)
-        if self.screen is not None and self.screen not in get_args(Precision):
+        known_name = isinstance(self.screen, str) and self.screen in get_args(Precision)
+        if self.screen is not None and not known_name:
             known = " or ".join(map(repr, get_args(Precision)))
             raise ValueError(f"`screen` should be {known}, or a bool, but is {self.screen!r}.")
         if self.screen is not None and not self.visits_entries_only():

@@ -25,7 +25,7 @@ _DEFAULTS: dict[str, Any] = {
     "together": 1,
 }
 OPTIMISERS = ("adam", "sgd")
-# A run of seconds, too small to show what the whole one does.
+# A run of a minute at most, too small to show what the whole one does.
 _QUICK = {"depth": 8, "width": 32, "seeds": 2, "epochs": 2, "sparsity": [0.7, 0.85], "slope": [0.5]}
 
 
@@ -171,7 +171,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="small nets, for a run of seconds; options that are given are kept",
+        help="small nets, for a run of a minute at most; options that are given are kept",
     )
 
 
