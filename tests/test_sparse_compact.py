@@ -98,6 +98,27 @@ def test_nan_beside_zeros_in_several_blocks_of_rows(over):
     assert np.isnan(result[3]).tolist() == [False, True] + [False] * 6
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_infinities_and_nan_are_summed_by_their_terms(seed):
+    """Of either sign, infinity and NaN, and numbers where they meet zeros alone."""
+    rng = np.random.default_rng(seed)
+    a = np.maximum(rng.standard_normal((40, 300)), 0).astype("float32")
+    a *= rng.choice(np.float32([1, -1, 0]), a.shape, p=[0.1, 0.1, 0.8])
+    b = rng.standard_normal((300, 24)).astype("float32")
+    special = rng.choice(np.float32([np.inf, -np.inf, np.nan]), b.shape)
+    b = np.where(rng.random(b.shape) < 5e-3, special, b)
+    b[0, 0] = np.nan
+    with np.errstate(invalid="ignore"):
+        terms = a[:, :, None].astype("float64") * b[None].astype("float64")
+        expected = np.where(a[:, :, None] != 0, terms, 0).sum(axis=1)
+    assert min(np.isfinite(expected).mean(), np.isinf(expected).mean()) > 0.05
+    for over in (0, 1):
+        result = product_of_nonzeros(
+            jnp.asarray(a if over else a.T), jnp.asarray(b), "float32", over
+        )
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 8), (3, 0, 8), (3, 4, 0)])
 def test_shapes_without_elements(shape):
     args = operands(0.3, *shape)
