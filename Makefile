@@ -2,10 +2,17 @@
 # per extra makes the second run quick; a change of pyproject.toml installs again.
 
 VENV ?= .venv
-# The interpreter for a new environment: PYTHON=… if given, else the first 3.11+ that runs.
+# The interpreter for a new environment: PYTHON=… and no other if given, else the first 3.11+ that runs.
 PYTHON ?=
-CANDIDATES = $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python
+CANDIDATES = $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python)
 PY = $(VENV)/bin/python
+# An environment that is there keeps its own.
+ifneq ($(and $(PYTHON),$(wildcard $(PY))),)
+VERSION_OF = $(shell $(1) -c 'import sys; print(*sys.version_info[:3], sep=".")' 2>/dev/null)
+ifneq ($(call VERSION_OF,$(PYTHON)),$(call VERSION_OF,$(PY)))
+$(warning $(VENV) is of Python $(call VERSION_OF,$(PY)) and not of PYTHON=$(PYTHON): remove it, or pass VENV=another)
+endif
+endif
 # Tests are made for the CPU, so that they give the same on every machine.
 WORKERS ?= logical
 PYTEST = $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 -q

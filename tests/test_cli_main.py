@@ -53,6 +53,20 @@ def test_unknown_command_and_option(capsys):
     assert "--colour" in refused(capsys, "plot", "--colour", "red")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("plot --colour red", "unrecognized arguments: --colour red; see jaxtrelu plot --help"),
+        ("sae sweep --screen", "unrecognized arguments: --screen; see jaxtrelu sae sweep --help"),
+        ("sae x.npy y.npy", "unrecognized arguments: y.npy; see jaxtrelu sae train --help"),
+        ("sae eval a b --json c -1", "unrecognized arguments: -1; see jaxtrelu sae eval --help"),
+        ("--colour", "unrecognized arguments: --colour; see jaxtrelu --help"),
+    ],
+)
+def test_surplus_arguments_point_to_the_help_of_their_command(arguments, words, capsys):
+    assert words in refused(capsys, *arguments.split())
+
+
 def test_without_arguments_it_prints_its_help(capsys):
     assert main(["--help"]) == 0
     asked = capsys.readouterr()

@@ -57,6 +57,26 @@ def test_there_is_one_version():
     assert newest[1] == version
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_takes_the_interpreter_that_was_asked_for_or_none(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    old = tmp_path / "python3.9"
+    old.write_text("#!/bin/sh\nexit 1\n")  # which the question for a version ends with, there
+    old.chmod(0o755)
+
+    def make(python, target="build/.venv/bin/python"):
+        command = ["make", "-C", str(tmp_path), f"PYTHON={python}", "VENV=build/.venv", target]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    refused = make(old)
+    assert refused.returncode and f"No Python 3.11 or newer among: {old}." in refused.stderr
+    assert not (tmp_path / "build").exists()
+    (tmp_path / "build" / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / "build" / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    assert f"and not of PYTHON={old}" in make(old, "help").stderr
+    assert "not of" not in make(sys.executable, "help").stderr
+
+
 # the same bytes, from wherever they are built
 
 #: The folders of the distribution, and how many files each holds at least.

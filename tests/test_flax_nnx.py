@@ -303,6 +303,13 @@ def test_labels_follow_the_filter_of_the_optimiser(model):
     assert sorted(jax.tree.leaves(threshold_labels(model))) == ["other", "other", "threshold"]
 
 
+@pytest.mark.parametrize("wrong", [3, "model", np.ones(2), Net], ids=str)
+def test_labels_of_what_is_no_module(wrong):
+    with pytest.raises(TypeError, match="`model` should be an NNX module, or the state of one"):
+        threshold_labels(wrong)
+
+
+
 def test_fixed_thresholds_stay_while_a_model_trains():
     model = nnx.Sequential(nnx.Linear(5, 7, rngs=nnx.Rngs(0)), ThresholdedReLU(0.1, features=7))
     optimiser = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)

@@ -207,6 +207,9 @@ def test_what_a_run_did_not_reach_is_said():
     assert "the thresholds moved by 0.001 on average" in said
     assert "0.13 entries per feature and batch" in said  # a share of .001, of 128 examples
     assert not training.shortcomings(history, settings(steps=50), 5.0)  # too early to say
+    worse = history | {"reconstruction": np.linspace(0.2, 1.8, 9)}  # the last five: 1.4
+    (said,) = training.shortcomings(worse, settings(steps=50), 5.0)
+    assert "the explained variance is -0.4 at the end of the run" in said
     quadratic = dataclasses.replace(RECIPE, penalty="quadratic_l0")
     (said,) = training.shortcomings(history, settings(recipe=quadratic), 4.0)
     assert "a larger coefficient brings it nearer" in said

@@ -243,6 +243,31 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_the_data_are_read(tmp
     assert not read
 
 
+def test_a_run_that_never_began_leaves_no_folder(tmp_path):
+    bad = np.array(rows().array)
+    bad[3, 1] = np.nan
+    folder = tmp_path / "new" / "run"
+    with pytest.raises(ValueError, match="row 3"):
+        sae.run(sae.Rows(bad), settings(), checkpoint_folder=folder)
+    with pytest.raises(ValueError, match="row 3"):
+        sae.sweep(bad, features=32, l0=(2, 3), steps=2, checkpoint_folder=folder)
+    assert not list(tmp_path.iterdir())
+    folder.mkdir(parents=True)  # somebody else's: left, as is what lies in it
+    with pytest.raises(ValueError, match="row 3"):
+        sae.run(sae.Rows(bad), settings(), checkpoint_folder=folder)
+    assert folder.is_dir()
+
+    def stop(step, entry):
+        if step == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        sae.run(
+            rows(), settings(), checkpoint_folder=tmp_path / "a", checkpoint_every=1, on_step=stop
+        )
+    assert len(checkpoints(tmp_path / "a")) == 2
+
+
 LIMITED = """
 import resource, sys
 import numpy as np
@@ -447,6 +472,7 @@ def test_command_names_rows_that_are_not_finite(tmp_path, capsys):
     np.save(tmp_path / "bad.npy", array)
     assert main(["sae", str(tmp_path / "bad.npy"), "--output", str(tmp_path / "out")]) == 2
     assert "in row 42 (counted from 0)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     assert main(["sae", str(tmp_path / "none.npy"), "--output", str(tmp_path / "out")]) == 2
     assert "there is no file" in capsys.readouterr().err
 

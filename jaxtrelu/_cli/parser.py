@@ -108,11 +108,17 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def parse_known_args(self, args: Any = None, namespace: Any = None, **options: Any) -> Any:
-        """As usual, of the command that is meant where none is named. Its parent calls this."""
+        """As usual, of the command that is meant where none is named. Its parent calls this.
+
+        What is not known is an error here, and not of the parent, whose help does not explain it.
+        """
         if self.without_command is not None and args is not None:
             named = args and args[0] in (*self.commands, "-h", "--help")
             args = args if named else [self.without_command, *args]
-        return super().parse_known_args(args, namespace, **options)
+        found, surplus = super().parse_known_args(args, namespace, **options)
+        if surplus:
+            self.error(f"unrecognized arguments: {' '.join(map(str.strip, surplus))}")
+        return found, surplus
 
     def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
         """As usual, except that -1e-3, -inf and -nan after an option for numbers are its values.

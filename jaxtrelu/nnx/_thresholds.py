@@ -102,7 +102,8 @@ def threshold_labels(
       An `nnx.State` with a label in place of each variable.
 
     Raises:
-      TypeError, ValueError: as `nnx.state`, for what is no NNX module.
+      TypeError: the model is no NNX module and no state.
+      ValueError: as `nnx.state`.
 
     Example:
       >>> from flax import nnx
@@ -113,9 +114,15 @@ def threshold_labels(
       >>> labels["layers"][0]["kernel"], labels["layers"][1]["threshold"]
       ('other', 'threshold')
     """
+    try:
+        state = nnx.state(model, wrt)
+    except IndexError:  # what Flax has for one leaf
+        raise TypeError(
+            f"`model` should be an NNX module, or the state of one, but is {model!r}."
+        ) from None
     return jax.tree.map(
         lambda variable: threshold if isinstance(variable, Threshold) else other,
-        nnx.state(model, wrt),
+        state,
         is_leaf=lambda node: isinstance(node, nnx.Variable),
     )
 

@@ -5,6 +5,7 @@ all parts are there, the first one puts the file of the checkpoint in place, whi
 names the parts and their checksums. Without that file there is no checkpoint.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -35,6 +36,7 @@ _KIND, _VERSION = "checkpoint of jaxtrelu.sae", "1"
 _PART = "part of a checkpoint of jaxtrelu.sae"
 _NAME = re.compile(r"step-(\d{10})\.safetensors")
 _PART_NAME = re.compile(r"step-(\d{10})\.\d+-of-\d+\.safetensors")
+_LOCK = ".lock"
 _KEPT = 2
 # Seconds: file systems of a network may remember for a minute that a file was not there.
 _PATIENCE = 60.0
@@ -52,8 +54,9 @@ class Found(NamedTuple):
 class Checkpoints:
     """The two newest checkpoints of one run, in a folder that no other run may use meanwhile.
 
-    A context manager; the folder is made, locked and tried by writing when it is entered. Several
-    processes enter it, and call what it has, together.
+    A context manager; the folder is made, locked and tried by writing when it is entered, and removed
+    again where an exception leaves it as empty as it was. Several processes enter it, and call what
+    it has, together.
 
     Args:
       folder: where they are; for several processes, one folder that all of them see.
@@ -69,6 +72,7 @@ class Checkpoints:
         self._processes = processes or Processes()
         self._lock: Any = None
         self._owner = f"{os.getpid()} {secrets.token_hex(8)}"
+        self._made: list[Path] = []  # folders, the innermost first
 
     def __enter__(self) -> "Checkpoints":
         self._processes.agreed(self._open)
@@ -76,16 +80,28 @@ class Checkpoints:
         self._processes.together(lambda: self._see(owner))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._lock is not None:
+            if kind is not None and self._made and not self._files():
+                self._remove_made()
             self._lock.close()
+
+    def _remove_made(self) -> None:
+        """Removes the folders that were made, as far as there is nothing in them but the lock."""
+        with contextlib.suppress(OSError):
+            if [path.name for path in self.folder.iterdir()] == [_LOCK]:
+                (self.folder / _LOCK).unlink()
+            for folder in self._made:
+                folder.rmdir()
 
     def _open(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file, so no checkpoints can be kept in it.")
         try:
+            missing = (path for path in (self.folder, *self.folder.parents) if not path.exists())
+            self._made = list(missing)
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / ".lock", "a+", encoding="ascii")  # noqa: SIM115
+            self._lock = open(self.folder / _LOCK, "a+", encoding="ascii")  # noqa: SIM115
             self._take_lock()
             for left in self.folder.glob(".step-*.part"):  # of a run that was killed while writing
                 left.unlink(missing_ok=True)
@@ -105,7 +121,7 @@ class Checkpoints:
         until = time.monotonic() + _PATIENCE
         while not self._processes.first:
             try:
-                if (self.folder / ".lock").read_text(encoding="ascii") == owner:
+                if (self.folder / _LOCK).read_text(encoding="ascii") == owner:
                     return
             except (OSError, UnicodeDecodeError):
                 pass
@@ -121,6 +137,8 @@ class Checkpoints:
             return
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(self._lock.fileno()).st_nlink:
+                raise OSError("another run that has just failed removed it")
         except BlockingIOError:
             self._lock.seek(0)
             owner = self._lock.read().partition(" ")[0].strip()

@@ -73,6 +73,11 @@ def start_of(model: Autoencoder, dimension: int) -> Start:
             f"`start` should be an Autoencoder, but is {type(model).__name__}. Pass what "
             "jaxtrelu.sae.load(path) returns."
         )
+    if model.needs_inputs or model.dimension != model.output_dimension:
+        raise ValueError(
+            "`start` is a transcoder, or has a skip connection or a normalisation of each row: such "
+            "models are not trained here. Pass an autoencoder without these."
+        )
     weights, scale = in_one_scale(model)
     if model.dimension != dimension:
         raise ValueError(

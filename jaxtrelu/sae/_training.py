@@ -353,8 +353,8 @@ def run(
         where one was taken (else None).
 
     Returns:
-      A `Result`. A warning says where it ended far from the L0 that was asked for, or with
-      thresholds that hardly moved.
+      A `Result`. A warning says where it ended far from the L0 that was asked for, with a negative
+      explained variance, or with thresholds that hardly moved.
 
     Raises:
       ValueError: rows that are not finite or all the same; a batch or a dictionary that the mesh
@@ -491,6 +491,13 @@ def shortcomings(
             advice = "pass more steps, or a larger learning rate"
         found.append(
             f"L0 is {l0:.3g} at the end of the run, and {target:.3g} was asked for: {advice}."
+        )
+    lost = float(history["reconstruction"][-5:].mean())
+    if lost > 1:
+        found.append(
+            f"the explained variance is {1 - lost:.2g} at the end of the run, which is below 0: the "
+            "mean of the rows would be a better reconstruction. Pass more steps, a larger L0, or "
+            "another learning rate."
         )
     moved, reach = float(history["threshold_distance"][-1]), settings.recipe.surrogate.bandwidth
     if settings.steps >= _LONG_ENOUGH and moved < _STILL * reach:

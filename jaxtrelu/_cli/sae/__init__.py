@@ -87,6 +87,10 @@ _OPTIONS = {
     "`steps`": "--steps",
     "`held_out`": "--held-out",
     "`image_shape`": "--rows-are-images",
+    "`targets`": "--targets",
+    "`start`": "the model of --start",
+    "x should have one example per row": "DATA should have one example per row",
+    "pass format='dictionary_learning'": "pass --to dictionary_learning",
     "`screen`": "--screen",
     "`sparse` is False": "--dense asks for them",
     "Pass a smaller learning rate": "Pass a smaller --learning-rate",
@@ -98,6 +102,9 @@ _OPTIONS = {
     "or another folder, or fresh=True, to start afresh": "or another --output, or --fresh",
     "a larger coefficient brings": "a larger --coefficient brings",
     "or a larger learning rate": "or a larger --learning-rate",
+    "Pass more steps, a larger L0, or another learning rate": (
+        "Pass more --steps, a larger --l0, or another --learning-rate"
+    ),
     "Pass a larger bandwidth, or larger batches": "Pass a larger --bandwidth or --batch-size",
     "pass more steps": "pass more --steps",
     "or another folder to start afresh": "or another --output to start afresh",
