@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _silence()
         return 141
+    except MemoryError:
+        print("jaxtrelu: error: there is not enough memory.", file=sys.stderr)
+        return 2
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

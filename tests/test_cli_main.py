@@ -110,14 +110,33 @@ def test_exit_status(raised, status, monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_terminal_that_is_full(monkeypatch, capfd):
+@pytest.mark.parametrize("words", [["info"], ["sae", "convert", "a", "b", "--to", "saelens"]])
+def test_a_terminal_that_is_full(words, monkeypatch, capfd):
     def fail(args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(parser.load("info"), "run", fail)
+    monkeypatch.setattr(parser.load(".".join(words[:2])), "run", fail)
     monkeypatch.setattr(os, "dup2", lambda *descriptors: None)
-    assert main(["info"]) == 2
+    assert main(words) == 2
     assert capfd.readouterr().err == "jaxtrelu: error: no space left on the device.\n"
+
+
+@pytest.mark.parametrize("words", [["info"], ["sae", "convert", "a", "b", "--to", "saelens"]])
+def test_python_without_memory(words, monkeypatch, capsys):
+    def fail(args):
+        raise MemoryError
+
+    monkeypatch.setattr(parser.load(".".join(words[:2])), "run", fail)
+    assert "error: there is not enough memory." in refused(capsys, *words)
+
+
+def test_errors_of_the_system_have_no_number(monkeypatch, capsys):
+    def fail(args):
+        raise PermissionError(13, "Permission denied", "here.npy")
+
+    monkeypatch.setattr(parser.load("sae.convert"), "run", fail)
+    said = refused(capsys, "sae", "convert", "a", "b", "--to", "saelens")
+    assert said == "jaxtrelu: error: here.npy: permission denied.\n"
 
 
 def test_a_defect_is_not_hidden(monkeypatch):

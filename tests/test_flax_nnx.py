@@ -309,7 +309,6 @@ def test_labels_of_what_is_no_module(wrong):
         threshold_labels(wrong)
 
 
-
 def test_fixed_thresholds_stay_while_a_model_trains():
     model = nnx.Sequential(nnx.Linear(5, 7, rngs=nnx.Rngs(0)), ThresholdedReLU(0.1, features=7))
     optimiser = nnx.Optimizer(model, optax.adam(0.1), wrt=nnx.Param)

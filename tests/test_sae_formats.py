@@ -583,11 +583,16 @@ def test_convert(tmp_path, capsys):
 
 def test_convert_says_what_is_wrong_in_one_line(tmp_path, capsys):
     sae.save(model(skip=True), tmp_path / "m")
+    sae.save(model(), tmp_path / "plain")
     for words, text in (
         (["absent", "out", "--to", "saelens"], "there is no file or folder 'absent'"),
         ([str(GOLDEN / "refused_topk"), "out", "--to", "saelens"], "keeps the k largest"),
         ([str(tmp_path / "m"), str(tmp_path / "o"), "--to", "gemma_scope"], "no place for a skip"),
         ([str(tmp_path / "m"), "out", "--to", "onnx"], "invalid choice: 'onnx'"),
+        (
+            [str(tmp_path / "plain"), "out", "--to", "dictionary_learning_batch_top_k"],
+            "pass --to dictionary_learning for",
+        ),
     ):
         assert main(["sae", "convert", *words]) == 2
         error = capsys.readouterr().err

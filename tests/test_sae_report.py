@@ -224,7 +224,9 @@ def test_the_command(tmp_path, capsys):
         (["--labels", str(tmp_path / "none.txt")], "there is no file"),
         (["--labels", str(tmp_path / "x.npy")], "no text in UTF-8"),
         (["--output", str(tmp_path)], "it is a folder"),
+        (["--targets", str(tmp_path / "few.npy")], "error: --targets should have shape (700, 12)"),
     ):
+        np.save(tmp_path / "few.npy", X[:4])
         assert main([*run, *out, *extra]) == 2
         assert words in capsys.readouterr().err
 

@@ -311,5 +311,8 @@ def test_commands(tmp_path, capsys):
     model = sae.load(tmp_path / "out" / "l0-6-seed-1")
     assert model.about["training"]["seed"] == 1
     assert sae.evaluate(model, sae.held_out(model, planted())).l0 == pytest.approx(lines[3]["l0"])
+    np.save(tmp_path / "few.npy", planted()[:300])  # fewer than the usual batch
+    few = ["sae", "sweep", str(tmp_path / "few.npy"), "--features", "8", "--l0", "2"]
+    assert main([*few, "--steps", "2", "--output", str(tmp_path / "few")]) == 0
     assert main([*many, "--l0", "99"]) == 2
     assert "--l0 should be between 0 and the number of --features" in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_refusals():
         sae.train(X, start=foreign(), features=32)
     with pytest.raises(ValueError, match="of dimension 8, but the rows are of 6"):
         sae.train(X[:, :6], start=foreign())
-    with pytest.raises(ValueError, match="normalisation of each row"):
+    with pytest.raises(ValueError, match="normalisation of each row: such models are not trained"):
         sae.train(X, start=foreign(normalisation="layer_norm"))
 
 

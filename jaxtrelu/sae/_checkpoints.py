@@ -54,9 +54,9 @@ class Found(NamedTuple):
 class Checkpoints:
     """The two newest checkpoints of one run, in a folder that no other run may use meanwhile.
 
-    A context manager; the folder is made, locked and tried by writing when it is entered, and removed
-    again where an exception leaves it as empty as it was. Several processes enter it, and call what
-    it has, together.
+    A context manager; the folder is made, locked and tried by writing when it is entered, and
+    removed again where an exception leaves it as empty as it was. Several processes enter it, and
+    call what it has, together.
 
     Args:
       folder: where they are; for several processes, one folder that all of them see.

@@ -75,8 +75,8 @@ def start_of(model: Autoencoder, dimension: int) -> Start:
         )
     if model.needs_inputs or model.dimension != model.output_dimension:
         raise ValueError(
-            "`start` is a transcoder, or has a skip connection or a normalisation of each row: such "
-            "models are not trained here. Pass an autoencoder without these."
+            "`start` is a transcoder, or has a skip connection or a normalisation of each row: "
+            "such models are not trained here. Pass an autoencoder without these."
         )
     weights, scale = in_one_scale(model)
     if model.dimension != dimension:

@@ -495,9 +495,9 @@ def shortcomings(
     lost = float(history["reconstruction"][-5:].mean())
     if lost > 1:
         found.append(
-            f"the explained variance is {1 - lost:.2g} at the end of the run, which is below 0: the "
-            "mean of the rows would be a better reconstruction. Pass more steps, a larger L0, or "
-            "another learning rate."
+            f"the explained variance is {1 - lost:.2g} at the end of the run, which is below 0: "
+            "the mean of the rows would be a better reconstruction. Pass more steps, a larger L0, "
+            "or another learning rate."
         )
     moved, reach = float(history["threshold_distance"][-1]), settings.recipe.surrogate.bandwidth
     if settings.steps >= _LONG_ENOUGH and moved < _STILL * reach:

@@ -1,6 +1,7 @@
 """`jaxtrelu sae`: trains sparse autoencoders, judges and shows them, converts files."""
 
 import argparse
+import errno
 import importlib
 import sys
 import warnings
@@ -63,9 +64,19 @@ def _run_command(args: argparse.Namespace) -> int:
     try:
         return _load(args.sae_command).run(args)
     except (ValueError, TypeError, OSError, FloatingPointError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise UserError(_in_options(str(error))) from None
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
+            raise  # of stdout: files say it in their own words
+        if isinstance(error, MemoryError) and not str(error):
+            raise  # Python's own
+        raise UserError(_in_options(_message(error))) from None
+
+
+def _message(error: Exception) -> str:
+    """What an exception says, without the number that the system has for it."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror.lower()}."
 
 
 def _load(command: str) -> Any:

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxtrelu import sae
     from jaxtrelu._cli.console import progress
     from jaxtrelu._cli.sae import results
+    from jaxtrelu.sae._train import with_batches_for
 
     for l0 in args.l0:
         if not 0 < l0 < args.features:
@@ -60,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
                 f"{l0:g}."
             )
     rows = open_data(args.data, 0, args.held_out)
+    recipe = train.recipe_of(args)
+    if args.recipe is None and args.batch_size is None:
+        recipe = with_batches_for(rows, recipe)
     with progress(args.steps, "training") as bar:
         found = sae.sweep(
             rows,
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             l0=args.l0,
             seeds=args.seeds,
             steps=args.steps,
-            recipe=train.recipe_of(args),
+            recipe=recipe,
             checkpoint_folder=folder / "checkpoints",
             checkpoint_every=args.checkpoint_every,
             fresh=args.fresh,
