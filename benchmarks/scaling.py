@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How a training step of a sparse autoencoder scales over devices: measured, compiled, predicted.
 
-    python benchmarks/scaling.py --examples 512 --plot scaling.png
+    python benchmarks/scaling.py --examples 512
 
 On 1, 2, 4 and 8 devices (of the CPU unless there are others), strong (one size) and weak (examples
 or features grow with the devices): the time of a step, and what the compiled program says of one
@@ -17,18 +17,15 @@ products, which are what accelerators take by default.
 import argparse
 import dataclasses
 import functools
-import io
 import os
 import re
 import statistics
 import time
-from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 from _harness import FLIPS, difference, write_figures
 from jax.sharding import AxisType, NamedSharding
@@ -38,7 +35,7 @@ from rich.table import Table
 
 import jaxtrelu
 from jaxtrelu import Rectangle
-from jaxtrelu._files import check_file, write_file
+from jaxtrelu._files import check_file
 
 COUNTS = (1, 2, 4, 8)
 WORD = 4  # bytes of a float32
@@ -218,8 +215,8 @@ def predicted(size: Size, args: argparse.Namespace) -> tuple[float, float]:
     return computing, sent / (args.network * 1e9)
 
 
-def predictions(args: argparse.Namespace, console: Console) -> dict[str, list]:
-    """Prints and returns the model's steps on 8 to 256 accelerators."""
+def predictions(args: argparse.Namespace, console: Console) -> list[dict]:
+    """Prints and returns, as rows, the model's steps on 8 to 256 accelerators."""
     size = Size(args.large_examples, args.large_dimension, args.large_features)
     table = Table(
         title=f"predicted: B = {size.examples:,}, d = {size.dimension:,}, m = {size.features:,}; "
@@ -227,10 +224,10 @@ def predictions(args: argparse.Namespace, console: Console) -> dict[str, list]:
     )
     for head in ("devices", "examples × features", "ms", "of these network", "GB a device"):
         table.add_column(head, justify="right")
-    lines: dict[str, list] = {}
+    rows: list[dict] = []
     for count in (8, 16, 32, 64, 128, 256):
         for features in (8, count):
-            if features == count and count == 8 and lines:
+            if features == count and count == 8 and rows:
                 continue
             one = dataclasses.replace(
                 size, example_devices=count // features, feature_devices=features
@@ -241,39 +238,23 @@ def predictions(args: argparse.Namespace, console: Console) -> dict[str, list]:
                 if features == count
                 else "features over 8, examples over the rest"
             )
-            lines.setdefault(name, []).append((count, 1e3 * (computing + network), 1e3 * network))
+            figures = {
+                "step": (1e3 * (computing + network), "ms"),
+                "network": (1e3 * network, "ms"),
+                "memory": (one.memory() / 1e9, "GB"),
+            }
+            rows += [
+                {"suite": "predicted", "shape": str(count), "mode": mode, "peer": name,
+                 "value": value, "unit": unit}
+                for mode, (value, unit) in figures.items()
+            ]  # fmt: skip
             table.add_row(
                 str(count), f"{one.example_devices} × {one.feature_devices}",
                 f"{1e3 * (computing + network):,.0f}", f"{1e3 * network:,.0f}",
                 f"{one.memory() / 1e9:,.1f}",
             )  # fmt: skip
     console.print(table)
-    return lines
-
-
-def draw(lines: dict[str, list], args: argparse.Namespace, path: Path) -> None:
-    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-    for (name, points), colour in zip(lines.items(), ("#c44536", "#4a6fa5"), strict=False):
-        counts, total, network = zip(*points, strict=True)
-        axis.plot(counts, total, "o-", color=colour, label=name)
-        axis.plot(counts, network, ":", color=colour, label=f"network: {name}")
-    first = next(iter(lines.values()))[0]
-    counts = [8, 256]
-    axis.plot(
-        counts, [first[1] * first[0] / n for n in counts], "--", color="#888888", label="ideal"
-    )
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    axis.set(
-        title=f"Predicted: {args.large_features:,} features, {args.large_examples:,} examples",
-        xlabel="accelerators",
-        ylabel="ms",
-    )
-    axis.set_xticks([8, 16, 32, 64, 128, 256], labels=["8", "16", "32", "64", "128", "256"])
-    axis.legend(frameon=False, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:] or "png", dpi=150)
-    write_file(path, buffer.getvalue())
+    return rows
 
 
 def main() -> None:
@@ -297,22 +278,17 @@ def main() -> None:
         "--network", type=float, default=50.0,
         help="GB/s of an accelerator, one way (default: 50, InfiniBand of 400 Gbit/s each)",
     )  # fmt: skip
-    add("--plot", type=Path, help="draw the prediction into this file (png, svg or pdf)")
-    add("--json", type=check_file, metavar="PATH", help="also write what was measured here")
+    add("--json", type=check_file, metavar="PATH", help="also write all figures here")
     args = parser.parse_args()
-    path = check_file(args.plot) if args.plot else None
     console = Console()
     if jax.device_count() < max(COUNTS):
         parser.error(f"{max(COUNTS)} devices are needed, and there are {jax.device_count()}.")
     base = Size(args.examples, args.dimension, args.features)
     worst, rows = show(base, args.seconds, console)
+    console.print(f"The model is off by {worst:.1%} at most.")
+    rows += predictions(args, console)
     if args.json:
         write_figures(args.json, rows)
-    console.print(f"The model is off by {worst:.1%} at most.")
-    lines = predictions(args, console)
-    if path:
-        draw(lines, args, path)
-        print(path)
 
 
 if __name__ == "__main__":

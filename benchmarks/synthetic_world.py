@@ -26,7 +26,6 @@ Needs torch and `pip install sae-lens==6.*`, of which `--no-deps` is enough.
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 import tempfile
@@ -38,9 +37,10 @@ from typing import Any
 import _saelens
 import jax
 import numpy as np
+from _harness import write_figures
 
 from jaxtrelu import Gaussian, Rectangle, Surrogate, sae
-from jaxtrelu._files import check_file, write_file
+from jaxtrelu._files import check_file
 
 BATCH = 512
 #: Of SAELens; lengths in the units of the data; `ramp`: the fraction of the run in which λ rises.
@@ -200,7 +200,6 @@ def main() -> int:
     # That L0 is not the one asked for, to 15 %, is in the table.
     warnings.filterwarnings("ignore", message="L0 is ")
     width, full = 1024 // args.scale, args.scale == 1
-    known = {"jax": jax.__version__, "arguments": {k: str(v) for k, v in vars(args).items()}}
     results: dict[str, list[dict[str, float]]] = {key: [] for key in (name, *args.recipes)}
     for seed in args.seeds:
         world = world_of(seed, args.scale)
@@ -223,9 +222,20 @@ def main() -> int:
             found.append({"seed": seed, **scores, "seconds": seconds})
             print(f"seed {seed}  {who:24s} " + _line(found[-1]), flush=True)
         if args.json:  # after each world: one that is cut off loses no other
-            write_file(args.json, json.dumps({**known, "results": results}, indent=1) + "\n")
+            write_figures(args.json, figures(results))
     _print_table(results, name)
     return 0
+
+
+def figures(results: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
+    """A row for each score of a model, as docs/figures has them."""
+    return [
+        {"suite": "world", "shape": f"seed {seed}", "mode": mode, "peer": who, "value": value}
+        for who, found in results.items()
+        for seed, scores in ((one["seed"], one) for one in found)
+        for mode, value in scores.items()
+        if mode != "seed"
+    ]
 
 
 def _examples(world: sae.SyntheticWorld, args: argparse.Namespace) -> np.ndarray:

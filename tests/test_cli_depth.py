@@ -106,6 +106,21 @@ def test_images_are_moved_and_stay_what_they_are():
 # What it writes.
 
 
+def test_the_command_that_has_the_same_again():
+    words = [
+        *("--data", "wine", "--depth", "10", "--learning-rate", "0.001"),
+        *("--sparsity", "0.7", "0.85", "--slope", "none", "--quick"),
+    ]
+    args = parser.build().parse_args(["depth", *words])
+    agreed = settings.from_arguments(args)
+    again = settings.command(agreed, args.data)
+    assert again.startswith("jaxtrelu depth --data wine --depth 10 ") and "--quick" not in again
+    parsed = parser.build().parse_args(again.split()[1:])
+    assert (settings.from_arguments(parsed), parsed.data) == (agreed, "wine")
+    plain = settings.from_arguments(parser.build().parse_args(["depth"]))
+    assert settings.command(plain, "digits") == "jaxtrelu depth"
+
+
 def test_files_and_numbers(tiny):
     names = {path.name for path in tiny.iterdir()}
     figures = {
@@ -118,6 +133,10 @@ def test_files_and_numbers(tiny):
         *("relu", "sparsity-0.7-no-ceiling", "sparsity-0.7-slope-0.5")
     ]
     assert list(results[0]) == list(document["columns"])
+    about = document["about"]
+    assert about["command"].startswith("jaxtrelu depth --depth ") and about["date"] >= "2026"
+    low, middle, high = (results[2][f"gradient_drift{end}"] for end in ("_low", "", "_high"))
+    assert 0 < low <= middle <= high
     assert results[2]["ceiling"] == pytest.approx(1.051, abs=1e-3)  # of the paper's table
     assert results[2]["weight_variance"] == pytest.approx(4.125, abs=1e-3)
     for record in results:

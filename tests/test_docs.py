@@ -183,10 +183,14 @@ def test_every_file_of_figures_says_how_it_was_made():
     files = sorted((ROOT / "docs" / "figures").glob("*.json"))
     assert len(files) >= 2
     for file in files:
-        environment = json.loads(file.read_text())["environment"]
+        content = json.loads(file.read_text())
+        environment = content["about" if "about" in content else "environment"]
         assert {"command", "date", "jax", "python", "device", "threads"} <= set(environment)
         words = [w for w in shlex.split(environment["command"]) if not re.match(r"[A-Z_]+=", w)]
-        assert words[0] == "python" and (ROOT / words[1]).is_file(), file.name
+        if words[0] == "jaxtrelu":
+            parser.build().parse_args(words[1:])
+        else:
+            assert words[0] == "python" and (ROOT / words[1]).is_file(), file.name
 
 
 def test_a_table_says_where_it_is_from_and_what_is_amiss(tables):
@@ -194,7 +198,13 @@ def test_a_table_says_where_it_is_from_and_what_is_amiss(tables):
     key = ("s", "1", "m", "p")
     environment = {"command": "python x.py", "jax": "0.10.2", "date": "2026-11-28"}
     found = tables.Figures(environment, {key: row, ("s", "2", "m", "p"): row})
-    assert found.source() == "`python x.py`, JAX 0.10.2, 2026-11-28"
+    newer = tables.Figures({**environment, "jax": "0.12.0"}, {})
+    other = tables.Figures({**environment, "command": "python y.py"}, {})
+    assert tables.sources(found, newer, other, found) == (
+        "`python x.py`, JAX 0.10.2, 2026-11-28 and JAX 0.12.0, 2026-11-28; "
+        "`python y.py`, JAX 0.10.2, 2026-11-28"
+    )
+    assert tables.versions(found, newer) == "JAX 0.10.2 and 0.12.0, 2026-11-28"
     assert found.value("s", "1", "", "") == 0.5625
     for asked, count in ((("s", "", "m", "p"), 2), (("s", "3", "m", "p"), 0)):
         with pytest.raises(KeyError, match=f"{count} rows"):
@@ -202,6 +212,9 @@ def test_a_table_says_where_it_is_from_and_what_is_amiss(tables):
     written = [tables.short(0.5625), tables.short(1.083), tables.short(0.0), tables.short(0.025, 3)]
     assert written == [".56", "1.08", "0", ".025"]
     assert [tables.significant(x) for x in (14.94, 3629.6, 0.5)] == ["14.9", "3,630", "0.50"]
+    powers = [tables.power(x) for x in (None, 0.0, 0.84, 44.2, 3e14, 9.7e-12, 0.0312)]
+    assert powers == ["∞", "0", ".8", "44", "3·10¹⁴", "10⁻¹¹", ".03"]
+    assert [tables.signed(x) for x in ("-0.012", "+0.50", "10.5")] == ["−.012", "+.50", "10.5"]
     assert tables.table(("a", "", ""), [("1", "", "")]) == (
         "| a | | |\n| --- | --- | --- |\n| 1 | | |\n"
     )

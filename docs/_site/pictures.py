@@ -6,6 +6,7 @@ idea       element, word, gate, list
 inside     the rooms of the library, and the way of one element through them
 sparsity   memory and time against the share of open entries, from docs/figures/sparsity.json
 candidates what a screen leaves to compute, against threshold and width
+scaling    what a model predicts of many accelerators, from docs/figures/scaling.json
 """
 
 import argparse
@@ -211,7 +212,50 @@ def candidates(mode):
     return figure
 
 
-PLOTS = {"functions": functions, "sparsity": sparsity, "candidates": candidates}
+def scaling(mode):
+    """A step on 8 to 256 accelerators, and what of it is the network, as a model predicts."""
+    from matplotlib.figure import Figure
+
+    rows = json.loads((FIGURES / "scaling.json").read_text())["rows"]
+    curves: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for row in rows:
+        if row["suite"] == "predicted" and row["mode"] != "memory":
+            points = curves.setdefault((row["peer"], row["mode"]), [])
+            points.append((int(row["shape"]), row["value"]))
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    looks = {
+        "features over all": (mode["red"], "D"),
+        "features over 8, examples over the rest": (mode["blue"], "o"),
+    }
+    for (peer, what), points in curves.items():
+        colour, marker = looks[peer]
+        x, y = zip(*points, strict=True)
+        if what == "step":
+            axes.plot(x, y, c=colour, marker=marker, lw=2.2, ms=6, label=peer)
+        else:
+            axes.plot(x, y, c=colour, ls=(0, (2, 1.6)), lw=1.8, label="of these the network")
+    (first, time), *_ = next(iter(curves.values()))
+    ideal = [(n, time * first / n) for n in (first, 256)]
+    axes.plot(*zip(*ideal, strict=True), c=mode["grey"], ls=(0, (6, 2)), lw=1.5, label="ideal")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    counts = sorted({n for points in curves.values() for n, _ in points})
+    axes.set_xticks(counts, [str(n) for n in counts])
+    axes.set_yticks([10, 20, 50, 100, 200, 500], ["10", "20", "50", "100", "200", "500"])
+    axes.yaxis.set_minor_formatter("")
+    axes.set_xlabel("accelerators")
+    axes.set_title("a step, ms, predicted", fontweight="bold")
+    axes.legend(loc="lower left", labelcolor=mode["ink"])
+    return figure
+
+
+PLOTS = {
+    "functions": functions,
+    "sparsity": sparsity,
+    "candidates": candidates,
+    "scaling": scaling,
+}
 
 
 def settings(mode):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes the tables of figures into the pages, from what the benchmarks wrote to docs/figures.
+"""Writes the tables of figures into the pages, from what was written to docs/figures.
 
 In a page a table stands between `<!-- table: NAME -->` and `<!-- end of the table -->`, with the
 command that measured it, its version of JAX and its date behind it. Written again by `make tables`;
@@ -8,78 +8,29 @@ a test compares. A table whose figures are not in docs/figures yet is left as it
 
 import argparse
 import dataclasses
+import functools
 import itertools
-import json
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from figures import (
+    FIGURES,
+    ROOT,
+    Figures,
+    power,
+    short,
+    signed,
+    significant,
+    sources,
+    table,
+    versions,
+)
+
 from jaxtrelu._files import write_file
 
-ROOT = Path(__file__).parent.parent.parent
-FIGURES = ROOT / "docs" / "figures"
 _MARKED = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end of the table -->\n", re.DOTALL)
-
-
-@dataclasses.dataclass(frozen=True)
-class Figures:
-    """What a benchmark wrote: its environment, and its rows by (suite, shape, mode, peer)."""
-
-    environment: dict[str, str]
-    rows: dict[tuple[str, str, str, str], dict]
-
-    @classmethod
-    def read(cls, name: str) -> "Figures":
-        """From docs/figures."""
-        content = json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))
-        rows = {(r["suite"], r["shape"], r["mode"], r["peer"]): r for r in content["rows"]}
-        return cls(content["environment"], rows)
-
-    def source(self) -> str:
-        """The command, the version of JAX and the date."""
-        found = self.environment
-        return f"`{found['command']}`, JAX {found['jax']}, {found['date']}"
-
-    def row(self, *key: str) -> dict:
-        """The one row whose suite, shape, mode and peer are these; "" stands for any."""
-        found = [
-            row
-            for there, row in self.rows.items()
-            if all(asked in ("", one) for asked, one in zip(key, there, strict=True))
-        ]
-        if len(found) != 1:
-            raise KeyError(f"{key}: {len(found)} rows")
-        return found[0]
-
-    def value(self, *key: str) -> float:
-        """Of a fact."""
-        return self.row(*key)["value"]
-
-    def ms(self, *key: str) -> float:
-        """The median time of a case."""
-        return 1e3 * self.row(*key)["median"]
-
-    def ratio(self, *key: str) -> float:
-        """To the baseline of its case, in the same turns."""
-        return self.row(*key)["ratio"]
-
-
-def short(value: float, digits: int = 2) -> str:
-    """A number of size 1, without the zero in front: .56, 1.08."""
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("0") if value else "0"
-
-
-def significant(value: float, digits: int = 3) -> str:
-    """As many digits as were measured, without an exponent."""
-    return f"{float(f'{value:.{digits}g}'):,.{max(0, digits - len(str(int(abs(value)))))}f}"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    return re.sub(r"\|  (?=\|)", "| ", text)
 
 
 # memory of models
@@ -122,7 +73,7 @@ def costs(figures: Figures) -> str:
         cells = [" / ".join(map(significant, found)) + " ms" for found in (before, after)]
         return what, *cells, " / ".join(map(short, ratios))
 
-    large = ("2^24", "2^25")
+    large, loaded = ("2^24", "2^25"), figures.value("import", "", "", "jaxtrelu")
     before, after = kept("jax.nn.relu(x-θ)"), kept("jaxtrelu")
     ways = ("plain", "residual", "scan")
     rows = [
@@ -150,11 +101,16 @@ def costs(figures: Figures) -> str:
             "forward", [(shape, "shift, in place") for shape in large], "jnp.where",
         ),
         times(
+            "the same beside a memcpy on all cores",
+            "forward", [(shape, "shift, in place") for shape in large], "memcpy",
+        ),
+        times(
             "value and gradient of the bare function, 2^24 / 2^25 elements",
             "forward", [(shape, "shift, forward+backward") for shape in large], "jnp.where",
         ),
+        ("`import jaxtrelu` after `import jax`", "", f"{loaded:.0f} ms", ""),
     ]  # fmt: skip
-    return table(("", "`jax.nn.relu`, `jnp.where`", "jaxtrelu", "ratio"), rows)
+    return table(("", "`jax.nn.relu`, `jnp.where`, memcpy", "jaxtrelu", "ratio"), rows)
 
 
 # sparse products
@@ -188,6 +144,55 @@ def sparsity(figures: Figures) -> str:
     return table(("open", *(share.replace("%", " %") for share in shares)), rows)
 
 
+def uses(
+    narrow: Figures, wide: Figures, shares: Figures, one: Figures, newest: Figures, deep: Figures
+) -> str:
+    """For users: what each of the three operations gives, and when not to use it."""
+
+    def faster(run: Figures, *key: str) -> float:
+        return round(1 / run.ratio(*key, "jaxtrelu"), 1)
+
+    def gates(size: int, share: int) -> str:
+        key = (f"{size} x 2048 x 8192, {share}%", "forward, cold")
+        return " to ".join(str(n) for n in sorted({faster(r, "", *key) for r in (one, newest)}))
+
+    def bytes_of(peer: str) -> str:
+        return significant(deep.value("memory", "", "growth", peer), 2)
+
+    lost = {
+        f"{row['ratio']:.1f}"
+        for (suite, *_, peer), row in shares.rows.items()
+        if suite == "time" and peer == "sparse_mlp" and row["ratio"] > 1
+    }
+    gradients = [f"{faster(run, 'product', '', 'gradient'):.1f} times" for run in (narrow, wide)]
+    rows = [
+        (
+            "`sparse_mlp`",
+            "act(x @ w_in.T) @ w_out; one dense product of five in a gradient step, the rest at "
+            "open entries",
+            f"time: {gradients[0]} dense with 64 of 16,384 open, {gradients[1]} with 64 of 65,536",
+            f"more than about one feature in 32 open, where it takes {' to '.join(sorted(lost))} "
+            "times dense; narrow rows (d near 100 needs one in 48); GPU and TPU",
+        ),
+        (
+            "`gated_mlp`",
+            "(act(x @ w_gate.T) * (x @ w_up.T)) @ w_out, reading open units' weights only",
+            "time in decoding, weights from memory, times the best dense form: one row "
+            f"{gates(1, 90)} at 90 % zeros and {gates(1, 99)} at 99 %, four rows {gates(4, 90)} "
+            f"and {gates(4, 99)}",
+            "batches of 64 rows and more below 99 % zeros",
+        ),
+        (
+            "`compact_mlp`",
+            "the first of them, with dense products, keeping the latent as words and values",
+            f"memory: {short(deep.value('memory', '', 'growth', 'compact'))} bytes per hidden "
+            f"element, dense {bytes_of('dense')}, packed words {bytes_of('words')}",
+            "nothing of the weights is trained; then `thresholded_relu` keeps less",
+        ),
+    ]
+    return table(("", "computes", "what it gives", "when not to use it"), rows)
+
+
 def product(*runs: Figures) -> str:
     """Forward, gradient and step of `sparse_mlp`, in milliseconds."""
     names = {
@@ -198,13 +203,15 @@ def product(*runs: Figures) -> str:
         for run in runs:
             key = ("product", "", mode)
             cells = [significant(run.ms(*key, p)) for p in ("dense JAX", "PyTorch", "jaxtrelu")]
-            faster = f"{1 / run.ratio(*key, 'jaxtrelu'):.1f}"
-            rows.append((f"{name}, {pages_of(run)}", *cells, faster))
+            ratio = run.ratio(*key, "jaxtrelu")
+            faster = (1 / ratio, run.ratio(*key, "PyTorch") / ratio)
+            rows.append((f"{name}, {pages_of(run)}", *cells, *(f"{one:.1f}" for one in faster)))
     for run in runs:
         encode = significant(run.ms("product", "", "limit", "dense encode"))
-        rows.append((f"the dense encode alone, {pages_of(run)}", encode, "", "", ""))
+        rows.append((f"the dense encode alone, {pages_of(run)}", encode, "", "", "", ""))
     (shape,) = {shape for suite, shape, _, _ in runs[0].rows if suite == "product"}
-    return table((shape, "dense JAX", "PyTorch", "jaxtrelu", "times dense JAX"), rows)
+    heads = ("dense JAX", "PyTorch", "jaxtrelu", "times dense JAX", "times PyTorch")
+    return table((shape, *heads), rows)
 
 
 def pages_of(run: Figures) -> str:
@@ -327,7 +334,10 @@ def overview(whole: Figures, alone: Figures, deep: Figures, sparse: Figures, one
             "", "", f"{' / '.join(gates)} times as fast",
         ),
     ]  # fmt: skip
-    return table(("", "without", "with jaxtrelu", ""), rows)
+    return (
+        table(("", "without", "with jaxtrelu", ""), rows)
+        + f"\nTwo CPU cores, float32, {versions(whole, alone, deep, sparse, one)}.\n"
+    )
 
 
 # devices
@@ -353,6 +363,19 @@ def scaling(figures: Figures) -> str:
     return table(("", "devices", "Mflop a device", "MB in collectives"), rows)
 
 
+def predicted(figures: Figures) -> str:
+    """A step of a million features, as the model has it."""
+    counts = dict.fromkeys(shape for suite, shape, _, _ in figures.rows if suite == "predicted")
+    peers = dict.fromkeys(peer for suite, _, _, peer in figures.rows if suite == "predicted")
+
+    def cell(peer, count):
+        found = [figures.rows.get(("predicted", count, mode, peer)) for mode in ("step", "memory")]
+        return " / ".join(significant(row["value"]) for row in found if row)
+
+    rows = [(peer, *(cell(peer, count) for count in counts)) for peer in peers]
+    return table(("ms a step / GB a device", *counts), rows)
+
+
 # autoencoders
 
 
@@ -371,6 +394,88 @@ def planted(figures: Figures) -> str:
         l0 = "{:.2f} ± {}".format(column("l0")[0], short(column("l0")[1]))
         rows.append((peer, *cells, l0, f"{100 * column('lost_variance')[0]:.1f} %"))
     return table(("five seeds", "F1", "mean correlation", "L0", "lost variance"), rows)
+
+
+def scores(figures: Figures, *, brief: bool = False) -> str:
+    """A synthetic world: means and standard errors over worlds, and of the paired differences."""
+    worlds = list(dict.fromkeys(shape for _, shape, _, _ in figures.rows))
+    peers = list(dict.fromkeys(peer for *_, peer in figures.rows))
+    names = {"f1_all": "F1, dead as 0", "f1": "F1 of the living", "mcc": "MCC"}
+    if not brief:
+        names |= {"precision": "precision", "recall": "recall"}
+    names |= {"dead": "dead"} | ({} if brief else {"r2": "R²"}) | {"l0": "L0"}
+
+    def cells(found: Callable[[str, str], float], sign: str = ""):
+        for name in names:
+            values = [found(world, name) for world in worlds]
+            mean = statistics.fmean(values)
+            error = statistics.stdev(values) / len(values) ** 0.5
+            if name == "dead":
+                yield signed(f"{100 * mean:{sign}.1f}") + ("" if sign else " %")
+            elif name == "l0":
+                yield signed(f"{mean:{sign}.2f}")
+            else:
+                spread = f" ± {short(error, 3)}" if name in ("f1_all", "f1", "mcc") else ""
+                yield signed(f"{mean:{sign}.3f}") + spread
+
+    def of(peer: str):
+        return lambda world, name: figures.value("world", world, name, peer)
+
+    def less(peer: str):
+        return lambda world, name: of(peer)(world, name) - of(peers[0])(world, name)
+
+    rows = [(peer, *cells(of(peer))) for peer in peers]
+    rows += [(f"{peer} − {peers[0].split()[0]}", *cells(less(peer), "+")) for peer in peers[1:]]
+    return table((f"{len(worlds)} worlds", *names.values()), rows)
+
+
+# deep nets
+
+
+def nets(figures: Figures) -> tuple[list[str], dict[str, list[str]]]:
+    """The shares of zeros, and the nets by V′, each in that order."""
+    names = dict.fromkeys(name for _, name, _, _ in figures.rows if name != "relu")
+    slopes: dict[str, list[str]] = {}
+    for name in names:
+        slope = figures.value("depth", name, "slope", "")
+        slopes.setdefault("no ceiling" if slope is None else f"V′ = {short(slope, 1)}", []).append(
+            name
+        )
+    shares = {figures.value("depth", name, "sparsity", "") for name in names}
+    return [f"s = {share:g}".replace("0.", ".") for share in sorted(shares)], slopes
+
+
+def start(figures: Figures) -> str:
+    """Variance and squared gradient that a layer makes, measured over predicted."""
+
+    def pair(name):
+        columns = ("variance_ratio", "gradient_ratio")
+        return " / ".join(short(figures.value("depth", name, c, ""), 3) for c in columns)
+
+    shares, slopes = nets(figures)
+    rows = [(slope, *map(pair, names)) for slope, names in slopes.items()]
+    return table((f"ReLU: {pair('relu')}", *shares), rows)
+
+
+def drift(*runs: Figures, columns: Sequence[str] = ("drift_low", "drift_high")) -> str:
+    """Of the last layer over the first: quartiles over nets."""
+    rows = []
+    for number, run in enumerate(runs):
+        shares, slopes = nets(run)
+        for slope, names in slopes.items():
+            cells = (
+                " to ".join(dict.fromkeys(power(run.value("depth", name, c, "")) for c in columns))
+                for name in names
+            )
+            rows.append((f"{slope}, {size(run)}" if number or len(runs) > 1 else slope, *cells))
+    return table(("", *shares), rows)
+
+
+def size(run: Figures) -> str:
+    """Layers × units, from the command."""
+    words = run.environment["command"].split()
+    given = dict(itertools.pairwise(words))
+    return f"{given.get('--depth', 30)} × {given.get('--width', 100)}"
 
 
 # closed forms
@@ -420,8 +525,7 @@ class Made:
         found = [Figures.read(name) for name in self.figures]
         if not found or self.quietly:
             return self.lines(*found)
-        sources = "; ".join(dict.fromkeys(one.source() for one in found))
-        return f"{self.lines(*found)}\n({sources}.)\n"
+        return f"{self.lines(*found)}\n({sources(*found)}.)\n"
 
 
 TABLES = {
@@ -437,8 +541,27 @@ TABLES = {
     "gated": Made(gated, ("gated_mlp", "gated_mlp_newest")),
     "screen": Made(screen, ("screen_newest", "screen_wide_newest", "screen", "screen_wide")),
     "compact": Made(compact, ("compact_mlp", "compact_mlp_12", "compact_mlp_frozen")),
+    "uses": Made(
+        uses,
+        (
+            *("sparse_mlp", "sparse_mlp_wide", "sparsity"),
+            *("gated_mlp", "gated_mlp_newest", "compact_mlp"),
+        ),
+    ),
     "scaling": Made(scaling, ("scaling",)),
+    "predicted": Made(predicted, ("scaling",)),
     "planted": Made(planted, ("planted_features",)),
+    "world": Made(scores, ("world",)),
+    "world-in-short": Made(functools.partial(scores, brief=True), ("world",)),
+    "world-quarter": Made(scores, ("world_quarter",)),
+    "world-quarter-in-short": Made(functools.partial(scores, brief=True), ("world_quarter",)),
+    "start-deep": Made(start, ("depth_100",)),
+    "start-wide": Made(start, ("depth_2000",)),
+    "drift": Made(drift, ("depth_100", "depth_30")),
+    "gradient-drift": Made(
+        functools.partial(drift, columns=("gradient_drift_low", "gradient_drift_high")),
+        ("depth_100", "depth_30"),
+    ),
     "information": Made(information),
 }
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtrelu._cli import UserError
 
 BUNDLED = ("digits", "breast_cancer", "wine", "iris")
+DEFAULT = "digits"
 _REGRESSION = ("diabetes", "linnerud")
 MAX_VALUES = 50_000_000  # of X, as float32: 200 MB
 MAX_CLASSES = 1_000
@@ -49,10 +50,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """Adds the option that names what is trained on."""
     parser.add_argument(
         "--data",
-        default="digits",
+        default=DEFAULT,
         metavar="NAME",
         help=f"{', '.join(BUNDLED)}, or the path of a .npz file with X (rows, features) "
-        "and y (rows,) (default: digits)",
+        f"and y (rows,) (default: {DEFAULT})",
     )
 
 

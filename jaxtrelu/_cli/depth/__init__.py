@@ -1,7 +1,10 @@
 """`jaxtrelu depth`: how many zeros a deep net may start with, and what a ceiling does for it."""
 
 import argparse
+import datetime
+import os
 import platform
+import sys
 from typing import Any
 
 from jaxtrelu import _files
@@ -65,9 +68,10 @@ def run(args: argparse.Namespace) -> int:
         measured, found = experiment.run(dataset, agreed, wanted, folder, args.fresh, bar)
 
     records = results.records(wanted, found, measured)
+    command = settings.command(agreed, args.data)
     title = f"{dataset.name}, {agreed.depth} layers of {agreed.width}"
     contents: dict[str, bytes | str] = {
-        "depth.json": results.document(records, found, measured, agreed, _about(dataset)),
+        "depth.json": results.document(records, found, measured, agreed, _about(dataset, command)),
         **figures.draw(wanted, records, measured, title, trained=bool(found)),
     }
     # Files first: what can go wrong with the terminal must not cost the results.
@@ -79,13 +83,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _about(dataset: datasets.Dataset) -> dict[str, Any]:
-    """What was trained on what, for the JSON."""
+def _about(dataset: datasets.Dataset, command: str) -> dict[str, Any]:
+    """What was trained on what, when, and how to have it again, for the JSON."""
     import jax
     import optax
 
     rows, features = dataset.features.shape
     return {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
         "data": dataset.name,
         "rows": rows,
         "features": features,
@@ -94,4 +100,5 @@ def _about(dataset: datasets.Dataset) -> dict[str, Any]:
         "jax": jax.__version__,
         "optax": optax.__version__,
         "device": jax.devices()[0].device_kind,
+        "threads": str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()),
     }

@@ -160,7 +160,18 @@ def _agreement(measured: np.ndarray, predicted: np.ndarray, given: np.ndarray) -
 
 def drift(measured: Measured) -> tuple[float, float]:
     """Variance of the last layer over that of the first: the quartiles over nets."""
-    first, last = measured.variance[:, 0].mean(1), measured.variance[:, -1].mean(1)
+    low, high = _quantiles(measured.variance, [0.25, 0.75])
+    return low, high
+
+
+def gradient_drift(measured: Measured) -> tuple[float, float, float]:
+    """Squared gradient of the first layer over that of the last: quartiles and median over nets."""
+    low, middle, high = _quantiles(measured.gradient[:, ::-1], [0.25, 0.5, 0.75])
+    return low, middle, high
+
+
+def _quantiles(values: np.ndarray, shares: list[float]) -> list[float]:
+    """Over nets, of what is at the end over what is at the beginning, whatever overflowed."""
+    first, last = values[:, 0].mean(1), values[:, -1].mean(1)
     ratio = np.where(np.isfinite(last), last, np.inf) / first
-    low, high = np.quantile(ratio, [0.25, 0.75], method="nearest")  # of infinities no mean
-    return float(low), float(high)
+    return [float(q) for q in np.quantile(ratio, shares, method="nearest")]  # of ∞ no mean

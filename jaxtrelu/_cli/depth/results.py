@@ -40,6 +40,10 @@ COLUMNS = {
     "gradient_ratio_se": "its standard error over nets",
     "drift_low": "variance of the last layer over that of the first, lower quartile of the nets",
     "drift_high": "upper quartile",
+    "gradient_drift_low": "squared gradient of the first layer over that of the last, lower "
+    "quartile of the nets",
+    "gradient_drift": "median",
+    "gradient_drift_high": "upper quartile",
 }
 
 
@@ -62,6 +66,7 @@ def records(
             *initialisation.variance_agreement(configuration, start),
             *initialisation.gradient_agreement(configuration, start),
             *initialisation.drift(start),
+            *initialisation.gradient_drift(start),
         )
         written.append(dict(zip(COLUMNS, values, strict=True)))
     return written

@@ -2,9 +2,10 @@
 
 import argparse
 import dataclasses
+import shlex
 from typing import Any, NamedTuple
 
-from jaxtrelu._cli import UserError
+from jaxtrelu._cli import UserError, datasets
 from jaxtrelu._cli.datasets import Dataset
 from jaxtrelu._cli.parser import Number, add_number
 
@@ -183,6 +184,18 @@ def from_arguments(args: argparse.Namespace) -> Settings:
     for name in ("sparsity", "slope"):
         fields[name] = tuple(v for v in dict.fromkeys(fields[name]) if v is not None)
     return Settings(**fields)
+
+
+def command(settings: Settings, data: str) -> str:
+    """What is typed to have the same figures again, wherever they go."""
+    words = ["jaxtrelu", "depth"] + (["--data", data] if data != datasets.DEFAULT else [])
+    for name, value in dataclasses.asdict(settings).items():
+        default = _DEFAULTS[name]
+        several = isinstance(default, list)
+        if value != (tuple(default) if several else default):
+            told = (value or ["none"]) if several else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, told)]
+    return shlex.join(words)
 
 
 def check_size(settings: Settings, count: int, data: Dataset) -> None:
