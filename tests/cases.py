@@ -92,10 +92,8 @@ class Case:
         x = np.asarray(self.x if x is None else x, np.float64)
         t = np.asarray(self.threshold if threshold is None else threshold, np.float64)
         options = VARIANTS[self.variant]
-        slope = oracle.opened(x, t, options.get("ceiling")) * 1.0
-        threshold_slope = {"shift": -slope, "hard": 0 * slope, "clamp": 1 - slope}
-        variant = options.get("variant", "shift")
-        return oracle.value(x, t, **options), slope, threshold_slope[variant]
+        slopes = oracle.cotangents(x, np.broadcast_to(t, x.shape), 1.0, **options)
+        return oracle.value(x, t, **options), *slopes
 
     def threshold_cotangent(self, elementwise) -> np.ndarray:
         """Sums an array of x's shape back to the threshold's shape."""

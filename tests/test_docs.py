@@ -214,7 +214,7 @@ def test_a_table_says_where_it_is_from_and_what_is_amiss(tables):
     assert [tables.significant(x) for x in (14.94, 3629.6, 0.5)] == ["14.9", "3,630", "0.50"]
     powers = [tables.power(x) for x in (None, 0.0, 0.84, 44.2, 3e14, 9.7e-12, 0.0312)]
     assert powers == ["∞", "0", ".8", "44", "3·10¹⁴", "10⁻¹¹", ".03"]
-    assert [tables.signed(x) for x in ("-0.012", "+0.50", "10.5")] == ["−.012", "+.50", "10.5"]
+    assert [tables.signed(x) for x in ("-0.012", "+10.50", "-0.000")] == ["−.012", "+10.50", ".000"]
     assert tables.table(("a", "", ""), [("1", "", "")]) == (
         "| a | | |\n| --- | --- | --- |\n| 1 | | |\n"
     )

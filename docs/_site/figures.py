@@ -98,6 +98,8 @@ def versions(*found: Figures) -> str:
 
 def signed(text: str) -> str:
     """As it is printed: a minus that is one, and no zero in front."""
+    if not float(text):
+        text = text.lstrip("-+")
     return re.sub(r"\b0\.", ".", text.replace("-", "−"))
 
 

@@ -31,7 +31,8 @@ class Variant:
       jump: ``(threshold, fill)`` to the height of the jump at the threshold, which a surrogate
         multiplies its density with; None where the function is continuous.
       estimable: whether there is anything for a surrogate to estimate: a jump, or else a kink
-        below which the function is constant, so that the slopes where open can be smoothed.
+        below which the function is constant, in x and in the threshold, so that the slopes where
+        open can be smoothed.
       has_zeros: whether closed entries are 0, so that products may skip them.
       takes_fill: whether the value of closed entries is the caller's choice.
       takes_ceiling: whether the value may be capped; one that opens to x - threshold only.
