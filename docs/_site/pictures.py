@@ -243,10 +243,11 @@ def scaling(mode):
     counts = sorted({n for points in curves.values() for n, _ in points})
     axes.set_xticks(counts, [str(n) for n in counts])
     axes.set_yticks([10, 20, 50, 100, 200, 500], ["10", "20", "50", "100", "200", "500"])
+    axes.set_ylim(10, 900)
     axes.yaxis.set_minor_formatter("")
     axes.set_xlabel("accelerators")
     axes.set_title("a step, ms, predicted", fontweight="bold")
-    axes.legend(loc="lower left", labelcolor=mode["ink"])
+    axes.legend(loc="upper right", labelcolor=mode["ink"])
     return figure
 
 
