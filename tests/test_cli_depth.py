@@ -134,7 +134,8 @@ def test_files_and_numbers(tiny):
     ]
     assert list(results[0]) == list(document["columns"])
     about = document["about"]
-    assert about["command"].startswith("jaxtrelu depth --data iris --depth 3 ") and about["date"] >= "2026"
+    assert about["command"].startswith("jaxtrelu depth --data iris --depth 3 ")
+    assert about["date"] >= "2026"
     low, middle, high = (results[2][f"gradient_drift{end}"] for end in ("_low", "", "_high"))
     assert 0 < low <= middle <= high
     assert results[2]["ceiling"] == pytest.approx(1.051, abs=1e-3)  # of the paper's table
