@@ -64,6 +64,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if args.command is None:
             whole.print_help()
             return 0
+        process.check_address_space()
         command = parser.load(args.command)
         if argv is None and getattr(command, "HUGE_PAGES", False):
             process.restart_with_huge_pages()

@@ -162,6 +162,24 @@ def test_gradient_descent_takes_the_gradient_as_it_is():
     assert np.abs(taken["adam"]).max() <= 0.51
 
 
+def test_nets_of_nan_are_not_trained_on(monkeypatch):
+    """Their losses are there for every epoch, and progress comes to its end."""
+    data = datasets.load("iris")
+    ask = agreed(optimiser="sgd", learning_rate=1e6, epochs=40, slope=())
+    programs, epochs, ticks = training._programs, [], []
+
+    def counting(*arguments):
+        begin, epoch, evaluate = programs(*arguments)
+        return begin, lambda *operands: epochs.append(0) or epoch(*operands), evaluate
+
+    monkeypatch.setattr(training, "_programs", counting)
+    wanted = settings.configurations(ask)[1:2]
+    parts = training.divide(data, ask)
+    (result,) = training.train(wanted, parts, data.classes, ask, lambda: ticks.append(0))
+    assert len(epochs) < 40 == len(ticks) == result.loss.shape[-1]
+    assert np.isnan(result.loss[:, len(epochs) - 1 :]).all()
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_was_killed(tiny, capsys):
     """What is there is taken, what is missing is trained, and comes out as it did."""

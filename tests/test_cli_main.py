@@ -130,6 +130,25 @@ def test_python_without_memory(words, monkeypatch, capsys):
     assert "error: there is not enough memory." in refused(capsys, *words)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs limits of memory")
+@pytest.mark.parametrize("arguments", [("info",), ("sae", "train", "patches"), ("--help",)])
+def test_a_limited_address_space(arguments):
+    """Under 1.3 GB (ulimit -v) threads of JAX cannot start, and the process would be aborted."""
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, {(1_300_000_000,) * 2}); "
+    run = "from jaxtrelu.__main__ import main; raise SystemExit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", limited + run, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if arguments == ("--help",):
+        assert (done.returncode, done.stderr) == (0, "")
+        return
+    assert done.returncode == 2
+    assert done.stderr == (
+        "jaxtrelu: error: the process may use 1.3 GB of address space (ulimit -v), and JAX needs "
+        "2 GB at least: raise that limit.\n"
+    )
+
+
 def test_errors_of_the_system_have_no_number(monkeypatch, capsys):
     def fail(args):
         raise PermissionError(13, "Permission denied", "here.npy")

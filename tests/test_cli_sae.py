@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from jaxtrelu import sae
 from jaxtrelu._cli import console
@@ -50,6 +51,16 @@ def test_dead_features_are_counted_over_all_rows_and_the_number_is_said(found, c
     assert 4 in found.dead.features
     assert summary["dead"] == {"features": len(found.dead.features), "rows": 900}
     assert summary["evaluation"]["rows"] == 90
+
+
+def test_the_frame_of_the_dictionary_is_no_shade_of_grey():
+    """White pixels would melt into a white frame, and black ones into a black one."""
+    axis = Figure().subplots()
+    results._draw_grid(axis, np.linspace(-1, 1, 12).reshape(3, 4), 2, 3)
+    (image,) = axis.images
+    *colour, _ = image.cmap(np.ma.masked_invalid(image.get_array()))[0, 0]
+    assert max(colour) - min(colour) > 0.3
+    assert image.get_array().shape == (7, 7)
 
 
 def test_the_picture_counts_as_the_table_does(found):

@@ -23,6 +23,8 @@ _TUNABLE = "glibc.malloc.hugetlb"
 _FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
 _LAST_WORDS = 2.0  # seconds
+# Bytes: with fewer, threads or LLVM abort the process when JAX starts or compiles.
+_ADDRESS_SPACE = 2e9
 #: What ends a command, and what is then said.
 _SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _ending = threading.Lock()  # taken by who says first why the process ends, and never given back
@@ -69,6 +71,20 @@ def restart_with_huge_pages() -> None:
     except OSError:
         # A locked-down sandbox may refuse; the command works without.
         return
+
+
+def check_address_space() -> None:
+    """Raises UserError where a limit (``ulimit -v``) would end JAX in the middle of native code."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE:
+        raise UserError(
+            f"the process may use {limit / 1e9:.1f} GB of address space (ulimit -v), and JAX needs "
+            f"{_ADDRESS_SPACE / 1e9:.0f} GB at least: raise that limit."
+        )
 
 
 def avoid_wrong_sums(version: str) -> None:

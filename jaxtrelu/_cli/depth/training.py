@@ -109,6 +109,12 @@ def train(
         state, loss = epoch(state, starts, parts.train, parts.mean, number)
         losses.append(np.asarray(loss))
         tick()
+        if np.isnan(losses[-1]).all():
+            # Weights that are no numbers stay so: what is left of the run would not change a thing.
+            for _ in range(number + 1, settings.epochs):
+                losses.append(losses[-1])
+                tick()
+            break
     seen = evaluate(state, starts, parts.train, parts.mean)
     after = evaluate(state, starts, parts.test, parts.mean)
     measures = (np.stack(losses, -1), seen[0], after[0], np.stack([before[1], after[1]], -1))

@@ -284,7 +284,8 @@ def _draw_grid(axis: Any, atoms: np.ndarray, side: int, alive: int) -> None:
         top, left = line * (side + 1) + 1, column * (side + 1) + 1
         tile = atom.reshape(side, side) / max(np.abs(atom).max(), 1e-12)
         image[top : top + side, left : left + side] = tile
-    colours = matplotlib.colormaps["gray"].with_extremes(bad="white")
+    # A frame that no pixel melts into: they are black to white.
+    colours = matplotlib.colormaps["gray"].with_extremes(bad=_BLUE)
     axis.imshow(image, cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
     which = "all" if shown >= alive else f"the {shown} most often open of"
     axis.set_title(f"The dictionary: {which} {alive} living features of {len(atoms)}")
