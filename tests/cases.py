@@ -118,6 +118,18 @@ def examples(count):
     )
 
 
+def quick(values, kept):
+    """Parameters of a test, of which `make test` takes those in ``kept``, and `make test-all` all.
+
+    A value that is a tuple is one of several parameters.
+    """
+    found = []
+    for value in values:
+        each = value if isinstance(value, tuple) else (value,)
+        found.append(pytest.param(*each, marks=() if value in kept else pytest.mark.slow))
+    return found
+
+
 def together(laws, run=one_program) -> None:
     """Runs generators, given by name, that yield ``(function, *operands)`` and check the result.
 

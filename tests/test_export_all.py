@@ -5,6 +5,7 @@ import pytest
 from public_calls import CALLS
 
 
+@pytest.mark.slow
 def test_every_function_can_be_serialised():
     """What the artifacts compute: below, where they are run."""
     cases = export_cases.cases()

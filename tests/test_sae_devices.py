@@ -43,7 +43,7 @@ def train(mesh=None, steps=60, **options):
     return sae.train(X, features=128, l0=3.0, steps=steps, recipe=RECIPE, mesh=mesh, **options)
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+@pytest.mark.parametrize("shape", [pytest.param((8, 1), marks=pytest.mark.slow), (2, 4)])
 def test_a_mesh_gives_the_run_of_one_device(shape, tmp_path):
     alone, over = train(), train(mesh_of(*shape), checkpoint_folder=tmp_path, checkpoint_every=20)
     for name, one, other in zip(sae.Weights._fields, alone.weights, over.weights, strict=True):
@@ -365,6 +365,7 @@ def killed_again_and_again(folder, shape, steps, seeds):
     assert first["resumed_from"] == done > 0
 
 
+@pytest.mark.slow
 def test_one_of_two_killed_at_random_steps_ends_at_the_same_bits(two):
     folder = two.room / "killed"
     killed_again_and_again(folder, (2, 1), two.steps, seeds=(0, 1))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import quick
 
 from jaxtrelu import Gaussian, Rectangle, sae
 
@@ -55,7 +56,9 @@ _loss_and_gradient = jax.jit(
 )
 
 
-@pytest.mark.parametrize(("capacity", "screen"), [(1, None), (40, None), (40, "bfloat16")])
+@pytest.mark.parametrize(
+    ("capacity", "screen"), quick([(1, None), (40, None), (40, "bfloat16")], {(40, None)})
+)
 def test_the_sparse_loss_is_the_dense_one(capacity, screen):
     recipe = RECIPES["short_run"]
     weights, x = example(recipe)

@@ -293,7 +293,13 @@ def test_a_prepared_screen_is_sharded_as_its_weights():
 # shard_map
 
 
-@pytest.mark.parametrize("names", [None, {"b"}], ids=["fully manual", "partially manual"])
+MANUAL = [
+    pytest.param(None, id="fully manual", marks=pytest.mark.slow),
+    pytest.param({"b"}, id="partially manual"),
+]
+
+
+@pytest.mark.parametrize("names", MANUAL)
 @pytest.mark.parametrize(
     "name",
     ["sparse_mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in list(PRODUCTS)[2:])],
@@ -310,7 +316,7 @@ def test_shard_map_over_examples(name, names):
     assert_close(with_gradients(mapped)(*operands()), expected(name))
 
 
-@pytest.mark.parametrize("names", [None, {"b"}], ids=["fully manual", "partially manual"])
+@pytest.mark.parametrize("names", MANUAL)
 def test_the_pullback_in_a_shard_map(names):
     mesh = jax.make_mesh((2, 4), ("b", "m"), axis_types=(AxisType.Auto,) * 2)
     x, w, _, w_out, t, *_ = operands()

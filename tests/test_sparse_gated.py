@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import quick
 from sparse_cases import (  # fmt: skip
     CAPACITY,
     CASES,
@@ -61,8 +62,7 @@ def dense(case, *args):
 
 
 @pytest.mark.parametrize(
-    "case",
-    ["ceiling", "hard", "jump to input", pytest.param("smoothed shift", marks=pytest.mark.slow)],
+    "case", quick(["ceiling", "hard", "jump to input", "smoothed shift"], {"jump to input"})
 )
 @pytest.mark.parametrize("side", SIDES)
 def test_values_and_gradients_on_either_path(case, side):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import quick
 from jax import export
 from sparse_cases import (
     CAPACITY,
@@ -61,7 +62,7 @@ def theirs(case, *args):
     return jax.grad(function, range(len(args)), has_aux=True)(*args)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", quick(CASES, {"shift", "jump"}))
 def test_gathers_are_the_dense_function(case):
     """Both sides of the choice: as many slots as the fullest row needs, and too few."""
     args = operands(SIDES["sparse"])
@@ -177,8 +178,12 @@ def products_that_always_run(function, *args):
     return number
 
 
-@pytest.mark.parametrize("examples", [4, 40])
-@pytest.mark.parametrize("batched", [False, True])
+SINGLE, BATCHED = [(4, False), (40, False)], [(4, True), (40, True)]
+
+
+@pytest.mark.parametrize(
+    ("examples", "batched"), quick([*SINGLE, *BATCHED], {(4, False), (40, True)})
+)
 def test_guards_cost_no_product(examples, batched):
     """Where nothing is NaN, a dense path has no more products than plain JAX.
 

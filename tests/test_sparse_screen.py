@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import examples
+from cases import examples, quick
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, PartitionSpec
@@ -191,13 +191,11 @@ def assert_as_without(case, precision, args, capacity=CAPACITY, screen=None):
     return screened[2]
 
 
-WAYS = [("sparse", "int8", case) for case in CASES] + [
-    pytest.param("dense", "bfloat16", case, marks=[pytest.mark.slow] * (case != "jump"))
-    for case in CASES
-]
+WAYS = [(*way, case) for way in (("sparse", "int8"), ("dense", "bfloat16")) for case in CASES]
+QUICK_WAYS = {("sparse", "int8", "shift"), ("dense", "bfloat16", "jump")}
 
 
-@pytest.mark.parametrize(("side", "precision", "case"), WAYS)
+@pytest.mark.parametrize(("side", "precision", "case"), quick(WAYS, QUICK_WAYS))
 def test_gates_values_and_gradients_are_those_without(side, precision, case):
     activity = assert_as_without(case, precision, operands(SIDES[side]))
     assert bool(activity.overflow) == (side == "dense")
@@ -219,7 +217,7 @@ def test_candidates_that_overflow_where_entries_do_not():
     assert not activity.overflow and activity.l0.sum() == 0
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", quick(PRECISIONS, {"int8"}))
 def test_a_prepared_screen_goes_through_jit_and_comes_from_a_file(tmp_path, precision):
     args = operands(1.7)
     screen = prepare_screen(args[1], precision)
@@ -235,7 +233,7 @@ def test_a_prepared_screen_goes_through_jit_and_comes_from_a_file(tmp_path, prec
     assert_as_without("jump", precision, args, screen=loaded)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", quick(["bfloat16", "float16"], {"bfloat16"}))
 def test_narrow_operands(dtype):
     args = [a.astype(dtype) for a in operands(1.7)]
     assert_as_without("hard", "int8", args)
@@ -276,7 +274,7 @@ def test_vmap():
     )
 
 
-@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+@pytest.mark.parametrize("precision", quick(PRECISIONS, {"int8"}))
 def test_vmap_of_prepared_screens(precision):
     """Over rows with one screen, and over several weights, each with its own."""
     args = operands(1.7)
@@ -298,7 +296,7 @@ def test_vmap_of_prepared_screens(precision):
             assert_close(other(x, weights, screens), one(x, weights))
 
 
-@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("prepared", quick([False, True], {True}))
 def test_shard_map_over_the_batch(prepared):
     args = operands(1.7)
     mesh = Mesh(np.array(jax.devices()[:2]), ("b",), axis_types=(AxisType.Auto,))
