@@ -74,7 +74,7 @@ class Devices:
             return rows.batch(step, size, part=slice(start, stop))
 
         return jax.make_array_from_callback(
-            (size, rows.dimension),
+            (size, rows.width),
             self._sharding("examples"),
             lambda index: part(*(index or (slice(None),))[0].indices(size)[:2]),
         )

@@ -2,7 +2,8 @@
 
     loss = mean over the batch of ‖x − x̂‖² + λ · penalty + λ_P · Σ max(θ − π, 0) ‖d‖
 
-with pre-activations π = x @ encoderᵀ + b, features f = JumpReLU(π, θ) and x̂ = f @ decoder + c. The
+with pre-activations π = x @ encoderᵀ + b, features f = JumpReLU(π, θ) and x̂ = f @ decoder + c; for
+a transcoder ‖y − ŷ‖² with its target y and ŷ = f @ decoder + c. The
 penalty is a value that is returned; nothing is kept in global state. The step of the L0 penalty is
 applied to π and not to f: at an entry just below its threshold f is 0, far from θ, and half of the
 threshold's gradient would be lost (dictionary_learning#55); the √λ law of the documentation of
@@ -28,7 +29,7 @@ class Terms(NamedTuple):
     """What a loss is made of: float32 scalars, means over the batch; and what was open."""
 
     reconstruction: Array
-    """‖x − x̂‖²."""
+    """‖x − x̂‖²; ‖y − ŷ‖² where there are targets."""
     penalty: Array
     """The sparsity penalty, before λ multiplies it."""
     pre_activation: Array
@@ -53,7 +54,9 @@ def pre_activations(weights: Weights, x: Float[Array, "*batch d"]) -> Float[Arra
     return x @ encoder.T + weights.encoder_bias.astype(x.dtype)
 
 
-def reconstruct(weights: Weights, features: Float[Array, "*batch m"]) -> Float[Array, "*batch d"]:
+def reconstruct(
+    weights: Weights, features: Float[Array, "*batch m"]
+) -> Float[Array, "*batch d_out"]:
     """The reconstruction, x̂ = features @ decoder + decoder_bias.
 
     Args:
@@ -61,7 +64,8 @@ def reconstruct(weights: Weights, features: Float[Array, "*batch m"]) -> Float[A
       features: f, (..., m), after JumpReLU.
 
     Returns:
-      x̂, (..., d), in the units of the scaled inputs and the dtype of `features`.
+      x̂, (..., d_out), in the units of the scaled inputs (for a transcoder: of the scaled targets)
+      and the dtype of `features`.
     """
     dtype = features.dtype
     return features @ weights.decoder.astype(dtype) + weights.decoder_bias.astype(dtype)
@@ -146,6 +150,7 @@ def loss(
     coefficient: Float[Array, ""] | float,
     recipe: Recipe,
     *,
+    targets: Float[Array, "batch d_out"] | None = None,
     target_l0: Float[Array, ""] | float | None = None,
     sparse: bool = False,
     screen: Precision | bool | None = None,
@@ -158,6 +163,7 @@ def loss(
       x: scaled inputs, (batch, d), in any floating dtype; thresholds stay float32 beside it.
       coefficient: λ.
       recipe: which penalties, and which surrogate.
+      targets: y, (batch, d_out), scaled, what a transcoder should make of x; None: x.
       target_l0: what the penalty "quadratic_l0" has its minimum at; others do not need it.
       sparse: whether to visit open entries only, through `jaxtrelu.sparse_mlp`: the same loss and
         gradients, to rounding. Only for recipes of `visits_entries_only`.
@@ -180,7 +186,8 @@ def loss(
         passed = _sparse_pass(weights, x, recipe, screen, capacity)
     else:
         passed = _dense_pass(weights, x, recipe)
-    residual = (x - passed.reconstruction).astype(jnp.float32)
+    wanted = x if targets is None else targets
+    residual = (wanted - passed.reconstruction).astype(jnp.float32)
     reconstruction = jnp.mean(jnp.sum(residual * residual, axis=-1))
     penalty = passed.tanh if recipe.penalty == "tanh" else passed.l0
     if target_l0 is not None and recipe.penalty == "quadratic_l0":

@@ -35,7 +35,8 @@ class Recipe:
         leaves of an example; see `revived`.
       unit_norm_decoder: whether decoder rows are kept at norm 1, with the part of their gradient
         that is parallel to them projected out.
-      initialisation: "tied_unit" draws decoder rows of unit norm and sets the encoder to the same;
+      initialisation: "tied_unit" draws decoder rows of unit norm and sets the encoder to the same
+        (for a transcoder, to other ones, drawn so, too: `initial_weights`);
         "uniform" draws them from U(−1/√d, 1/√d), sets the encoder to d/m of that, and the encoder
         bias so that each of the m features is open for the share 10,000/m of a sample of the data
         (for half of it, where 10,000/m is more than that).

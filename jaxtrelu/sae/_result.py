@@ -19,4 +19,6 @@ class Result(NamedTuple):
     resumed_from: int
     """The step at which an earlier run's checkpoint was taken up; 0 for a fresh start."""
     fingerprint: str
-    """Of the data: a checksum of every byte."""
+    """Of the data, targets included: a checksum of every byte."""
+    output_scale: float | None = None
+    """Targets are multiplied by this before they are compared; None: they are the inputs."""

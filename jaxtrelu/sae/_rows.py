@@ -39,6 +39,17 @@ class Statistics(NamedTuple):
     """A checksum of shape, dtype and every byte."""
 
 
+class Part(NamedTuple):
+    """Some columns of what batches are made of: one user's matrix."""
+
+    name: str
+    """What it is called in messages."""
+    array: Any
+    """(n, its width): the matrix itself."""
+    columns: slice
+    """Where it stands in a batch."""
+
+
 class Rows:
     """Batches of the rows of a matrix, reshuffled in every epoch.
 
@@ -90,13 +101,14 @@ class Rows:
         if 0 in array.shape:
             raise ValueError(f"{name} is empty: its shape is {array.shape}.")
         self.array, self.name, self.seed, self.held_out = array, name, seed, held_out
+        self._matrix, self._group_bytes = array, group_bytes  # what batches are read from
         if not 0 <= held_out < len(array):
             raise ValueError(
                 f"`held_out` should leave some of the {len(array)} rows of {name} to train on, but "
                 f"is {held_out!r}."
             )
         row_bytes = array.shape[1] * array.dtype.itemsize
-        in_files = isinstance(array, np.memmap | Shards)
+        in_files = getattr(array, "in_files", isinstance(array, np.memmap))
         mapped = self._mapped = in_files and len(array) * row_bytes > group_bytes
         piece = max(1, _CHUNK_BYTES // row_bytes)
         if held_out:  # in pieces small enough to come from all over the data
@@ -133,17 +145,39 @@ class Rows:
     @property
     def held_out_rows(self) -> np.ndarray:
         """The rows that are kept aside: float32, (k, d), in the order of the data."""
-        return np.asarray(self.array[_rows_of(self._aside, self._chunk, len(self))], np.float32)
+        return np.asarray(self.array[self._numbers_aside], np.float32)
+
+    @property
+    def _numbers_aside(self) -> np.ndarray:
+        return _rows_of(self._aside, self._chunk, len(self))
 
     @property
     def training_rows(self) -> int:
         """How many rows batches are made of."""
-        return len(self) - len(_rows_of(self._aside, self._chunk, len(self)))
+        return len(self) - len(self._numbers_aside)
 
     @property
     def dimension(self) -> int:
         """d, the number of columns."""
         return self.array.shape[1]
+
+    @property
+    def output_dimension(self) -> int:
+        """The number of columns of what is to be reconstructed: of the rows themselves, d."""
+        return self._parts[-1].array.shape[1]
+
+    @property
+    def width(self) -> int:
+        """The number of columns of a batch."""
+        return self._matrix.shape[1]
+
+    @property
+    def _parts(self) -> tuple[Part, ...]:
+        return (Part(self.name, self.array, slice(None)),)
+
+    def split(self, batch: Any) -> tuple[Any, Any]:
+        """A batch's examples, and their targets; None: the examples are their own."""
+        return batch, None
 
     def __len__(self) -> int:
         return len(self.array)
@@ -181,12 +215,12 @@ class Rows:
         Raises:
           ValueError: some rows hold NaN or infinity; the message names them.
         """
-        return self._statistics(Processes(), advance)
+        return self._statistics(Processes(), advance)[0]
 
     def _statistics(
         self, processes: Processes, advance: Callable[[int], None] | None
-    ) -> Statistics:
-        """The same, of which each process does its part: all find what one alone would find."""
+    ) -> list[Statistics]:
+        """The same of each part, shared by processes: all find what one alone would find."""
         centre = self._centre()
         spans = list(self._spans())
         mine = np.array_split(np.arange(len(spans)), processes.count)[processes.number]
@@ -198,46 +232,35 @@ class Rows:
             read = sum(stop - start for start, stop in share)
             advance(len(self) - read)  # by others
         found = [span for each in processes.exchange(own) for span in each]
-        named = [row for span in found for row in span["bad"]]
-        self._refuse(named, sum(span["bad count"] for span in found))
-        count, norm, square, around = (
-            sum(span[name] for span in found) for name in ("count", "norm", "square", "around")
-        )
-        total = np.sum([span["total"] for span in found], axis=0)
-        variance = max(0.0, around / count - float(total @ total) / count**2)
         fingerprint = self._joined([span["digest"] for span in found])
-        return Statistics(norm / count, square / count, variance, fingerprint)
+        statistics = []
+        for number, part in enumerate(self._parts):
+            spans = [span["parts"][number] for span in found]
+            _refuse(
+                part, [row for s in spans for row in s["bad"]], sum(s["bad count"] for s in spans)
+            )
+            count, norm, square, around = (
+                sum(span[name] for span in spans) for name in ("count", "norm", "square", "around")
+            )
+            total = np.sum([span["total"] for span in spans], axis=0)
+            variance = max(0.0, around / count - float(total @ total) / count**2)
+            statistics.append(Statistics(norm / count, square / count, variance, fingerprint))
+        return statistics
 
     def _measured(
         self, start: int, stop: int, centre: np.ndarray, advance: Callable[[int], None] | None
     ) -> dict[str, Any]:
         """What a pass over some rows finds, in sums, as JSON can hold it."""
-        bad: list[int] = []
-        norm = square = around = 0.0
-        count = 0
-        total = np.zeros(self.dimension)
+        parts = [_Sums(centre[part.columns]) for part in self._parts]
         digest = self._digest((start, stop))
         for first, block in self._blocks(start, stop):
             digest.update(_bytes(block))
-            exact = np.asarray(block, np.float64)
-            squares = np.einsum("nd,nd->n", exact, exact)
-            bad.extend((first + np.flatnonzero(~np.isfinite(squares))).tolist())
             used = self._used(first, len(block))
-            if used is not None:
-                exact, squares = exact[used], squares[used]
-            moved = exact - centre
-            total += moved.sum(axis=0)
-            around += float(np.einsum("nd,nd->", moved, moved))
-            norm += float(np.sqrt(squares).sum())
-            square += float(squares.sum())
-            count += len(exact)
+            for sums, part in zip(parts, self._parts, strict=True):
+                sums.add(first, block[:, part.columns], used)
             if advance:
                 advance(len(block))
-        return {
-            "count": count, "norm": norm, "square": square, "around": around,
-            "total": total.tolist(), "digest": digest.hexdigest(),
-            "bad": bad[:_NAMED], "bad count": len(bad),
-        }  # fmt: skip
+        return {"parts": [sums.plain() for sums in parts], "digest": digest.hexdigest()}
 
     def _centre(self) -> np.ndarray:
         """About the mean: sums around it lose no digits. That of the first rows that are used."""
@@ -256,7 +279,7 @@ class Rows:
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Where the rows are cut, into parts that processes share: (first, one after the last)."""
-        row_bytes = self.dimension * self.array.dtype.itemsize
+        row_bytes = self.width * self._matrix.dtype.itemsize
         size = max(_SPAN_BYTES, len(self) * row_bytes // _SPANS + 1)
         block = self._block_rows
         rows = max(block, size // row_bytes // block * block)
@@ -268,7 +291,7 @@ class Rows:
         return hashlib.blake2b(self._header() if whole else b"")
 
     def _header(self) -> bytes:
-        return f"{self.array.shape} {self.array.dtype}".encode()
+        return " ".join(f"{p.array.shape} {p.array.dtype}" for p in self._parts).encode()
 
     def _joined(self, digests: list[str]) -> str:
         """The fingerprint, of the checksums of all spans."""
@@ -278,12 +301,12 @@ class Rows:
 
     @property
     def _block_rows(self) -> int:
-        return max(1, (16 * _CHUNK_BYTES) // (self.dimension * 8))
+        return max(1, (16 * _CHUNK_BYTES) // (self.width * 8))
 
     def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         rows = self._block_rows
         for first in range(start, stop, rows):
-            yield first, self.array[first : min(first + rows, stop)]
+            yield first, self._matrix[first : min(first + rows, stop)]
 
     def batch(self, step: int, size: int, part: slice | None = None) -> np.ndarray:
         """The batch of step `step`, `size` rows of the data as they are, unscaled.
@@ -311,7 +334,7 @@ class Rows:
         chosen = chosen[np.argsort(group.strands_of(chosen), kind="stable")][start:stop]
         if self._mapped:
             return self._of_strands(group, chosen)
-        picked = np.asarray(self.array[group.rows[chosen]], np.float32)
+        picked = np.asarray(self._matrix[group.rows[chosen]], np.float32)
         self._check_finite(picked, group.rows[chosen])
         return picked
 
@@ -339,7 +362,7 @@ class Rows:
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self._kept))
         chosen = self._kept[order[number * self._group_chunks :][: self._group_chunks]]
         if not self._mapped:
-            nothing = np.empty((0, self.dimension), np.float32)  # they are in memory
+            nothing = np.empty((0, self.width), np.float32)  # they are in memory
             return _Group(
                 chosen, np.arange(len(chosen)), np.array([0, len(chosen)]), nothing, set()
             )
@@ -350,7 +373,7 @@ class Rows:
         rows = np.concatenate(strands)
         bounds = np.concatenate([[0], np.cumsum([len(strand) for strand in strands])])
         shuffle = np.random.default_rng([self.seed, 1, epoch, number])
-        held = np.empty((len(rows), self.dimension), np.float32)
+        held = np.empty((len(rows), self.width), np.float32)
         group = _Group(rows, shuffle.permutation(len(rows)), bounds, held, set())
         # From each strand in turn, as long as it has rows.
         strand = group.strands_of(group.order)
@@ -367,7 +390,7 @@ class Rows:
             # Whole pieces, each in one read.
             cuts = np.flatnonzero(np.diff(rows) != 1) + 1
             for start, stop in pairwise([0, *cuts.tolist(), len(rows)]):
-                group.held[first + start : first + stop] = self.array[
+                group.held[first + start : first + stop] = self._matrix[
                     rows[start] : rows[stop - 1] + 1
                 ]
             self._check_finite(group.held[first:last], rows)
@@ -375,16 +398,52 @@ class Rows:
         return group.held[places]
 
     def _check_finite(self, values: np.ndarray, rows: np.ndarray) -> None:
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
+        if np.isfinite(values).all():
+            return
+        for part in self._parts:
+            finite = np.isfinite(values[:, part.columns]).all(axis=1)
             bad = np.sort(rows[~finite]).tolist()
-            self._refuse(bad, len(bad))
+            _refuse(part, bad, len(bad))
 
-    def _refuse(self, bad: list[int], count: int) -> None:
-        """Raises if there are rows that are not finite, the first of which are named."""
-        if count:
-            training = "; training on them would turn every weight into NaN"
-            raise ValueError(not_finite(self.name, self.array, bad, count, training))
+
+class _Sums:
+    """What is summed over the rows of a part that are not kept aside, about a centre."""
+
+    def __init__(self, centre: np.ndarray):
+        self._centre = centre
+        self._bad: list[int] = []
+        self._norm = self._square = self._around = 0.0
+        self._count = 0
+        self._total = np.zeros(len(centre))
+
+    def add(self, first: int, block: np.ndarray, used: np.ndarray | None) -> None:
+        """Adds rows, the first of which has that number in the data."""
+        exact = np.asarray(block, np.float64)
+        squares = np.einsum("nd,nd->n", exact, exact)
+        self._bad.extend((first + np.flatnonzero(~np.isfinite(squares))).tolist())
+        if used is not None:
+            exact, squares = exact[used], squares[used]
+        moved = exact - self._centre
+        self._total += moved.sum(axis=0)
+        self._around += float(np.einsum("nd,nd->", moved, moved))
+        self._norm += float(np.sqrt(squares).sum())
+        self._square += float(squares.sum())
+        self._count += len(exact)
+
+    def plain(self) -> dict[str, Any]:
+        """The sums, as JSON can hold them."""
+        return {
+            "count": self._count, "norm": self._norm, "square": self._square,
+            "around": self._around, "total": self._total.tolist(),
+            "bad": self._bad[:_NAMED], "bad count": len(self._bad),
+        }  # fmt: skip
+
+
+def _refuse(part: Part, bad: list[int], count: int) -> None:
+    """Raises if there are rows that are not finite, the first of which are named."""
+    if count:
+        training = "; training on them would turn every weight into NaN"
+        raise ValueError(not_finite(part.name, part.array, bad, count, training))
 
 
 def not_finite(name: str, array: Any, bad: Sequence[int], count: int, why: str = "") -> str:

@@ -21,6 +21,8 @@ class Shards:
     It has what `Rows` needs of an array: shape, dtype, length, and rows by a slice or by numbers.
     """
 
+    in_files = True
+
     def __init__(self, parts: Sequence[np.ndarray], names: Sequence[str]):
         self.parts, self.names = tuple(parts), tuple(names)
         self.dtype = self.parts[0].dtype

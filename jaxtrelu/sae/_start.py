@@ -6,16 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxtrelu.sae._model import Autoencoder, in_numpy, in_one_scale
+from jaxtrelu.sae._model import Autoencoder, folded, in_numpy, in_one_scale
+from jaxtrelu.sae._pairs import Pairs
 from jaxtrelu.sae._recipes import Recipe
+from jaxtrelu.sae._rows import Rows
 from jaxtrelu.sae._weights import Weights
 
 
 class Start(NamedTuple):
-    """Weights for inputs that were multiplied with `scale`."""
+    """Weights for inputs multiplied with `scale`, whose outputs are divided by `output_scale`."""
 
     weights: Weights
     scale: float
+    output_scale: float
 
     @property
     def features(self) -> int:
@@ -24,30 +27,36 @@ class Start(NamedTuple):
 
     def fingerprint(self) -> str:
         """Another one for other weights or another scale."""
-        found = hashlib.sha256(repr(self.scale).encode())
+        one = self.scale == self.output_scale
+        scales = self.scale if one else (self.scale, self.output_scale)
+        found = hashlib.sha256(repr(scales).encode())
         for value in self.weights:
             found.update(np.ascontiguousarray(value).tobytes())
         return found.hexdigest()[:16]
 
-    def scaled(self, scale: float, *, unit_norm: bool) -> Weights:
+    def scaled(
+        self, scale: float, output_scale: float | None = None, *, unit_norm: bool
+    ) -> Weights:
         """The same function for inputs multiplied with `scale`, in float32.
 
         JumpReLU(c z) with a threshold of c θ is c times JumpReLU(z) with θ, for any c > 0. So what
         is added to features and outputs, and thresholds, are multiplied with the ratio of scales;
         and with `unit_norm` a decoder's row of norm n becomes one of norm 1, and all of its feature
-        n times as large.
+        n times as large. Outputs are divided by `output_scale`; None: by `scale`.
         """
         w, ratio = self.weights, scale / self.scale
+        ratio_out = (scale if output_scale is None else output_scale) / self.output_scale
+        decoder = w.decoder * (ratio_out / ratio)
         size = np.ones(self.features)
         if unit_norm:
-            norm = np.linalg.norm(w.decoder, axis=1)
+            norm = np.linalg.norm(decoder, axis=1)
             size = np.where(norm > 0, norm, 1)
         found = Weights(
             w.encoder * size[:, None],
             w.encoder_bias * size * ratio,
             w.threshold * size * ratio,
-            w.decoder / size[:, None],
-            w.decoder_bias * ratio,
+            decoder / size[:, None],
+            w.decoder_bias * ratio_out,
         )
         return in_numpy(found, np.float32)
 
@@ -61,26 +70,37 @@ def recipe_of(model: Autoencoder) -> Recipe | None:
     return dataclasses.replace(model.recipe, coefficient=last)
 
 
-def start_of(model: Autoencoder, dimension: int) -> Start:
-    """What a run on rows of that dimension begins with, in float64.
+def start_of(model: Autoencoder, rows: Rows) -> Start:
+    """What a run on those rows begins with, in float64.
 
     Raises:
       TypeError: that is no model.
-      ValueError: a kind of model that is not trained here, or one of another dimension.
+      ValueError: a kind of model that is not trained here, or one of other dimensions.
     """
     if not isinstance(model, Autoencoder):
         raise TypeError(
             f"`start` should be an Autoencoder, but is {type(model).__name__}. Pass what "
             "jaxtrelu.sae.load(path) returns."
         )
-    if model.needs_inputs or model.dimension != model.output_dimension:
+    if model.needs_inputs:
         raise ValueError(
-            "`start` is a transcoder, or has a skip connection or a normalisation of each row: "
-            "such models are not trained here. Pass an autoencoder without these."
+            "`start` has a skip connection or a normalisation of each row: such models are not "
+            "trained here. Pass one without these."
         )
+    if model.dimension != rows.dimension:
+        raise ValueError(
+            f"`start` is of dimension {model.dimension}, but the rows are of {rows.dimension}."
+        )
+    if model.output_dimension != rows.output_dimension:
+        raise ValueError(
+            f"`start` has outputs of dimension {model.output_dimension}, but what it should make "
+            f"of the rows is of {rows.output_dimension}: a transcoder is trained on with "
+            "`targets`, an autoencoder without."
+        )
+    if isinstance(rows, Pairs):
+        if model.subtract_decoder_bias:
+            model = folded(model)
+        scales = float(model.input_scale), float(model.output_scale)
+        return Start(in_numpy(model.weights, np.float64), *scales)
     weights, scale = in_one_scale(model)
-    if model.dimension != dimension:
-        raise ValueError(
-            f"`start` is of dimension {model.dimension}, but the rows are of {dimension}."
-        )
-    return Start(in_numpy(weights, np.float64), scale)
+    return Start(in_numpy(weights, np.float64), scale, scale)

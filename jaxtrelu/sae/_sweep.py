@@ -158,7 +158,7 @@ def sweep(
     ]
     size = recipe.batch_size
     check_interval(checkpoint_every)
-    check_memory(each[0], rows.dimension, len(each))
+    check_memory(each[0], rows, len(each))
     rows.check_batch(size)
     with contextlib.ExitStack() as stack:
         store = None
@@ -192,7 +192,7 @@ def _run(
 ) -> tuple[TrainState, np.ndarray, float, int, str]:
     """(states, history (entries, runs, columns), scale, step resumed from, fingerprint)."""
     common = each[0]
-    found = checked_statistics(rows, on_read)
+    (found,) = checked_statistics(rows, on_read)
     scale = input_scale(found.mean_norm, found.mean_square_norm, rows.dimension, common.recipe)
     size = common.recipe.batch_size
     probe = rows.batch(0, size) * np.float32(scale)
@@ -249,7 +249,7 @@ def _advance(
     states: TrainState, x: Any, scale: float, asked: Asked, settings: Settings
 ) -> tuple[TrainState, Any]:
     one = partial(advance, settings=settings)
-    return jax.vmap(one, in_axes=(0, None, None, 0))(states, x, scale, asked)
+    return jax.vmap(one, in_axes=(0, None, None, 0))(states, x * scale, None, asked)
 
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="states")

@@ -3,12 +3,13 @@
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxtrelu.sae._model import Autoencoder
+from jaxtrelu.sae._pairs import Pairs
 from jaxtrelu.sae._recipes import Recipe, short_run
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, open_rows
@@ -22,6 +23,7 @@ _HELD_OUT = 8192  # rows, at most, unless asked for
 def train(
     x: Any,
     *,
+    targets: Any = None,
     features: int | None = None,
     l0: float | None = None,
     steps: int = 2500,
@@ -39,11 +41,14 @@ def train(
     on_read: Callable[[int], None] | None = None,
     on_step: Callable[[int, dict[str, float] | None], None] | None = None,
 ) -> Autoencoder:
-    """Trains a sparse autoencoder on the rows of an array or a file.
+    """Trains a sparse autoencoder on the rows of an array or a file; with targets, a transcoder.
 
     Args:
       x: (n, d), one example per row: an array, the path of a `.npy` file (which may be larger than
         memory), or `Rows`, whose own seed and rows kept aside count.
+      targets: (n, d_out), what a transcoder should make of each row: of the same kinds as x, and of
+        as many rows. They have a scale of their own (`Autoencoder.output_scale`), and explained
+        variance is that of the targets. None: the rows themselves, as an autoencoder.
       features: m, the size of the dictionary; with `start` it is that model's.
       l0: the mean number of open features to reach; None: the recipe's λ is kept.
       steps: optimiser steps.
@@ -73,16 +78,16 @@ def train(
 
     Raises:
       TypeError: neither `features` nor `start` is passed, or `start` is no model.
-      ValueError: as `run`; `start` has other `features`, is of another dimension, or is a
-        transcoder or a model with a skip connection or a normalisation of each row.
+      ValueError: as `run`; there are not as many targets as rows; `start` has other `features`, is
+        of other dimensions, or is a model with a skip connection or a normalisation of each row.
       FloatingPointError: the loss is not finite any more; the message says at which step.
       MemoryError: the run would need more memory than is free.
       OSError: checkpoints cannot be written.
     """
-    rows = rows_of(x, seed, held_out)
+    rows = rows_of(x, seed, held_out, targets)
     begin = None
     if start is not None:
-        begin = start_of(start, rows.dimension)
+        begin = start_of(start, rows)
         features = begin.features if features is None else features
         if features != begin.features:
             raise ValueError(
@@ -120,24 +125,35 @@ def train(
     return model_of(rows, settings, result, begin)
 
 
-def held_out(model: Autoencoder, x: Any) -> np.ndarray | None:
+@overload
+def held_out(model: Autoencoder, x: Any) -> np.ndarray | None: ...
+@overload
+def held_out(model: Autoencoder, x: Any, targets: Any) -> tuple[np.ndarray, np.ndarray] | None: ...
+def held_out(model: Autoencoder, x: Any, targets: Any = None) -> Any:
     """The rows that were kept aside when the model was trained on x.
 
     Args:
       model: an `Autoencoder`.
       x: as in `train`.
+      targets: as in `train`.
 
     Returns:
-      (k, d), float32; None where the model was trained on other data, or it is not known on which,
-      or no rows were kept aside.
+      (k, d), float32, and with `targets` a pair: these, and their targets, (k, d_out). None where
+      the model was trained on other data, or it is not known on which, or no rows were kept aside.
     """
     known = model.about.get("training", {})
     aside = known.get("held_out")
     if not aside:
         return None
     rows = x if isinstance(x, Rows) else rows_of(x, 0, min(aside, _length(x) - 1))
+    if targets is not None:
+        rows = rows_of(rows, 0, None, targets)
     same = len(rows) == known.get("rows") and rows.fingerprint() == known.get("fingerprint")
-    return rows.held_out_rows if same and rows.held_out == aside else None
+    if not same or rows.held_out != aside:
+        return None
+    if isinstance(rows, Pairs):
+        return rows.held_out_rows, rows.held_out_targets
+    return rows.held_out_rows
 
 
 def recipe_for(rows: Rows, recipe: Recipe | None, start: Autoencoder | None = None) -> Recipe:
@@ -175,25 +191,36 @@ def model_of(
         "coefficient": float(result.history["coefficient"][-1]),
         "start": None if start is None else start.fingerprint(),
     }
+    if isinstance(rows, Pairs):
+        about["targets"] = rows.targets_name
     return Autoencoder(
         result.weights,
         input_scale=result.scale,
-        output_scale=result.scale,
+        output_scale=result.scale if result.output_scale is None else result.output_scale,
         recipe=settings.recipe,
         about={"training": about},
         training=result,
     )
 
 
-def rows_of(x: Any, seed: int, aside: int | None) -> Rows:
+def rows_of(x: Any, seed: int, aside: int | None, targets: Any = None) -> Rows:
     """`Rows` of what a user passes, with the usual number kept aside unless told otherwise."""
+    if targets is not None:
+        return Pairs(rows_of(x, seed, aside), _named_rows(targets, "`targets`", 0, 0))
     if isinstance(x, Rows):
         return x
     if aside is None:
         aside = min(_HELD_OUT, _length(x) // 10)
+    return _named_rows(x, "the data", seed, aside)
+
+
+def _named_rows(x: Any, name: str, seed: int, aside: int) -> Rows:
+    """`Rows` of what a user passes; an array has no name of its own."""
+    if isinstance(x, Rows):
+        return x
     if isinstance(x, str | os.PathLike):
         return open_rows(x, seed, held_out=aside)
-    return Rows(np.asarray(x), seed=seed, held_out=aside)
+    return Rows(np.asarray(x), name, seed, held_out=aside)
 
 
 def _length(x: Any) -> int:

@@ -28,6 +28,7 @@ from jaxtrelu.sae._checkpoints import Checkpoints
 from jaxtrelu.sae._controller import ControllerState, L0Controller, l0_target_controller
 from jaxtrelu.sae._devices import Devices
 from jaxtrelu.sae._diagnostics import diagnostics
+from jaxtrelu.sae._pairs import Pairs
 from jaxtrelu.sae._processes import Processes
 from jaxtrelu.sae._recipes import Recipe, gemma_scope
 from jaxtrelu.sae._result import Result
@@ -198,7 +199,10 @@ class Asked(NamedTuple):
 
 
 def initial_state(
-    settings: Settings, sample: np.ndarray, weights: Weights | None = None
+    settings: Settings,
+    sample: np.ndarray,
+    weights: Weights | None = None,
+    targets: np.ndarray | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -206,13 +210,14 @@ def initial_state(
       settings: size, length and recipe.
       sample: some scaled inputs, (n, d), that the first weights are taken from.
       weights: what to begin with, for scaled inputs; None: as the recipe says.
+      targets: what a transcoder should make of the sample, scaled, (n, d_out); None: the sample.
 
     Returns:
       A `TrainState`.
     """
     if weights is None:
         key = jax.random.key(settings.seed)
-        weights = initial_weights(key, settings.features, sample, settings.recipe)
+        weights = initial_weights(key, settings.features, sample, settings.recipe, targets)
     else:
         # Copies: a training step donates its state.
         weights = Weights(*(jnp.array(value) for value in weights))
@@ -228,6 +233,8 @@ def train_step(
     x: Float[Array, "batch d"],
     scale: Float[Array, ""] | float,
     settings: Settings,
+    targets: Float[Array, "batch d_out"] | None = None,
+    output_scale: Float[Array, ""] | float | None = None,
 ) -> tuple[TrainState, losses.Terms]:
     """One step. Pure, and jitted; donates `state`.
 
@@ -236,11 +243,15 @@ def train_step(
       x: an unscaled batch, (batch, d).
       scale: what inputs are multiplied with; see `input_scale`.
       settings: size, length and recipe.
+      targets: what a transcoder should make of the batch, unscaled, (batch, d_out); None: the
+        batch itself.
+      output_scale: what targets are multiplied with; with them only.
 
     Returns:
       The state after the step, and the loss's `Terms` before it.
     """
-    return advance(state, x, scale, asked(settings), settings)
+    y = None if targets is None else targets * output_scale
+    return advance(state, x * scale, y, asked(settings), settings)
 
 
 def asked(settings: Settings) -> Asked:
@@ -249,9 +260,9 @@ def asked(settings: Settings) -> Asked:
 
 
 def advance(
-    state: TrainState, x: Array, scale: Array | float, asked: Asked, settings: Settings
+    state: TrainState, x: Array, y: Array | None, asked: Asked, settings: Settings
 ) -> tuple[TrainState, losses.Terms]:
-    """One step, of what is asked for in place of what the settings say of it."""
+    """One step, of what is asked for in place of what the settings say of it; x, y are scaled."""
     recipe = settings.recipe
     controller = None if asked.target is None else steering(settings, asked.target)
     if controller is None:
@@ -262,11 +273,12 @@ def advance(
     objective = partial(
         losses.loss,
         recipe=recipe,
+        targets=y,
         target_l0=asked.target,
         sparse=settings.visits_entries_only(),
         screen=settings.screen,
     )
-    gradient, terms = jax.grad(objective, has_aux=True)(state.weights, x * scale, coefficient)
+    gradient, terms = jax.grad(objective, has_aux=True)(state.weights, x, coefficient)
     gradient = constrained_gradient(gradient, state.weights, recipe)
     updates, optimizer = recipe.optimizer(settings.steps).update(
         gradient, state.optimizer, state.weights
@@ -287,7 +299,14 @@ def revives_after(step: int, settings: Settings) -> bool:
 
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="state")
-def revive(state: TrainState, x: Array, scale: Array | float, settings: Settings) -> TrainState:
+def revive(
+    state: TrainState,
+    x: Array,
+    scale: Array | float,
+    settings: Settings,
+    targets: Array | None = None,
+    output_scale: Array | float | None = None,
+) -> TrainState:
     """Features that were silent for the recipe's period start again, with fresh moments of Adam.
 
     Args:
@@ -295,15 +314,18 @@ def revive(state: TrainState, x: Array, scale: Array | float, settings: Settings
       x: an unscaled batch, (batch, d), of which the examples are taken.
       scale: what inputs are multiplied with.
       settings: size, length and recipe.
+      targets: as in `train_step`.
+      output_scale: as in `train_step`.
     """
     recipe = settings.recipe
     silent = state.silent >= recipe.resampling_steps(settings.steps)
     x = jnp.asarray(x) * scale
+    y = None if targets is None else jnp.asarray(targets) * output_scale
     pi = losses.pre_activations(state.weights, x)
     features = jnp.where(pi > state.weights.threshold, pi, 0)
-    residual = x - losses.reconstruct(state.weights, features)
+    residual = (x if y is None else y) - losses.reconstruct(state.weights, features)
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-    weights = revived(state.weights, silent, x, residual, key, recipe)
+    weights = revived(state.weights, silent, x, residual, key, recipe, y)
 
     def forgotten(moments: Any) -> Any:
         if not isinstance(moments, Weights):
@@ -334,8 +356,8 @@ def run(
     """A training run, from its settings: what `train` is made of.
 
     Args:
-      rows: the examples, unscaled. All are read once before the start, to be checked and measured,
-        which several processes share.
+      rows: the examples, unscaled; with their targets, where `train` has any. All are read once
+        before the start, to be checked and measured, which several processes share.
       settings: size, length and recipe.
       start: the weights to begin with, which `train` takes from a model; None: as the recipe says.
       checkpoint_folder: where to keep checkpoints, and to look for one to resume from. The newest
@@ -365,7 +387,7 @@ def run(
       OSError: checkpoints cannot be written.
     """
     check_interval(checkpoint_every)
-    check_memory(settings, rows.dimension)
+    check_memory(settings, rows)
     size = settings.recipe.batch_size
     rows.check_batch(size)
     devices = Devices(mesh)
@@ -379,7 +401,7 @@ def run(
         if store is not None:
             if fresh:
                 store.clear()
-            store.identity = identity_of(settings, rows, found.fingerprint)
+            store.identity = identity_of(settings, rows, found[0].fingerprint)
             if start is not None:
                 store.identity = {**store.identity, "start": start.fingerprint()}
         return _run(rows, settings, found, start, store, devices, checkpoint_every, on_step)
@@ -396,22 +418,23 @@ def check_interval(checkpoint_every: int) -> None:
 
 def checked_statistics(
     rows: Rows, on_read: Callable[[int], None] | None, processes: Processes | None = None
-) -> Statistics:
-    """What a pass over the rows finds, shared among the processes.
+) -> list[Statistics]:
+    """What a pass over the rows finds, shared among the processes: of them, and of targets.
 
     Raises ValueError where there is no variance.
     """
-    found = rows._statistics(processes or Processes(), on_read)
-    if not found.variance > 1e-12 * found.mean_square_norm:
-        what = "one row only" if rows.training_rows == 1 else "the same values in all rows"
-        raise ValueError(f"{rows.name} has {what}: there is no variance to reconstruct.")
-    return found
+    statistics = rows._statistics(processes or Processes(), on_read)
+    for part, found in zip(rows._parts, statistics, strict=True):
+        if not found.variance > 1e-12 * found.mean_square_norm:
+            what = "one row only" if rows.training_rows == 1 else "the same values in all rows"
+            raise ValueError(f"{part.name} has {what}: there is no variance to reconstruct.")
+    return statistics
 
 
 def _run(
     rows: Rows,
     settings: Settings,
-    found: Statistics,
+    found: list[Statistics],
     start: Start | None,
     store: Checkpoints | None,
     devices: Devices,
@@ -419,20 +442,28 @@ def _run(
     on_step: Callable[[int, dict[str, float] | None], None] | None,
 ) -> Result:
     size = settings.recipe.batch_size
-    scale = input_scale(found.mean_norm, found.mean_square_norm, rows.dimension, settings.recipe)
-    probe = devices.batch(rows, 0, size) * np.float32(scale)
+    scale, *others = (
+        input_scale(f.mean_norm, f.mean_square_norm, part.array.shape[1], settings.recipe)
+        for f, part in zip(found, rows._parts, strict=True)
+    )
+    output_scale = others[0] if others else None
+    probe, wanted = rows.split(devices.batch(rows, 0, size))
+    probe = probe * np.float32(scale)
+    if output_scale is not None:
+        wanted = wanted * np.float32(output_scale)
     weights: Weights | None = None
     start_threshold: jax.Array | float = settings.recipe.initial_threshold
     if start is not None:
-        weights = start.scaled(float(scale), unit_norm=settings.recipe.unit_norm_decoder)
+        unit_norm = settings.recipe.unit_norm_decoder
+        weights = start.scaled(scale, output_scale, unit_norm=unit_norm)
         start_threshold = jnp.asarray(weights.threshold)
 
     def first(given):
         return initial_state(settings, *given)
 
-    shapes = devices.shapes(first, (probe, weights), settings.features)
+    shapes = devices.shapes(first, (probe, weights, wanted), settings.features)
     state: TrainState | None = None
-    variance = found.variance * scale**2
+    variance = found[-1].variance * (scale if output_scale is None else output_scale) ** 2
     history = np.zeros((0, len(HISTORY)))
     if store is not None:
         restored, skipped = store.restore((shapes, history))
@@ -441,18 +472,18 @@ def _run(
         for sentence in skipped if devices.processes.first else []:
             warn(sentence)
     if state is None:
-        state = devices.made(first, (probe, weights), shapes)
+        state = devices.made(first, (probe, weights, wanted), shapes)
     resumed_from = int(state.step)
     before: tuple[int, Any] | None = None
     for step in range(resumed_from, settings.steps):
-        x = devices.batch(rows, step, size)
-        state, terms = train_step(state, x, scale, settings)
+        x, y = rows.split(devices.batch(rows, step, size))
+        state, terms = train_step(state, x, scale, settings, y, output_scale)
         # Looked at one step late, when it is there anyway: asking now would stop the pipeline.
         if before is not None:
             _check_finite(*before)
         before = step + 1, terms.reconstruction
         if revives_after(step + 1, settings):
-            state = revive(state, x, scale, settings)
+            state = revive(state, x, scale, settings, y, output_scale)
         entry = None
         last = step + 1 == settings.steps
         if (step + 1) % settings.log_every == 0 or last:
@@ -475,7 +506,8 @@ def _run(
     for sentence in shortcomings(columns, settings, settings.target_l0):
         if devices.processes.first:
             warn(sentence)
-    return Result(devices.whole(state.weights), scale, columns, resumed_from, found.fingerprint)
+    whole, fingerprint = devices.whole(state.weights), found[0].fingerprint
+    return Result(whole, scale, columns, resumed_from, fingerprint, output_scale)
 
 
 def shortcomings(
@@ -496,7 +528,7 @@ def shortcomings(
     if lost > 1:
         found.append(
             f"the explained variance is {1 - lost:.2g} at the end of the run, which is below 0: "
-            "the mean of the rows would be a better reconstruction. Pass more steps, a larger L0, "
+            "the mean of what is reconstructed would do better. Pass more steps, a larger L0, "
             "or another learning rate."
         )
     moved, reach = float(history["threshold_distance"][-1]), settings.recipe.surrogate.bandwidth
@@ -519,13 +551,14 @@ def _check_finite(step: int, value: Any) -> None:
         )
 
 
-def memory_needed(settings: Settings, dimension: int) -> int:
+def memory_needed(settings: Settings, dimension: int, output_dimension: int | None = None) -> int:
     """An estimate of the bytes that a run needs at its fullest.
 
     Five copies of the weights in a step (themselves, two moments of Adam, gradient and update),
     three in a checkpoint that is being written; and three arrays of the size of the latent.
     """
-    weights = 4 * (2 * settings.features * dimension + 2 * settings.features + dimension)
+    to = dimension if output_dimension is None else output_dimension
+    weights = 4 * (settings.features * (dimension + to + 2) + to)
     latent = 4 * settings.recipe.batch_size * settings.features
     return 8 * weights + 3 * latent
 
@@ -545,17 +578,19 @@ def memory_free() -> int | None:
     return min(found) if found else None
 
 
-def check_memory(settings: Settings, dimension: int, runs: int = 1) -> None:
+def check_memory(settings: Settings, rows: Rows, runs: int = 1) -> None:
     """Raises MemoryError where runs need more memory than there is: the kernel would end them."""
     if jax.default_backend() != "cpu":
         return
-    needed, free = runs * memory_needed(settings, dimension), memory_free()
+    needed = runs * memory_needed(settings, rows.dimension, rows.output_dimension)
+    free = memory_free()
     if free is not None and needed > free:
         what = "a run" if runs == 1 else f"a sweep of {runs} runs"
         raise MemoryError(
-            f"{what} with {settings.features:,} features of dimension {dimension:,} in batches of "
-            f"{settings.recipe.batch_size:,} needs about {needed / 1e9:,.1f} GB of memory, and "
-            f"{free / 1e9:,.1f} GB are free. Pass fewer features, or a smaller batch size."
+            f"{what} with {settings.features:,} features of dimension {rows.dimension:,} in "
+            f"batches of {settings.recipe.batch_size:,} needs about {needed / 1e9:,.1f} GB of "
+            f"memory, and {free / 1e9:,.1f} GB are free. Pass fewer features, or a smaller batch "
+            "size."
         )
 
 
@@ -582,5 +617,7 @@ def identity_of(settings: Settings, rows: Rows, fingerprint: str) -> dict[str, s
     if settings.screen is not None:  # checkpoints from before it was a setting go on without
         own["screen"] = repr(settings.screen)
     data = {"dimension": repr(rows.dimension), "data": fingerprint, "order": rows.order}
+    if isinstance(rows, Pairs):
+        data["output dimension"] = repr(rows.output_dimension)
     aside = {"rows kept aside": repr(len(rows) - rows.training_rows)}
     return {**own, **data, **aside, "data seed": repr(rows.seed), **recipe}

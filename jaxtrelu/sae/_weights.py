@@ -16,7 +16,10 @@ from jaxtrelu.sae._recipes import Recipe
 
 
 class Weights(NamedTuple):
-    """A sparse autoencoder's parameters, a pytree: d is the inputs' dimension, m the features'."""
+    """A sparse autoencoder's parameters, a pytree.
+
+    d is the inputs' dimension, m the features', and d_out = d but in a transcoder.
+    """
 
     encoder: Array
     """(m, d): π = x @ encoderᵀ + encoder_bias."""
@@ -25,15 +28,24 @@ class Weights(NamedTuple):
     threshold: Array
     """(m,), float32 whatever the others are: feature i is open where π_i > threshold_i."""
     decoder: Array
-    """(m, d): x̂ = f @ decoder + decoder_bias."""
+    """(m, d_out): x̂ = f @ decoder + decoder_bias."""
     decoder_bias: Array
-    """(d,)."""
+    """(d_out,)."""
 
 
 def initial_weights(
-    key: Array, features: int, sample: Float[Array | np.ndarray, "n d"], recipe: Recipe
+    key: Array,
+    features: int,
+    sample: Float[Array | np.ndarray, "n d"],
+    recipe: Recipe,
+    targets: Float[Array | np.ndarray, "n d_out"] | None = None,
 ) -> Weights:
     """Weights as `recipe` starts them.
+
+    With targets encoder and decoder are of different spaces and are drawn independently, each as
+    the recipe draws it: so do Dunefsky et al. 2024 (arXiv 2406.11944), with decoder rows of unit
+    norm. (EleutherAI's sparsify, of Paulo et al. 2025, arXiv 2501.18823, begins with a decoder of
+    zeros, which rows of unit norm rule out.)
 
     Args:
       key: a key of `jax.random`.
@@ -41,6 +53,8 @@ def initial_weights(
       sample: some scaled inputs, (n, d). Its mean starts the decoder bias; the "uniform"
         initialisation also measures on it how often features open.
       recipe: a recipe; see `Recipe.initialisation`.
+      targets: what a transcoder should make of the sample, scaled, (n, d_out), whose mean starts
+        the decoder bias then; None: the sample itself.
 
     Returns:
       `Weights` in float32.
@@ -57,20 +71,30 @@ def initial_weights(
             f"{tuple(sample.shape)}. Pass a matrix with one example per row."
         )
     dimension = sample.shape[1]
+    wanted = sample if targets is None else jnp.asarray(targets, jnp.float32)
+    # Tied without targets: of one space, and one draw.
+    to, draws = wanted.shape[1], [key] if targets is None else jax.random.split(key)
     threshold = jnp.full((features,), recipe.initial_threshold, jnp.float32)
     if recipe.initialisation == "tied_unit":
-        decoder = unit_rows(jax.random.normal(key, (features, dimension), jnp.float32))
+        decoder = unit_rows(jax.random.normal(draws[0], (features, to), jnp.float32))
         # A copy: a training step donates its state, and no buffer can be donated twice.
         encoder, bias = jnp.copy(decoder), jnp.zeros((features,), jnp.float32)
+        if targets is not None:
+            encoder = unit_rows(jax.random.normal(draws[1], (features, dimension), jnp.float32))
     else:
-        bound = dimension**-0.5
-        shape = (features, dimension)
-        decoder = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-        encoder = decoder * (dimension / features)
+        decoder = _uniform(draws[0], features, to)
+        encoder = decoder if targets is None else _uniform(draws[1], features, dimension)
+        encoder = encoder * (dimension / features)
         share = min(0.5, 10_000 / features)
         quantile = jnp.quantile(sample @ encoder.T, 1 - share, axis=0)
         bias = threshold - quantile
-    return Weights(encoder, bias, threshold, decoder, jnp.mean(sample, axis=0))
+    return Weights(encoder, bias, threshold, decoder, jnp.mean(wanted, axis=0))
+
+
+def _uniform(key: Array, features: int, dimension: int) -> Array:
+    """U(−1/√d, 1/√d), (m, d)."""
+    bound = dimension**-0.5
+    return jax.random.uniform(key, (features, dimension), jnp.float32, -bound, bound)
 
 
 def unit_rows(matrix: Float[Array, "m d"]) -> Float[Array, "m d"]:
@@ -145,9 +169,10 @@ def revived(
     weights: Weights,
     silent: Bool[Array, " m"],
     x: Float[Array, "batch d"],
-    residual: Float[Array, "batch d"],
+    residual: Float[Array, "batch d_out"],
     key: Array,
     recipe: Recipe,
+    targets: Float[Array, "batch d_out"] | None = None,
 ) -> Weights:
     """Weights in which silent features start again, where the reconstruction is worst.
 
@@ -159,37 +184,45 @@ def revived(
     recipe the direction is that of the example's residual: what other features write already is
     not started twice.
 
+    With targets the decoder row becomes the direction of the example's target (less the decoder's
+    bias), or of its residual, and the encoder row that of the example, less the batch's mean.
+
     Args:
       weights: the parameters.
       silent: (m,), bool: which features to start again.
       x: scaled inputs, (batch, d).
-      residual: x − x̂, (batch, d); the error of an example is its squared norm.
+      residual: x − x̂, (batch, d), or y − ŷ, (batch, d_out); the error of an example is its squared
+        norm.
       key: a key of `jax.random`.
       recipe: a recipe, for the threshold at the start and `Recipe.resample_from`.
+      targets: y, scaled, (batch, d_out), of a transcoder; None: x.
 
     Returns:
       `Weights`; those of other features are as they were.
 
     Source: Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling (which
-    has no thresholds).
+    has no thresholds, and no transcoders: what is done with targets is this library's).
     """
     odds = 2 * jnp.log(jnp.maximum(jnp.sum(residual**2, axis=1), 1e-30))
     drawn = jax.random.categorical(key, odds, shape=silent.shape)
-    start = residual if recipe.resample_from == "residuals" else x - weights.decoder_bias
-    direction = unit_rows(start[drawn])
+    wanted = x if targets is None else targets
+    start = residual if recipe.resample_from == "residuals" else wanted - weights.decoder_bias
+    written = read = unit_rows(start[drawn])
+    if targets is not None:
+        read = unit_rows((x - jnp.mean(x, axis=0))[drawn])
     norm = jnp.linalg.norm(weights.encoder, axis=1)
     living = jnp.sum(~silent)
     mean = jnp.sum(jnp.where(silent, 0, norm)) / jnp.maximum(living, 1)
     mean = jnp.where(living > 0, mean, 1.0)
     column = silent[:, None]
-    encoder = 0.2 * mean * direction
+    encoder = 0.2 * mean * read
     pi = jnp.maximum(jnp.sum(encoder * x[drawn], axis=1), 0)
     threshold = jnp.minimum(recipe.initial_threshold, pi / 2)
     return weights._replace(
         encoder=jnp.where(column, encoder, weights.encoder),
         encoder_bias=jnp.where(silent, 0, weights.encoder_bias),
         threshold=jnp.where(silent, threshold, weights.threshold),
-        decoder=jnp.where(column, direction, weights.decoder),
+        decoder=jnp.where(column, written, weights.decoder),
     )
 
 

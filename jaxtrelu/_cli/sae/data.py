@@ -12,10 +12,16 @@ def add_model_and_data(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="a .npy or .safetensors file with one example per row, a folder of them, or 'patches'",
     )
+    add_targets(parser)
+
+
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """Adds what a transcoder should make of the rows."""
     parser.add_argument(
         "--targets",
-        metavar="FILE",
-        help="a .npy file with the outputs that a transcoder should make of the rows",
+        metavar="DATA",
+        help="a .npy or .safetensors file with the output that a transcoder should make of each "
+        "row, or a folder of them",
     )
 
 

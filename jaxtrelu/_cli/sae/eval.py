@@ -36,11 +36,15 @@ def run(args: argparse.Namespace) -> int:
 
     model = sae.load(args.model)
     data = open_data(args.data)
-    aside = sae.held_out(model, data)
-    x: Any = data if aside is None or args.targets else aside
-    rows = len(data) if aside is None or args.targets else len(aside)
-    with progress(rows, "evaluating") as bar:
-        found = sae.evaluate(model, x, targets=args.targets, on_rows=bar.advance)
+    x: Any = data
+    targets: Any = args.targets
+    if targets is None:
+        aside = sae.held_out(model, data)
+        x = data if aside is None else aside
+    elif (pair := sae.held_out(model, data, targets)) is not None:
+        x, targets = pair
+    with progress(len(x), "evaluating") as bar:
+        found = sae.evaluate(model, x, targets=targets, on_rows=bar.advance)
     which = "all rows" if x is data else "the rows kept aside when it was trained"
     if target is not None:
         text = json.dumps(found.to_saebench(model), indent=1) + "\n"

@@ -40,14 +40,20 @@ class Results:
 
     def __init__(self, rows: "Rows", model: "Autoencoder"):
         from jaxtrelu import sae
+        from jaxtrelu.sae._pairs import Pairs
 
         self.rows, self.model = rows, model
         assert model.training is not None and model.recipe is not None
         self.result, self.recipe = model.training, model.recipe
         self.about: dict[str, Any] = model.about["training"]
         # Kept aside, or where nothing was, a batch's worth of what was trained on.
-        self.judged = rows.held_out_rows if rows.held_out else rows.batch(0, self.recipe.batch_size)
-        self.evaluation = sae.evaluate(model, self.judged)
+        self.targets = rows.targets_name if isinstance(rows, Pairs) else None
+        if not rows.held_out:
+            self.judged, wanted = rows.split(rows.batch(0, self.recipe.batch_size))
+        else:
+            wanted = rows.held_out_targets if isinstance(rows, Pairs) else None
+            self.judged = rows.held_out_rows
+        self.evaluation = sae.evaluate(model, self.judged, targets=wanted)
         looked = max(100_000, self.about["steps"] * self.recipe.batch_size // 10)
         self.dead = sae.dead_features(model, rows, rows=looked)
 
@@ -64,20 +70,25 @@ class Results:
         last["step"] = self.about["steps"]
         recipe = {name: value for name, value in vars(self.recipe).items() if name != "surrogate"}
         numbers = {k: v if np.isfinite(v) else None for k, v in self.evaluation.numbers().items()}
+        data = {
+            "name": self.rows.name,
+            "rows": len(self.rows),
+            "dimension": self.rows.dimension,
+            "fingerprint": self.result.fingerprint,
+        }
+        scales = {"input_scale": self.result.scale}
+        if self.targets is not None:
+            data |= {"targets": self.targets, "output_dimension": self.rows.output_dimension}
+            scales["output_scale"] = float(self.model.output_scale)
         return {
-            "data": {
-                "name": self.rows.name,
-                "rows": len(self.rows),
-                "dimension": self.rows.dimension,
-                "fingerprint": self.result.fingerprint,
-            },
+            "data": data,
             "features": self.model.features,
             "steps": self.about["steps"],
             "target_l0": self.about["target_l0"],
             "seed": self.about["seed"],
             "sparse": self.about["sparse"],
             "screen": self.about["screen"],
-            "input_scale": self.result.scale,
+            **scales,
             "recipe": {**recipe, "surrogate": repr(self.recipe.surrogate)},
             "result": last,
             "evaluation": {"held_out": bool(self.rows.held_out), **numbers},
@@ -90,11 +101,16 @@ class Results:
         found, dead = self.evaluation, self.dead
         done = self.about["steps"] - self.result.resumed_from
         size = f"{len(self.rows):,} x {self.rows.dimension}"
+        kind, what = f"Sparse autoencoder on {self.rows.name}", "rows and their dimension"
+        if self.targets is not None:
+            size += f" to {self.rows.output_dimension}"
+            kind = f"Transcoder from {self.rows.name} to {self.targets}"
+            what += ", and the targets'"
         wanted = self.about["target_l0"]
         _table(
-            f"Sparse autoencoder on {self.rows.name}; figures on {self.which}",
+            f"{kind}; figures on {self.which}",
             (
-                ("examples", size, "rows and their dimension"),
+                ("examples", size, what),
                 ("features", f"{self.model.features:,}", "size of the dictionary"),
                 ("L0", f"{found.l0:.2f}", f"open features per example; wanted {wanted:g}"),
                 ("λ", f"{last['coefficient']:.3g}", "the coefficient that this took"),

@@ -1,4 +1,7 @@
-"""`jaxtrelu sae train`: trains a sparse autoencoder on image patches or a user's .npy file."""
+"""`jaxtrelu sae train`: trains a sparse autoencoder on image patches or a user's files.
+
+With targets, a transcoder.
+"""
 
 import argparse
 import contextlib
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtrelu import _files
 from jaxtrelu._cli import UserError, process
 from jaxtrelu._cli.parser import add_number
-from jaxtrelu._cli.sae.data import open_data
+from jaxtrelu._cli.sae.data import add_targets, open_data
 
 if TYPE_CHECKING:
     from jaxtrelu.sae import Autoencoder, Recipe, Rows
@@ -30,7 +33,7 @@ _DESCRIPTION = """\
 Trains a sparse autoencoder with JumpReLU and learned thresholds, steering the sparsity coefficient
 so that the mean number of open features reaches --l0. Killed at any moment, the same command goes
 on from its last checkpoint and reaches the same result, bit for bit; with more --steps it extends a
-finished run."""
+finished run. With --targets it is a transcoder, which makes of each row of DATA its target."""
 
 _EPILOG = """\
 Writes sae.safetensors (the model, with every setting), sae.json, history.csv and two figures (PNG
@@ -38,7 +41,8 @@ and SVG) into the output folder, and keeps two checkpoints there.
 
   jaxtrelu sae train
   jaxtrelu sae train --features 4096 --l0 16 --output results/wide
-  jaxtrelu sae train activations.npy --recipe gemma_scope --features 16384 --l0 64 --steps 50000"""
+  jaxtrelu sae train activations.npy --recipe gemma_scope --features 16384 --l0 64 --steps 50000
+  jaxtrelu sae train mlp_in --targets mlp_out --features 16384 --l0 64"""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,6 +55,7 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_data(parser)
+    add_targets(parser)
     add = functools.partial(add_number, parser)
     text = "features of the dictionary"
     add("--features", int, None, text, low=1, high=INT32, shown="256, or --start's")
@@ -214,7 +219,7 @@ def run(args: argparse.Namespace) -> int:
     # Before the long work, so that what is missing shows now.
     from jaxtrelu import sae
     from jaxtrelu._cli.sae import results
-    from jaxtrelu.sae._train import with_batches_for
+    from jaxtrelu.sae._train import rows_of, with_batches_for
 
     start = None if args.start is None else sae.load(args.start)
     own = _FEATURES if start is None else start.features
@@ -224,13 +229,19 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--features is {args.features}, but the model of --start has {own}.")
     recipe = recipe_of(args, start)
     _check_l0(args)
-    rows = open_data(args.data, args.seed, args.held_out)
+    rows = rows_of(open_data(args.data, args.seed, args.held_out), args.seed, None, args.targets)
     if args.recipe is None and args.batch_size is None:
         recipe = with_batches_for(rows, recipe)
     if start is not None and start.dimension != rows.dimension:
         raise UserError(
             f"the model of --start is of dimension {start.dimension}, but the rows are of "
             f"{rows.dimension}."
+        )
+    if start is not None and start.output_dimension != rows.output_dimension:
+        raise UserError(
+            f"the model of --start has outputs of dimension {start.output_dimension}, but what it "
+            f"should make of the rows is of {rows.output_dimension}: a transcoder is trained on "
+            "with --targets, an autoencoder without."
         )
     started = time.perf_counter()
     mesh = _mesh(args)
@@ -245,7 +256,7 @@ def run(args: argparse.Namespace) -> int:
         "sae.json": json.dumps(found.summary(), indent=1) + "\n",
         "history.csv": found.to_csv(),
         **found.draw_training(),
-        **found.draw_dictionary(_side(rows, args.data)),
+        **found.draw_dictionary(None if args.targets else _side(rows, args.data)),
     }
     # Files first: what can go wrong with the terminal must not cost the results.
     paths = sae.save(model, folder / "sae.safetensors")

@@ -50,7 +50,8 @@ def report(
       x: (n, d), one example per row: an array, a path, or `Rows`. Figures are of the rows that were
         kept aside when the model was trained on x, if any; the rest is of all rows.
       path: of the file.
-      targets: (n, d_out), what a transcoder should make of the rows; None: the rows.
+      targets: (n, d_out), what a transcoder should make of the rows, of the same kinds as x; None:
+        the rows.
       image_shape: (height, width) or (height, width, channels), where each row is an image, with 1
         or 3 channels; None: rows are no images.
       labels: a text for each row, to be shown in place of its numbers.
@@ -78,8 +79,9 @@ def report(
         path = _files.check_file(path)
     except _files.OutputError as error:
         raise OSError(str(error)) from None
-    aside = held_out(model, x) if targets is None else None
-    judged = evaluate(model, x if aside is None else aside, targets=targets)
+    aside: Any = held_out(model, x) if targets is None else held_out(model, x, targets)
+    rows_judged, wanted = (aside, None) if targets is None else (aside or (x, targets))
+    judged = evaluate(model, x if rows_judged is None else rows_judged, targets=wanted)
     found = gather(model, x, rows, on_rows)
     if history is None and model.training is not None:
         history = model.training.history
