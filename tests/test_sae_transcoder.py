@@ -1,0 +1,299 @@
+"""Transcoders: from rows to targets of another width, trained as autoencoders are."""
+
+import contextlib
+import dataclasses
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxtrelu import sae
+from jaxtrelu.__main__ import main
+from jaxtrelu.sae._pairs import Pairs
+from jaxtrelu.sae._train import rows_of
+
+D, TO, N = 16, 24, 6000
+RECIPE = dataclasses.replace(sae.short_run(), batch_size=128, learning_rate_warmup=10)
+WORLD = sae.PlantedWorld(features=32, dimension=D, mean_l0=3.0)
+SHORT = {"features": 64, "l0": 5.0, "steps": 60, "recipe": RECIPE}
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Each planted feature writes another direction into 24 dimensions; units of their own."""
+    x, magnitudes = map(np.asarray, WORLD.sample(jax.random.key(0), N))
+    directions = np.random.default_rng(1).normal(size=(32, TO))
+    return x, (50 * magnitudes @ directions + 7).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def trained(pairs):
+    x, y = pairs
+    return sae.train(x, targets=y, features=64, l0=4, steps=900, recipe=RECIPE)
+
+
+def explained(y, found):
+    """1 − mean ‖y − ŷ‖² / mean ‖y − mean of y‖², by its definition."""
+    y = np.asarray(y, np.float64)
+    return 1 - np.sum((y - found) ** 2) / np.sum((y - y.mean(axis=0)) ** 2)
+
+
+def assert_same(first, second):
+    for name, a, b in zip(sae.Weights._fields, first.weights, second.weights, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+    for name, column in first.training.history.items():
+        np.testing.assert_array_equal(column, second.training.history[name], err_msg=name)
+
+
+def test_a_planted_map_is_found_in_units_of_its_own(pairs, trained):
+    x, y = pairs
+    assert trained.weights.encoder.shape == (64, D)
+    assert trained.weights.decoder.shape == (64, TO)
+    aside, wanted = sae.held_out(trained, x, y)
+    assert aside.shape[1:] == (D,) and wanted.shape == (len(aside), TO) and len(aside) > 500
+    places = [np.flatnonzero((x == row).all(axis=1))[0] for row in aside[:20]]
+    np.testing.assert_array_equal(y[places], wanted[:20])
+    found = explained(wanted, np.asarray(trained(aside)))
+    assert found > 0.8
+    figures = sae.evaluate(trained, aside, targets=wanted)
+    assert figures.explained_variance == pytest.approx(found, abs=1e-4)
+    assert figures.l0 == pytest.approx(4, rel=0.2)
+    # The history is of the targets, too: of one batch, so about.
+    lost = trained.training.history["reconstruction"][-5:].mean()
+    assert lost == pytest.approx(1 - found, abs=0.07)
+    # Mean norm √d of each, by its own scale.
+    kept = (N - len(aside)) / N
+    for values, scale in ((x, trained.input_scale), (y, trained.output_scale)):
+        mean = np.linalg.norm(values, axis=1).mean()
+        assert float(scale) == pytest.approx(values.shape[1] ** 0.5 / mean, rel=0.02 / kept)
+    np.testing.assert_allclose(np.linalg.norm(trained.weights.decoder, axis=1), 1, rtol=1e-5)
+
+
+def test_targets_decide(pairs):
+    """Shuffled targets cannot be explained: a run that read rows astray would be found."""
+    x, y = pairs
+    astray = y[np.random.default_rng(2).permutation(N)]
+    model = sae.train(x, targets=astray, **SHORT | {"steps": 300})
+    assert sae.evaluate(model, x, targets=astray).explained_variance < 0.1
+
+
+def test_sparse_and_dense_runs_have_the_same_loss_curve(pairs):
+    x, y = pairs
+    few = {"features": 256, "l0": 1.5, "steps": 60, "recipe": RECIPE, "log_every": 5}
+    dense, sparse = (sae.train(x, targets=y, sparse=s, **few) for s in (False, True))
+    assert [m.about["training"]["sparse"] for m in (dense, sparse)] == [False, True]
+    for name in ("reconstruction", "threshold_50", "coefficient", "l0"):
+        histories = (m.training.history[name] for m in (sparse, dense))
+        np.testing.assert_allclose(*histories, rtol=2e-3, err_msg=name)
+
+
+def test_the_loss_is_of_the_targets(pairs):
+    """By its definition, in float64, and the same of both passes."""
+    x, y = (values[:64].astype(np.float32) / 10 for values in pairs)
+    weights = sae.initial_weights(jax.random.key(0), 128, x, RECIPE, y)
+    w = jax.tree.map(lambda v: np.asarray(v, np.float64), weights)
+    pi = x @ w.encoder.T + w.encoder_bias
+    out = np.where(pi > w.threshold, pi, 0) @ w.decoder + w.decoder_bias
+    wanted = np.mean(np.sum((y - out) ** 2, axis=1))
+    for sparse in (False, True):
+        _, terms = sae.loss(weights, x, 0.1, RECIPE, targets=y, sparse=sparse)
+        assert float(terms.reconstruction) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("recipe", [sae.short_run(), sae.anthropic_2025()], ids=lambda r: r.name)
+def test_encoder_and_decoder_start_independently(pairs, recipe):
+    x, y = pairs
+    for wanted in (y, x[::-1]):  # of one width, too, they are different spaces
+        weights = sae.initial_weights(jax.random.key(0), 512, x, recipe, wanted)
+        np.testing.assert_allclose(weights.decoder_bias, wanted.mean(axis=0), rtol=1e-4, atol=1e-4)
+        width = min(D, wanted.shape[1])
+        a, b = (np.ravel(v[:, :width]) for v in (weights.encoder, weights.decoder))
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.05
+    norms = np.linalg.norm(weights.decoder, axis=1)
+    if recipe.unit_norm_decoder:
+        np.testing.assert_allclose(norms, 1, rtol=1e-5)
+    else:
+        assert np.abs(weights.decoder).max() <= TO**-0.5 * (TO / D) ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["examples", "residuals"])
+def test_revived_features_read_the_example_and_write_its_target(pairs, kind):
+    x, y = (values[:40].astype(np.float32) for values in pairs)
+    recipe = dataclasses.replace(RECIPE, resample_from=kind)
+    weights = sae.initial_weights(jax.random.key(0), 6, x, recipe, y)
+    silent = np.array([True, False, True, False, False, False])
+    residual = np.random.default_rng(0).normal(size=y.shape).astype(np.float32)
+    found = sae.revived(weights, silent, x, residual, jax.random.key(1), recipe, y)
+    np.testing.assert_array_equal(found.decoder[~silent], weights.decoder[~silent])
+    np.testing.assert_array_equal(found.encoder[~silent], weights.encoder[~silent])
+    written = residual if kind == "residuals" else y - y.mean(axis=0)
+    unit = lambda v: v / np.linalg.norm(v, axis=-1, keepdims=True)  # noqa: E731
+    for number in np.flatnonzero(silent):
+        drawn = np.argmax(unit(written) @ found.decoder[number])
+        np.testing.assert_allclose(found.decoder[number], unit(written[drawn]), atol=1e-4)
+        read = unit(x[drawn] - x.mean(axis=0))
+        np.testing.assert_allclose(unit(np.asarray(found.encoder[number])), read, atol=1e-4)
+        assert float(found.encoder[number] @ x[drawn]) > float(found.threshold[number])
+
+
+def test_a_run_with_revival_revives(pairs):
+    x, y = pairs
+    recipe = dataclasses.replace(RECIPE, resample_every=10, initial_threshold=8.0)
+    model = sae.train(x, targets=y, **SHORT | {"recipe": recipe, "log_every": 1})
+    silent = model.training.history["silent_share"]
+    assert silent[:9].min() > 0.9 and silent[12] < 0.5
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(pairs, tmp_path):
+    x, y = pairs
+    whole = sae.train(x, targets=y, log_every=10, **SHORT)
+
+    def stop(step, entry):
+        if step == 47:
+            raise InterruptedError
+
+    part = SHORT | {"checkpoint_folder": tmp_path, "checkpoint_every": 20, "log_every": 10}
+    with pytest.raises(InterruptedError):
+        sae.train(x, targets=y, on_step=stop, **part)
+    resumed = sae.train(x, targets=y, **part)
+    assert resumed.training.resumed_from == 40
+    assert_same(whole, resumed)
+    other = y.copy()
+    other[-1, -1] += 1
+    with pytest.raises(ValueError, match="belong to another run: data is"):
+        sae.train(x, targets=other, **part)
+    with pytest.raises(ValueError, match="output dimension is 24 there and None here"):
+        sae.train(x, **part)
+
+
+def test_files_give_the_run_that_arrays_give(pairs, tmp_path):
+    x, y = pairs
+    np.save(tmp_path / "x.npy", x)
+    (tmp_path / "y").mkdir()
+    for number, rows in enumerate(np.array_split(y, 3)):
+        np.save(tmp_path / "y" / f"{number}.npy", rows)
+    few = SHORT | {"steps": 3}
+    files = sae.train(tmp_path / "x.npy", targets=tmp_path / "y", **few)
+    assert_same(sae.train(x, targets=y, **few), files)
+    aside, wanted = sae.held_out(files, tmp_path / "x.npy", tmp_path / "y")
+    assert len(aside) == len(wanted) == files.about["training"]["held_out"] - 1 or len(aside) > 500
+    assert files.about["training"]["targets"] == "y"
+    assert sae.held_out(files, tmp_path / "x.npy") is None  # of these alone it was not trained
+
+
+def test_pairs_of_files_larger_than_memory_stay_together(tmp_path):
+    """Row i of both says i: every batch has pairs, and every row that is not kept aside once."""
+    number = np.arange(4000, dtype=np.float32)
+    np.save(tmp_path / "x.npy", np.repeat(number[:, None], 4, axis=1))
+    np.save(tmp_path / "y.npy", np.repeat(number[:, None].astype(np.float64), 7, axis=1))
+    x = sae.open_rows(tmp_path / "x.npy", held_out=400)
+    small = sae.Rows(x.array, "x", held_out=400, group_bytes=40_000)
+    pairs = Pairs(small, sae.open_rows(tmp_path / "y.npy"))
+    assert "in pieces" in pairs.order and (pairs.dimension, pairs.output_dimension) == (4, 7)
+    seen = []
+    for step in range(pairs._groups * (pairs.shuffled_together // 50)):  # an epoch
+        batch = pairs.batch(step, 50)
+        a, b = pairs.split(batch)
+        assert a.shape == (50, 4) and b.shape == (50, 7)
+        np.testing.assert_array_equal(a[:, 0], b[:, -1])
+        seen.extend(a[:, 0].tolist())
+    assert len(set(seen)) == len(seen)
+    aside = pairs.held_out_rows[:, 0]
+    np.testing.assert_array_equal(aside, pairs.held_out_targets[:, 0])
+    assert not set(aside.tolist()) & set(seen)
+    used = np.setdiff1d(number, aside).astype(np.float64)
+    for statistics, width in zip(
+        pairs._statistics(sae._rows.Processes(), None), (4, 7), strict=True
+    ):
+        assert statistics.variance == pytest.approx(width * used.var(), rel=1e-9)
+        assert statistics.mean_norm == pytest.approx(width**0.5 * used.mean(), rel=1e-9)
+
+
+def test_what_is_refused(pairs):
+    x, y = pairs
+    with pytest.raises(ValueError, match="each of the 6,000 rows of the data, but `targets` has 5"):
+        sae.train(x, targets=y[:5], **SHORT)
+    bad = y.copy()
+    bad[42, 3] = np.nan
+    with pytest.raises(ValueError, match="`targets` holds NaN or infinity in row 42"):
+        sae.train(x, targets=bad, **SHORT)
+    with pytest.raises(ValueError, match="the data holds NaN or infinity in row 7"):
+        sae.train(np.where(np.arange(N)[:, None] == 7, np.inf, x), targets=y, **SHORT)
+    with pytest.raises(ValueError, match="`targets` has the same values in all rows"):
+        sae.train(x, targets=np.ones_like(y), **SHORT)
+    with pytest.raises(ValueError, match="`targets` should have one example per row"):
+        sae.train(x, targets=y[:, 0], **SHORT)
+    with pytest.raises(TypeError, match="targets"):
+        sae.sweep(x, targets=y, features=32, l0=(2, 3))
+
+
+def test_a_transcoder_goes_on_from_one(pairs, trained):
+    """The first step is taken from the very function, whatever the scales of the new run."""
+    x, y = pairs
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e-9)
+    for unit_norm in (True, False):
+        changed = dataclasses.replace(recipe, unit_norm_decoder=unit_norm)
+        rows = rows_of(sae.Rows(3 * x[:500] / 3, held_out=0), 0, None, y[:500])
+        further = sae.train(rows, start=trained, l0=4, steps=1, recipe=changed)
+        assert float(further.output_scale) != float(trained.output_scale)
+        np.testing.assert_allclose(further(x[:50]), trained(x[:50]), rtol=1e-3, atol=0.05)
+    with pytest.raises(ValueError, match=r"outputs of dimension 24, but .* is of 16: a transcoder"):
+        sae.train(x, start=trained)
+    skipping = dataclasses.replace(trained, skip=np.zeros((D, TO)))
+    with pytest.raises(ValueError, match="has a skip connection"):
+        sae.train(x, targets=y, start=skipping)
+
+
+@pytest.mark.parametrize("format", ["jaxtrelu", "saelens", "circuit_tracer"])
+def test_saved_and_loaded(pairs, trained, tmp_path, format):
+    x, _ = pairs
+    name = {"circuit_tracer": "layer_0.safetensors", "jaxtrelu": "m.safetensors"}.get(format, "m")
+    sae.save(trained, tmp_path / name, format=format)
+    loaded = sae.load(tmp_path / name)
+    np.testing.assert_allclose(loaded(x[:50]), trained(x[:50]), rtol=1e-4, atol=1e-2)
+    if format == "jaxtrelu":
+        assert loaded.about == trained.about and loaded.recipe == trained.recipe
+        assert sae.held_out(loaded, *pairs) is not None
+
+
+def test_command(pairs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("in.npy", pairs[0])
+    np.save("out.npy", pairs[1])
+    run = ["sae", "train", "in.npy", "--targets", "out.npy", "--features", "64", "--l0", "5"]
+    run += ["--steps", "200", "--batch-size", "128", "--output", "there"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(run) == 0
+    text = " ".join(printed.getvalue().split())
+    assert "Transcoder from in.npy to out.npy" in text and "6,000 x 16 to 24" in text
+    report = json.loads((tmp_path / "there" / "sae.json").read_text())
+    assert report["data"]["targets"] == "out.npy" and report["data"]["output_dimension"] == 24
+    assert report["output_scale"] != report["input_scale"]
+    model = sae.load("there")
+    assert model.output_dimension == 24
+    aside, wanted = sae.held_out(model, "in.npy", "out.npy")
+    figures = sae.evaluate(model, aside, targets=wanted)
+    evaluation = report["evaluation"]
+    assert evaluation["explained_variance"] == pytest.approx(figures.explained_variance)
+    assert evaluation["rows"] == len(aside)
+    capsys.readouterr()
+    assert main(["sae", "eval", "there", "in.npy", "--targets", "out.npy"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the rows kept aside when it was trained" in out
+    assert f"{figures.explained_variance:.4f}" in out
+    page = ["sae", "report", "there", "in.npy", "--targets", "out.npy", "--rows", "500"]
+    assert main(page) == 0
+    assert "rows kept aside in training" in (tmp_path / "report.html").read_text()
+    capsys.readouterr()
+    np.save("out.npy", pairs[1][:-1])
+    assert main(run) == 2
+    error = capsys.readouterr().err
+    assert "--targets should have a row for each of the 6,000 rows of in.npy" in error
+    assert "`" not in error and "out.npy has 5,999" in error
+    assert main(["sae", "sweep", "in.npy", "--targets", "out.npy"]) == 2
+    assert "--targets" in capsys.readouterr().err
+    assert main([*run[:2], "in.npy", "--start", "there", "--output", "on"]) == 2
+    assert "a transcoder is trained on with --targets" in capsys.readouterr().err
