@@ -8,6 +8,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from jaxtrelu import sae
 from jaxtrelu.__main__ import main
@@ -22,10 +23,11 @@ SHORT = {"features": 64, "l0": 5.0, "steps": 60, "recipe": RECIPE}
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Each planted feature writes another direction into 24 dimensions; units of their own."""
-    x, magnitudes = map(np.asarray, WORLD.sample(jax.random.key(0), N))
+    """What an MLP makes of planted rows: 32 units with a jump, 24 outputs, units of their own."""
+    x = np.asarray(WORLD.sample(jax.random.key(0), N)[0])
+    pi = x @ np.asarray(WORLD.directions).T
     directions = np.random.default_rng(1).normal(size=(32, TO))
-    return x, (50 * magnitudes @ directions + 7).astype(np.float32)
+    return x, (50 * np.where(pi > 0.6, pi, 0) @ directions + 7).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_a_planted_map_is_found_in_units_of_its_own(pairs, trained):
     places = [np.flatnonzero((x == row).all(axis=1))[0] for row in aside[:20]]
     np.testing.assert_array_equal(y[places], wanted[:20])
     found = explained(wanted, np.asarray(trained(aside)))
-    assert found > 0.8
+    assert found > 0.85
     figures = sae.evaluate(trained, aside, targets=wanted)
     assert figures.explained_variance == pytest.approx(found, abs=1e-4)
     assert figures.l0 == pytest.approx(4, rel=0.2)
@@ -71,6 +73,7 @@ def test_a_planted_map_is_found_in_units_of_its_own(pairs, trained):
     np.testing.assert_allclose(np.linalg.norm(trained.weights.decoder, axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*(L0|explained)")
 def test_targets_decide(pairs):
     """Shuffled targets cannot be explained: a run that read rows astray would be found."""
     x, y = pairs
@@ -79,11 +82,14 @@ def test_targets_decide(pairs):
     assert sae.evaluate(model, x, targets=astray).explained_variance < 0.1
 
 
+@pytest.mark.filterwarnings("ignore:.*(L0|explained)")
 def test_sparse_and_dense_runs_have_the_same_loss_curve(pairs):
     x, y = pairs
-    few = {"features": 256, "l0": 1.5, "steps": 60, "recipe": RECIPE, "log_every": 5}
+    few = {"features": 256, "l0": 1.5, "steps": 150, "recipe": RECIPE, "log_every": 5}
     dense, sparse = (sae.train(x, targets=y, sparse=s, **few) for s in (False, True))
     assert [m.about["training"]["sparse"] for m in (dense, sparse)] == [False, True]
+    l0 = sparse.training.history["l0"]
+    assert l0[0] > 256 / 32 > 2 * l0[-1]  # from dense products to lists
     for name in ("reconstruction", "threshold_50", "coefficient", "l0"):
         histories = (m.training.history[name] for m in (sparse, dense))
         np.testing.assert_allclose(*histories, rtol=2e-3, err_msg=name)
@@ -138,6 +144,7 @@ def test_revived_features_read_the_example_and_write_its_target(pairs, kind):
         assert float(found.encoder[number] @ x[drawn]) > float(found.threshold[number])
 
 
+@pytest.mark.filterwarnings("ignore:.*(L0|explained)")
 def test_a_run_with_revival_revives(pairs):
     x, y = pairs
     recipe = dataclasses.replace(RECIPE, resample_every=10, initial_threshold=8.0)
@@ -168,6 +175,20 @@ def test_an_interrupted_run_resumes_bit_for_bit(pairs, tmp_path):
         sae.train(x, **part)
 
 
+@pytest.mark.filterwarnings("ignore:.*(L0|explained)")
+def test_several_devices_share_pairs(pairs):
+    x, y = pairs
+    mesh = jax.make_mesh(
+        (2, 2), ("examples", "features"), axis_types=(AxisType.Auto,) * 2,
+        devices=jax.devices()[:4],
+    )  # fmt: skip
+    few = SHORT | {"steps": 20, "log_every": 5}
+    one, four = (sae.train(x, targets=y, mesh=m, **few) for m in (None, mesh))
+    for name, column in one.training.history.items():
+        np.testing.assert_allclose(four.training.history[name], column, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:.*(L0|explained)")
 def test_files_give_the_run_that_arrays_give(pairs, tmp_path):
     x, y = pairs
     np.save(tmp_path / "x.npy", x)
@@ -178,7 +199,7 @@ def test_files_give_the_run_that_arrays_give(pairs, tmp_path):
     files = sae.train(tmp_path / "x.npy", targets=tmp_path / "y", **few)
     assert_same(sae.train(x, targets=y, **few), files)
     aside, wanted = sae.held_out(files, tmp_path / "x.npy", tmp_path / "y")
-    assert len(aside) == len(wanted) == files.about["training"]["held_out"] - 1 or len(aside) > 500
+    assert len(aside) == len(wanted) > 500
     assert files.about["training"]["targets"] == "y"
     assert sae.held_out(files, tmp_path / "x.npy") is None  # of these alone it was not trained
 
@@ -220,7 +241,7 @@ def test_what_is_refused(pairs):
     with pytest.raises(ValueError, match="`targets` holds NaN or infinity in row 42"):
         sae.train(x, targets=bad, **SHORT)
     with pytest.raises(ValueError, match="the data holds NaN or infinity in row 7"):
-        sae.train(np.where(np.arange(N)[:, None] == 7, np.inf, x), targets=y, **SHORT)
+        sae.train(np.where(np.arange(N)[:, None] == 7, np.nan, x), targets=y, **SHORT)
     with pytest.raises(ValueError, match="`targets` has the same values in all rows"):
         sae.train(x, targets=np.ones_like(y), **SHORT)
     with pytest.raises(ValueError, match="`targets` should have one example per row"):
