@@ -179,7 +179,7 @@ def test_the_first_pass_finds_the_same_however_it_is_shared():
         read = []
         for number in (1, 2, 0):
             data, done = several.rows(), []
-            found = data._statistics(Told(number, 3), done.append)
+            (found,) = data._statistics(Told(number, 3), done.append)
             read.append(data.array.read)
             assert sum(done) == 2000
         assert found == alone  # of the last one, to whom all have told

@@ -89,7 +89,7 @@ def test_sparse_and_dense_runs_have_the_same_loss_curve(pairs):
     dense, sparse = (sae.train(x, targets=y, sparse=s, **few) for s in (False, True))
     assert [m.about["training"]["sparse"] for m in (dense, sparse)] == [False, True]
     l0 = sparse.training.history["l0"]
-    assert l0[0] > 256 / 32 > 2 * l0[-1]  # from dense products to lists
+    assert l0[0] > 256 / 32 > 1.3 * l0[-1]  # from dense products to lists
     for name in ("reconstruction", "threshold_50", "coefficient", "l0"):
         histories = (m.training.history[name] for m in (sparse, dense))
         np.testing.assert_allclose(*histories, rtol=2e-3, err_msg=name)

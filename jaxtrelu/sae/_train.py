@@ -143,7 +143,7 @@ def held_out(model: Autoencoder, x: Any, targets: Any = None) -> Any:
     """
     known = model.about.get("training", {})
     aside = known.get("held_out")
-    if not aside:
+    if not aside or (targets is not None and "targets" not in known):
         return None
     rows = x if isinstance(x, Rows) else rows_of(x, 0, min(aside, _length(x) - 1))
     if targets is not None:
