@@ -28,8 +28,9 @@ class Pairs(Rows):
                 f"`targets` should have a row for each of the {len(rows):,} rows of {rows.name}, "
                 f"but {targets.name} has {len(targets):,}."
             )
+        joined: Any = _Beside(rows.array, targets.array)
         super().__init__(
-            _Beside(rows.array, targets.array),
+            joined,
             rows.name,
             rows.seed,
             held_out=rows.held_out,
