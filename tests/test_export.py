@@ -163,8 +163,9 @@ def test_sparse_products_for_all_platforms(listed, dense):
     exported = export.export(gradients, platforms=PLATFORMS)(*operands)
     assert exported.platforms == PLATFORMS
     for one, other in zip(exported.call(*operands), expected(*operands), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
-        assert np.any(other)
+        size = np.abs(other).max()  # of the terms, most of which can cancel
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * size + 1e-3)
+        assert size > 0
 
 
 def test_select_takes_a_symbolic_batch():

@@ -235,14 +235,17 @@ class Rows:
         fingerprint = self._joined([span["digest"] for span in found])
         statistics = []
         for number, part in enumerate(self._parts):
-            spans = [span["parts"][number] for span in found]
+            own_sums = [span["parts"][number] for span in found]
             _refuse(
-                part, [row for s in spans for row in s["bad"]], sum(s["bad count"] for s in spans)
+                part,
+                [row for sums in own_sums for row in sums["bad"]],
+                sum(sums["bad count"] for sums in own_sums),
             )
             count, norm, square, around = (
-                sum(span[name] for span in spans) for name in ("count", "norm", "square", "around")
+                sum(sums[name] for sums in own_sums)
+                for name in ("count", "norm", "square", "around")
             )
-            total = np.sum([span["total"] for span in spans], axis=0)
+            total = np.sum([sums["total"] for sums in own_sums], axis=0)
             variance = max(0.0, around / count - float(total @ total) / count**2)
             statistics.append(Statistics(norm / count, square / count, variance, fingerprint))
         return statistics

@@ -234,7 +234,7 @@ def train_step(
     scale: Float[Array, ""] | float,
     settings: Settings,
     targets: Float[Array, "batch d_out"] | None = None,
-    output_scale: Float[Array, ""] | float | None = None,
+    output_scale: Float[Array, ""] | float = 1.0,
 ) -> tuple[TrainState, losses.Terms]:
     """One step. Pure, and jitted; donates `state`.
 
@@ -245,7 +245,7 @@ def train_step(
       settings: size, length and recipe.
       targets: what a transcoder should make of the batch, unscaled, (batch, d_out); None: the
         batch itself.
-      output_scale: what targets are multiplied with; with them only.
+      output_scale: what targets are multiplied with.
 
     Returns:
       The state after the step, and the loss's `Terms` before it.
@@ -305,7 +305,7 @@ def revive(
     scale: Array | float,
     settings: Settings,
     targets: Array | None = None,
-    output_scale: Array | float | None = None,
+    output_scale: Array | float = 1.0,
 ) -> TrainState:
     """Features that were silent for the recipe's period start again, with fresh moments of Adam.
 
@@ -447,6 +447,7 @@ def _run(
         for f, part in zip(found, rows._parts, strict=True)
     )
     output_scale = others[0] if others else None
+    to_targets = 1.0 if output_scale is None else output_scale
     probe, wanted = rows.split(devices.batch(rows, 0, size))
     probe = probe * np.float32(scale)
     if output_scale is not None:
@@ -477,13 +478,13 @@ def _run(
     before: tuple[int, Any] | None = None
     for step in range(resumed_from, settings.steps):
         x, y = rows.split(devices.batch(rows, step, size))
-        state, terms = train_step(state, x, scale, settings, y, output_scale)
+        state, terms = train_step(state, x, scale, settings, y, to_targets)
         # Looked at one step late, when it is there anyway: asking now would stop the pipeline.
         if before is not None:
             _check_finite(*before)
         before = step + 1, terms.reconstruction
         if revives_after(step + 1, settings):
-            state = revive(state, x, scale, settings, y, output_scale)
+            state = revive(state, x, scale, settings, y, to_targets)
         entry = None
         last = step + 1 == settings.steps
         if (step + 1) % settings.log_every == 0 or last:
