@@ -178,6 +178,14 @@ def test_a_threshold_of_onnx_learns_and_goes_back(tmp_path):
         np.testing.assert_array_equal(again.parameters[name], value)
 
 
+def test_a_surrogate_is_checked_and_a_network_shown_in_one_line():
+    for wrong in (0.3, "rectangle", Rectangle):
+        with pytest.raises(TypeError, match="`surrogate`"):
+            interop.activation(0.5, variant="hard", surrogate=wrong)
+    shown = repr(interop.activation(0.5))
+    assert shown == "Network(x -> y: 1 nodes, 1 parameters, thresholds threshold)"
+
+
 def test_without_a_surrogate_a_threshold_of_hard_has_no_gradient():
     network = interop.from_onnx(classifier())
     x = jnp.ones((4, 6))

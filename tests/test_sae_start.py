@@ -63,6 +63,21 @@ def test_goes_on_where_it_was():
 
 
 @pytest.mark.filterwarnings("ignore:.*L0")
+def test_what_a_file_says_of_its_model_is_kept():
+    known = {"metadata": {"hook_name": "blocks.3"}}
+    first = foreign(about={"saelens": known, "training": {"steps": 1}})
+    further = sae.train(X, start=first, l0=4, steps=2, recipe=RECIPE)
+    assert further.about["saelens"] == known
+    assert further.about["training"]["steps"] == 2
+
+
+def test_what_is_shown_of_a_model_is_one_line():
+    model = foreign()
+    assert repr(model) == "Autoencoder(8 -> 16 -> 8)"
+    shown = repr(sae.evaluate(model, X[:64]))
+    assert shown.startswith("Evaluation(") and "l0=" in shown and "\n" not in shown
+
+
 def test_a_checkpoint_is_of_one_start(tmp_path):
     def trained(start, steps):
         return sae.train(

@@ -74,6 +74,15 @@ def test_a_planted_map_is_found_in_units_of_its_own(pairs, trained):
 
 
 @pytest.mark.filterwarnings("ignore:.*(L0|explained)")
+def test_a_batch_of_pairs_is_split_into_its_sides(pairs):
+    x, y = pairs
+    rows = rows_of(x, 0, 0, y)
+    assert (rows.width, sae.Rows(x).width) == (D + TO, D)
+    examples, targets = rows.split(rows.batch(0, 8))
+    assert (examples.shape, targets.shape) == ((8, D), (8, TO))
+    assert sae.Rows(x).split(examples)[1] is None
+
+
 def test_targets_decide(pairs):
     """Shuffled targets cannot be explained: a run that read rows astray would be found."""
     x, y = pairs

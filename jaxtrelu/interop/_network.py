@@ -60,6 +60,9 @@ class Graph:
     """The version of ONNX's operators that the nodes are of."""
     surrogate: Surrogate | None = None
 
+    def __post_init__(self) -> None:
+        checked_spec("hard", surrogate=self.surrogate)  # refused here, not at the first gradient
+
     @property
     def activations(self) -> tuple[Node, ...]:
         """The thresholded activations."""
@@ -102,6 +105,13 @@ class Network:
 
     parameters: dict[str, jax.Array]
     graph: Graph
+
+    def __repr__(self) -> str:
+        inputs, outputs = (", ".join(names) for names in (self.graph.inputs, self.graph.outputs))
+        return (
+            f"Network({inputs} -> {outputs}: {len(self.graph.nodes)} nodes, {len(self.parameters)} "
+            f"parameters, thresholds {', '.join(self.thresholds) or 'none'})"
+        )
 
     @property
     def thresholds(self) -> tuple[str, ...]:

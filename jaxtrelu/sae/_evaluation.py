@@ -72,6 +72,10 @@ class Evaluation:
     max_encoder_cosine: np.ndarray
     max_decoder_cosine: np.ndarray
 
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name}={value:.6g}" for name, value in self.numbers().items())
+        return f"Evaluation({figures})"
+
     def numbers(self) -> dict[str, float]:
         """The figures that are numbers, by name, in order."""
         values = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))

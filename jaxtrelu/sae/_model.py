@@ -122,6 +122,16 @@ class Autoencoder:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     training: Result | None = None
 
+    def __repr__(self) -> str:
+        name = None if self.recipe is None else self.recipe.name
+        rules = {
+            "recipe": name,
+            "normalisation": None if self.normalisation == "none" else self.normalisation,
+            "skip": None if self.skip is None else True,
+        }
+        said = "".join(f", {key}={value!r}" for key, value in rules.items() if value is not None)
+        return f"Autoencoder({self.dimension} -> {self.features} -> {self.output_dimension}{said})"
+
     def __post_init__(self) -> None:
         put = partial(object.__setattr__, self)
         weights = Weights(*(jnp.asarray(value, jnp.float32) for value in self.weights))

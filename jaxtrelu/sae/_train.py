@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, overload
 
 import numpy as np
@@ -122,7 +122,7 @@ def train(
         on_read=on_read,
         on_step=on_step,
     )
-    return model_of(rows, settings, result, begin)
+    return model_of(rows, settings, result, begin, {} if start is None else start.about)
 
 
 @overload
@@ -175,9 +175,16 @@ def log_interval(steps: int, log_every: int | None) -> int:
 
 
 def model_of(
-    rows: Rows, settings: Settings, result: Result, start: Start | None = None
+    rows: Rows,
+    settings: Settings,
+    result: Result,
+    start: Start | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> Autoencoder:
-    """The model that a run ended with, and all that is known of how it came to be."""
+    """The model that a run ended with, and all that is known of how it came to be.
+
+    `kept` is what was known of the one that it began with, such as the hook that a file names.
+    """
     about = {
         "data": rows.name,
         "fingerprint": result.fingerprint,
@@ -198,7 +205,7 @@ def model_of(
         input_scale=result.scale,
         output_scale=result.scale if result.output_scale is None else result.output_scale,
         recipe=settings.recipe,
-        about={"training": about},
+        about={**(kept or {}), "training": about},
         training=result,
     )
 
