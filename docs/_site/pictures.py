@@ -6,11 +6,15 @@ idea       element, word, gate, list
 inside     the rooms of the library, and the way of one element through them
 sparsity   memory and time against the share of open entries, from docs/figures/sparsity.json
 candidates what a screen leaves to compute, against threshold and width
+sweep      the sparse gradient's time against m and against L0, from docs/figures/sweep.json
 scaling    what a model predicts of many accelerators, from docs/figures/scaling.json
 """
 
 import argparse
+import itertools
 import json
+import math
+import re
 from pathlib import Path
 
 from drawings import DRAWINGS
@@ -251,10 +255,62 @@ def scaling(mode):
     return figure
 
 
+def sweep(mode):
+    """Time of a gradient against m at fixed L0, and against L0 at fixed m, to where both meet."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
+
+    rows = json.loads((FIGURES / "sweep.json").read_text())["rows"]
+    looks = {
+        "dense JAX": ("dense", mode["grey"], "s", "-"),
+        "jaxtrelu": ("sparse_mlp", mode["red"], "D", (0, (6, 2))),
+    }
+    panels = {"m": ("L0", 64, "features m"), "L0": ("m", 16384, "open features per row, L0")}
+    figure = Figure(figsize=(10, 3.9), layout="constrained")
+    for axes, (varied, (fixed, value, name)) in zip(
+        figure.subplots(1, 2), panels.items(), strict=True
+    ):
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for row in rows:
+            sizes = {k: int(v) for k, v in re.findall(r"(\w+)=(\d+)", row["shape"])}
+            if sizes[fixed] == value:
+                curves.setdefault(row["peer"], []).append((sizes[varied], 1e3 * row["median"]))
+        for peer, points in curves.items():
+            label, colour, marker, dashes = looks[peer]
+            x, y = zip(*sorted(points), strict=True)
+            axes.plot(x, y, c=colour, marker=marker, ls=dashes, lw=2.2, ms=6, label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(x, [f"{n:,}" for n in x])
+        low, high = axes.get_ylim()
+        axes.set_yticks(ticks := [n for n in (20, 50, 100, 200, 500, 1000, 2000) if low < n < high])
+        axes.set_yticklabels([f"{n:,}" for n in ticks])
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        if (meet := _meeting(curves)) is not None:
+            axes.axvline(meet, color=mode["grey"], lw=1, ls=(0, (1, 2)))
+            axes.text(0.96 * meet, 1.05 * low, f"as fast at L0 ≈ {meet:,.0f}", color=mode["grey"],
+                      fontsize=9, ha="right", va="bottom")  # fmt: skip
+        axes.set_xlabel(name)
+        axes.set_title(f"a gradient, ms, {fixed} = {value:,}", fontweight="bold")
+        axes.legend(loc="upper left" if varied == "m" else "center left", labelcolor=mode["ink"])
+    return figure
+
+
+def _meeting(curves):
+    """Where both curves meet, interpolated in logarithms; None: nowhere."""
+    dense, sparse = (dict(curves[peer]) for peer in ("dense JAX", "jaxtrelu"))
+    gaps = [(math.log2(x), math.log(sparse[x] / dense[x])) for x in sorted(dense)]
+    for (x, gap), (beyond, other) in itertools.pairwise(gaps):
+        if gap < 0 <= other:
+            return 2 ** (x + (beyond - x) * gap / (gap - other))
+    return None
+
+
 PLOTS = {
     "functions": functions,
     "sparsity": sparsity,
     "candidates": candidates,
+    "sweep": sweep,
     "scaling": scaling,
 }
 
