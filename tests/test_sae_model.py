@@ -175,6 +175,9 @@ def test_training_in_one_call(trained, tmp_path):
     assert len(aside) == pytest.approx(300, abs=20)
     assert sae.evaluate(model, aside).explained_variance > 0.3
     assert sae.held_out(model, x[::-1]) is None
+    # Of rows that are opened with another number kept aside, those of the model count.
+    for other in (0, 17, len(x) // 10):
+        np.testing.assert_array_equal(sae.held_out(model, sae.Rows(x, held_out=other)), aside)
     assert sae.held_out(sae.Autoencoder(model.weights), x) is None
     np.save(tmp_path / "x.npy", x)
     sae.save(model, tmp_path / "m.safetensors")

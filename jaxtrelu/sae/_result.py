@@ -20,5 +20,5 @@ class Result(NamedTuple):
     """The step at which an earlier run's checkpoint was taken up; 0 for a fresh start."""
     fingerprint: str
     """Of the data, targets included: a checksum of every byte."""
-    output_scale: float | None = None
-    """Targets are multiplied by this before they are compared; None: they are the inputs."""
+    output_scale: float
+    """The same of what is reconstructed: `scale`, but where targets have one of their own."""

@@ -34,18 +34,16 @@ class Start(NamedTuple):
             found.update(np.ascontiguousarray(value).tobytes())
         return found.hexdigest()[:16]
 
-    def scaled(
-        self, scale: float, output_scale: float | None = None, *, unit_norm: bool
-    ) -> Weights:
-        """The same function for inputs multiplied with `scale`, in float32.
+    def scaled(self, scale: float, output_scale: float, *, unit_norm: bool) -> Weights:
+        """The same function for inputs multiplied with `scale`, and outputs divided by another.
 
         JumpReLU(c z) with a threshold of c θ is c times JumpReLU(z) with θ, for any c > 0. So what
         is added to features and outputs, and thresholds, are multiplied with the ratio of scales;
         and with `unit_norm` a decoder's row of norm n becomes one of norm 1, and all of its feature
-        n times as large. Outputs are divided by `output_scale`; None: by `scale`.
+        n times as large. In float32.
         """
         w, ratio = self.weights, scale / self.scale
-        ratio_out = (scale if output_scale is None else output_scale) / self.output_scale
+        ratio_out = output_scale / self.output_scale
         decoder = w.decoder * (ratio_out / ratio)
         size = np.ones(self.features)
         if unit_norm:

@@ -173,7 +173,7 @@ def sweep(
         columns = dict(zip(HISTORY, history[:, place].T, strict=True))
         for sentence in shortcomings(columns, settings, settings.target_l0):
             warn(f"run {place} of the sweep: {sentence}")
-        result = Result(weights, scale, columns, start, fingerprint)
+        result = Result(weights, scale, columns, start, fingerprint, scale)
         model = model_of(rows, settings, result)
         models.append(model)
         found.append(evaluate(model, rows.held_out_rows if rows.held_out else rows))

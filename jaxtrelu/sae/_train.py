@@ -145,15 +145,27 @@ def held_out(model: Autoencoder, x: Any, targets: Any = None) -> Any:
     aside = known.get("held_out")
     if not aside or (targets is not None and "targets" not in known):
         return None
-    rows = x if isinstance(x, Rows) else rows_of(x, 0, min(aside, _length(x) - 1))
+    if _length(x) != known.get("rows"):
+        return None
+    if isinstance(x, Rows):  # which rows are kept aside follows from their number
+        rows = x if x.held_out == aside else Rows(x.array, x.name, x.seed, held_out=aside)
+    else:
+        rows = rows_of(x, 0, aside)
     if targets is not None:
         rows = rows_of(rows, 0, None, targets)
-    same = len(rows) == known.get("rows") and rows.fingerprint() == known.get("fingerprint")
-    if not same or rows.held_out != aside:
+    if rows.fingerprint() != known.get("fingerprint"):
         return None
     if isinstance(rows, Pairs):
         return rows.held_out_rows, rows.held_out_targets
     return rows.held_out_rows
+
+
+def judged_on(model: Autoencoder, x: Any, targets: Any = None) -> tuple[Any, Any]:
+    """The rows and targets that a model is judged on: kept aside in its training, or all."""
+    aside = held_out(model, x, targets)
+    if aside is None:
+        return x, targets
+    return (aside, None) if targets is None else aside
 
 
 def recipe_for(rows: Rows, recipe: Recipe | None, start: Autoencoder | None = None) -> Recipe:
@@ -203,7 +215,7 @@ def model_of(
     return Autoencoder(
         result.weights,
         input_scale=result.scale,
-        output_scale=result.scale if result.output_scale is None else result.output_scale,
+        output_scale=result.output_scale,
         recipe=settings.recipe,
         about={**(kept or {}), "training": about},
         training=result,

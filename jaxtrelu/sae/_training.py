@@ -442,15 +442,15 @@ def _run(
     on_step: Callable[[int, dict[str, float] | None], None] | None,
 ) -> Result:
     size = settings.recipe.batch_size
-    scale, *others = (
+    scales = [
         input_scale(f.mean_norm, f.mean_square_norm, part.array.shape[1], settings.recipe)
         for f, part in zip(found, rows._parts, strict=True)
-    )
-    output_scale = others[0] if others else None
-    to_targets = 1.0 if output_scale is None else output_scale
+    ]
+    # Of the last part, which is to be reconstructed, and the first one where there is one alone.
+    scale, output_scale = scales[0], scales[-1]
     probe, wanted = rows.split(devices.batch(rows, 0, size))
     probe = probe * np.float32(scale)
-    if output_scale is not None:
+    if wanted is not None:
         wanted = wanted * np.float32(output_scale)
     weights: Weights | None = None
     start_threshold: jax.Array | float = settings.recipe.initial_threshold
@@ -464,7 +464,7 @@ def _run(
 
     shapes = devices.shapes(first, (probe, weights, wanted), settings.features)
     state: TrainState | None = None
-    variance = found[-1].variance * (scale if output_scale is None else output_scale) ** 2
+    variance = found[-1].variance * output_scale**2
     history = np.zeros((0, len(HISTORY)))
     if store is not None:
         restored, skipped = store.restore((shapes, history))
@@ -478,13 +478,13 @@ def _run(
     before: tuple[int, Any] | None = None
     for step in range(resumed_from, settings.steps):
         x, y = rows.split(devices.batch(rows, step, size))
-        state, terms = train_step(state, x, scale, settings, y, to_targets)
+        state, terms = train_step(state, x, scale, settings, y, output_scale)
         # Looked at one step late, when it is there anyway: asking now would stop the pipeline.
         if before is not None:
             _check_finite(*before)
         before = step + 1, terms.reconstruction
         if revives_after(step + 1, settings):
-            state = revive(state, x, scale, settings, y, to_targets)
+            state = revive(state, x, scale, settings, y, output_scale)
         entry = None
         last = step + 1 == settings.steps
         if (step + 1) % settings.log_every == 0 or last:

@@ -33,16 +33,11 @@ def run(args: argparse.Namespace) -> int:
     from jaxtrelu import sae
     from jaxtrelu._cli.console import progress
     from jaxtrelu._cli.sae import results
+    from jaxtrelu.sae._train import judged_on
 
     model = sae.load(args.model)
     data = open_data(args.data)
-    x: Any = data
-    targets: Any = args.targets
-    if targets is None:
-        aside = sae.held_out(model, data)
-        x = data if aside is None else aside
-    elif (pair := sae.held_out(model, data, targets)) is not None:
-        x, targets = pair
+    x, targets = judged_on(model, data, args.targets)
     with progress(len(x), "evaluating") as bar:
         found = sae.evaluate(model, x, targets=targets, on_rows=bar.advance)
     which = "all rows" if x is data else "the rows kept aside when it was trained"

@@ -16,7 +16,7 @@ from jaxtrelu.sae._evaluation import Evaluation, evaluate
 from jaxtrelu.sae._model import Autoencoder, matrix
 from jaxtrelu.sae._report._collect import Gathered, gather
 from jaxtrelu.sae._rows import Rows
-from jaxtrelu.sae._train import held_out
+from jaxtrelu.sae._train import judged_on
 
 _PARTS = ("page.html", "page.css", "page.js")
 _IMAGE_BYTES = 7_000_000  # of rows as images
@@ -79,9 +79,8 @@ def report(
         path = _files.check_file(path)
     except _files.OutputError as error:
         raise OSError(str(error)) from None
-    aside: Any = held_out(model, x) if targets is None else held_out(model, x, targets)
-    rows_judged, wanted = (aside, None) if targets is None else (aside or (x, targets))
-    judged = evaluate(model, x if rows_judged is None else rows_judged, targets=wanted)
+    seen, wanted = judged_on(model, x, targets)
+    judged = evaluate(model, seen, targets=wanted)
     found = gather(model, x, rows, on_rows)
     if history is None and model.training is not None:
         history = model.training.history
@@ -99,7 +98,7 @@ def report(
         "dimension": model.dimension,
         "rows": len(array),
         "looked": found.rows,
-        "judged": "rows kept aside in training" if aside is not None else "all rows",
+        "judged": "all rows" if seen is x else "rows kept aside in training",
         "trained": _plain(known),
         "recipe": None if model.recipe is None else model.recipe.name,
         "metrics": [(n, _plain(v)) for n, v in judged.numbers().items()],
