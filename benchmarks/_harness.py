@@ -35,6 +35,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+import jaxtrelu
 from jaxtrelu._files import OutputError, check_file, write_file
 
 # Seconds between two peers: PyTorch's threads spin on after a call, on the cores of the next one.
@@ -44,7 +45,7 @@ TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e
 #: Beside a jump, a rounding error decides whether a gate is open. Of some 10^7 entries a few are so
 #: close; each changes one row in one of its terms. A term that is missing in every row is more.
 FLIPS = 2e-2
-_PACKAGES = ("jaxtrelu", "jax", "jaxlib", "flax", "numpy", "torch", "onnxruntime")
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "onnxruntime")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +208,8 @@ def environment() -> dict[str, str]:
     """What the figures depend on besides the code."""
     found = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version()}
     found["machine"] = platform.machine()
+    # Of the code that runs: an environment may remember an older one of an editable install.
+    found["jaxtrelu"] = jaxtrelu.__version__
     for package in _PACKAGES:
         try:
             found[package] = version(package)

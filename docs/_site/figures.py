@@ -112,6 +112,11 @@ def power(value: float | None) -> str:
     if 0.001 <= value < 1000:
         digits = 0 if value >= 10 else 1 if value >= 0.1 else 2 if value >= 0.01 else 3
         return short(value, digits)
+    return scientific(value)
+
+
+def scientific(value: float) -> str:
+    """One digit and a power of ten: 7·10⁻⁴, 10⁻³."""
     leading, exponent = f"{value:.0e}".split("e")
     digits = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"10{digits}" if leading == "1" else f"{leading}·10{digits}"

@@ -20,6 +20,7 @@ from figures import (
     ROOT,
     Figures,
     power,
+    scientific,
     short,
     signed,
     significant,
@@ -266,6 +267,46 @@ def screen(*runs: Figures) -> str:
     return table(("", "JAX", *names), rows)
 
 
+def rounded(*runs: Figures) -> str:
+    """The rounded product alone, in milliseconds, the faster of both layouts."""
+    kinds = ("float32", "int8", "bfloat16")
+    layouts = ("(m, d)", "(d, m)")
+    rows = []
+    for run in runs:
+        (shape,) = {shape for suite, shape, _, _ in run.rows if suite == "product"}
+        times = (
+            min(run.ms("product", "", "", f"{kind} {layout}") for layout in layouts)
+            for kind in kinds
+        )
+        rows.append((run.environment["jax"], *map(significant, times)))
+    return table((f"{shape}, ms, JAX", *kinds), rows)
+
+
+def screen_parts(*runs: Figures) -> str:
+    """The parts of a gradient step with a screen: milliseconds, and in units of the encode."""
+    (shape,) = {shape for suite, shape, _, _ in runs[0].rows if suite == "parts"}
+    rows = []
+    for suite, _, _, peer in runs[0].rows:
+        if suite == "parts":
+            cells = (
+                f"{significant(run.ms('parts', '', '', peer))} "
+                f"({short(run.ratio('parts', '', '', peer))})"
+                for run in runs
+            )
+            rows.append((peer, *cells))
+    return table((shape, *(f"ms, JAX {run.environment['jax']}" for run in runs)), rows)
+
+
+def left_over(figures: Figures) -> str:
+    """Entries of a row that a screen leaves to compute, open ones among them."""
+    rows = []
+    for shape in dict.fromkeys(s for suite, s, _, _ in figures.rows if suite == "candidates"):
+        kinds = ("open", "int8", "bfloat16")
+        values = (figures.value("candidates", shape, "", kind) for kind in kinds)
+        rows.append((shape, *(f"{value:.0f}" for value in values)))
+    return table(("", "open", "int8", "bfloat16"), rows)
+
+
 def compact(deep: Figures, shallow: Figures, frozen: Figures) -> str:
     """What blocks of `compact_mlp` keep, and the time of a step."""
     peers = ("dense", "words", "compact")
@@ -478,6 +519,76 @@ def size(run: Figures) -> str:
     return f"{given.get('--depth', 30)} × {given.get('--width', 100)}"
 
 
+def trained(figures: Figures) -> str:
+    """Test accuracy after training: means and standard errors over seeds."""
+
+    def cell(name: str) -> str:
+        mean, error = (
+            100 * figures.value("depth", name, column, "")
+            for column in ("test_accuracy", "test_accuracy_se")
+        )
+        return f"{mean:.1f} ± {short(error, 1) if error < 10 else f'{error:.0f}'}"
+
+    shares, slopes = nets(figures)
+    rows = [(slope, *map(cell, names)) for slope, names in slopes.items()]
+    return table((f"ReLU: {cell('relu')}", *shares), rows)
+
+
+def descent(figures: Figures) -> str:
+    """Test accuracy after stochastic gradient descent, by epochs, with the rates."""
+    names = dict.fromkeys(name for _, name, _, _ in figures.rows)
+    epochs = sorted({mode for _, _, mode, _ in figures.rows}, key=lambda mode: int(mode.split()[0]))
+
+    def cell(name: str, mode: str) -> str:
+        found = [
+            (
+                scientific(float(rate)),
+                "no number" if row["value"] is None else f"{row['value']:.1f}",
+            )
+            for (_, of, at, rate), row in figures.rows.items()
+            if (of, at) == (name, mode)
+        ]
+        return ", ".join(f"{accuracy} ({rate})" for rate, accuracy in found)
+
+    rows = [(name, *(cell(name, mode) for mode in epochs)) for name in names]
+    return table(("", *epochs), rows)
+
+
+# bad days
+
+
+def faults(figures: Figures) -> str:
+    """How often each fault was tried, and what was lost; each row has a source of its own."""
+    rows = [
+        (what, str(row["tried"]), str(row["tried"] - row["lost"]), str(row["lost"]), row["note"])
+        for (_, what, _, _), row in figures.rows.items()
+    ]
+    made = dict.fromkeys(
+        f"JAX {row['jax']}, Python {row['python']}, {row['date']}" for row in figures.rows.values()
+    )
+    calls = dict.fromkeys(row["command"].partition(" --only")[0] for row in figures.rows.values())
+    text = table(("fault", "tried", "survived", "lost", ""), rows)
+    commands = " and ".join(f"`{call}`" for call in calls)
+    return f"{text}\n({commands}, {'; '.join(made)}.)\n"
+
+
+# what is read from a layer
+
+
+def read_out(figures: Figures) -> str:
+    """Accuracy of a linear probe, by the share of zeros."""
+    shares = dict.fromkeys(mode for _, _, mode, _ in figures.rows)
+    names = dict.fromkeys(shape for _, shape, _, _ in figures.rows)
+
+    def cells(name: str, what: str, digits: int):
+        return (f"{figures.value('layer', name, share, what):.{digits}f}" for share in shares)
+
+    kinds = ("hard", "shift")
+    rows = [(f"{n}, `{kind}`", *cells(n, kind, 1)) for n, kind in itertools.product(names, kinds)]
+    rows += [(f"units that no training row opens, {n}", *cells(n, "never open", 0)) for n in names]
+    return table(("per cent", *(share.replace("%", " %") for share in shares)), rows)
+
+
 # closed forms
 
 
@@ -540,6 +651,9 @@ TABLES = {
     "find": Made(find, ("sparse_mlp", "sparse_mlp_small_pages")),
     "gated": Made(gated, ("gated_mlp", "gated_mlp_newest")),
     "screen": Made(screen, ("screen_newest", "screen_wide_newest", "screen", "screen_wide")),
+    "rounded": Made(rounded, ("screening", "screening_newest")),
+    "screen-parts": Made(screen_parts, ("screening", "screening_newest")),
+    "candidates": Made(left_over, ("screening",)),
     "compact": Made(compact, ("compact_mlp", "compact_mlp_12", "compact_mlp_frozen")),
     "uses": Made(
         uses,
@@ -562,6 +676,10 @@ TABLES = {
         functools.partial(drift, columns=("gradient_drift_low", "gradient_drift_high")),
         ("depth_100", "depth_30"),
     ),
+    "trained": Made(trained, ("depth_adam",)),
+    "descent": Made(descent, ("depth_sgd",)),
+    "faults": Made(faults, ("faults",), quietly=True),
+    "read-out": Made(read_out, ("read_out",)),
     "information": Made(information),
 }
 

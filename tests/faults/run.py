@@ -6,6 +6,11 @@ Each kind of fault is tried on the real command in processes of its own. A trial
 command says what happened in one line on stderr and never shows a traceback, if no checkpoint that
 was there is lost, and if the run goes on to the very bytes of an undisturbed one. Prints a table of
 tried, survived and lost, with what was wrong with each that was lost, and fails if any was.
+
+    python tests/faults/run.py --only kill --json docs/figures/faults.json && make tables
+
+An hour in one piece is long, so with --json what the file has of other kinds stays, each with the
+command and the date that it is from.
 """
 
 import argparse
@@ -30,6 +35,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxtrelu._files import OutputError, check_file, write_file
 from jaxtrelu.sae._formats import safetensors
 
 STEPS, EVERY = 600, 5
@@ -425,6 +431,35 @@ KINDS: dict[str, Callable[[Room, int], Tally]] = {
 }
 
 
+def about(args: argparse.Namespace, kinds: list[str], room: Room) -> dict[str, str]:
+    """What has the same figures again, and what they depend on."""
+    words = ["python", "tests/faults/run.py", "--moments", str(args.moments)]
+    words += ["--seed", str(args.seed)] if args.seed else []
+    words += ["--only", *kinds] if kinds != list(KINDS) else []
+    return {
+        "command": " ".join(words),
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "jax": version("jax"),
+        "device": "cpu",
+        "threads": str(len(os.sched_getaffinity(0))),
+        "undisturbed": f"{room.seconds:.1f} s",
+    }
+
+
+def write_json(path: Path, tally: Tally, about: dict[str, str]) -> None:
+    """Puts a kind's row in the place of the one that the file has of it, or behind the others."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    row = {"suite": "faults", "shape": tally.what, "mode": "", "peer": "", "tried": tally.tried}
+    row |= {"lost": len(tally.lost), "note": tally.note} | about
+    others = [one["shape"] for one in rows]
+    if tally.what in others:
+        rows[others.index(tally.what)] = row
+    else:
+        rows.append(row)
+    write_file(path, json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -435,7 +470,11 @@ def main() -> int:
         "--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND",
         help=f"which faults (default: all): {', '.join(KINDS)}",
     )  # fmt: skip
-    args = parser.parse_args()
+    parser.add_argument("--json", type=check_file, metavar="PATH", help="also write them here")
+    try:
+        args = parser.parse_args()
+    except OutputError as error:
+        parser.error(str(error))
     started = time.monotonic()
     lost = 0
     # As a page can show it: the table in Markdown, with what it was made with below.
@@ -450,10 +489,12 @@ def main() -> int:
             cells = (tally.what, tally.tried, tally.tried - wrong, wrong, tally.note)
             print(f"| {' | '.join(map(str, cells))} |".replace("|  |", "| |"), flush=True)
             sentences += [f"{tally.what}, {sentence}" for sentence in tally.lost]
-    command = " ".join(["python tests/faults/run.py", *sys.argv[1:]])
+            if args.json:
+                write_json(args.json, tally, about(args, [name], room))
+    found = about(args, args.only, room)
     print(
-        f"\n`{command}`, JAX {version('jax')}, Python {platform.python_version()}, "
-        f"{time.strftime('%Y-%m-%d')}; an undisturbed run takes {room.seconds:.1f} s, all of it "
+        f"\n`{found['command']}`, JAX {found['jax']}, Python {found['python']}, {found['date']}; "
+        f"an undisturbed run takes {room.seconds:.1f} s, all of it "
         f"{time.monotonic() - started:.0f} s.\n"
     )
     print(*sentences, sep="\n")
