@@ -134,6 +134,54 @@ def test_builds_are_reproducible_and_hold_what_is_listed(tmp_path, monkeypatch):
     assert others == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 
 
+# what PyPI shows
+
+
+def _about(builder, folder: Path) -> tuple[str, str]:
+    """The fields and the long description, as they are in what was built."""
+    (path,) = builder.build(directory=str(folder), versions=["standard"])
+    if path.endswith(".whl"):
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (n for n in archive.namelist() if n.endswith("/METADATA"))
+            text = archive.read(name).decode()
+    else:
+        with tarfile.open(path) as archive:
+            (name,) = (n for n in archive.getnames() if n.endswith("/PKG-INFO"))
+            text = archive.extractfile(name).read().decode()
+    fields, _, shown = text.partition("\n\n")
+    return fields, shown
+
+
+def _targets(text: str) -> list[str]:
+    """Where its links and pictures lead, those of code left out."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"\]\(([^)]*)\)|(?:src|srcset|href)=\"([^\"]*)\"", text)
+    return ["".join(one) for one in found]
+
+
+@pytest.mark.parametrize("kind", [WheelBuilder, sdist.SdistBuilder])
+def test_the_long_description_leads_somewhere(kind, tmp_path, monkeypatch):
+    """On PyPI there is no repository beside it: addresses are whole, and what they name is here."""
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://code.example")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "somebody/jaxtrelu")
+    fields, shown = _about(kind(str(ROOT)), tmp_path)
+    place = "https://code.example/somebody/jaxtrelu"
+    assert f"Project-URL: Repository, {place}" in fields
+    targets = _targets(shown)
+    assert len(targets) == len(_targets((ROOT / "README.md").read_text())) - 1  # no dark picture
+    for target in targets:
+        found = re.fullmatch(rf"{place}/(raw|blob)/v{jaxtrelu.__version__}/([^#]+)(#.*)?", target)
+        assert found and (ROOT / found[2]).is_file(), target
+        assert (found[1] == "raw") == found[2].endswith(".svg")
+    assert "<" not in re.sub(r"```.*?```|`[^`]*`", "", shown, flags=re.DOTALL)
+
+    monkeypatch.delenv("GITHUB_REPOSITORY")
+    fields, alone = _about(kind(str(ROOT)), tmp_path)
+    assert not _targets(alone) and "Project-URL" not in fields
+    without = re.sub(r"!\[[^]]*\]\([^)]*\)\n*|\]\([^)]*\)", "", shown)
+    assert alone.replace("[", "") == without.replace("[", "")
+
+
 @pytest.mark.slow
 def test_the_tests_of_the_sdist_find_what_they_read(tmp_path):
     """Collected where nothing else is: what a test module reads when it is imported is there."""
