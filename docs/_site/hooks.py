@@ -4,6 +4,7 @@
 - Notebooks are shown as they were executed into build/notebooks (`make notebooks`), converted to
   Markdown, so that their headings and words are found by the search as those of other pages.
 - A link to a file of the repository leads to its page, where it has one.
+- Where a table of figures is from stands below it in small letters.
 - ``<picture>``, which follows the reader's system, becomes two pictures, of which the site shows
   the one of the mode that was chosen on it.
 """
@@ -32,6 +33,8 @@ _PICTURE = re.compile(
     r"<picture>\s*<source[^>]*srcset=\"(?P<dark>[^\"]+)\"[^>]*>\s*"
     r"<img alt=\"(?P<alt>[^\"]*)\" src=\"(?P<light>[^\"]+)\"[^>]*>\s*</picture>"
 )
+
+_SOURCE = re.compile(r"^(\(.*\.\))(?=\n\n<!-- end of the table -->)", re.MULTILINE)
 
 
 @event_priority(100)
@@ -62,7 +65,8 @@ def _shown(markdown: str, source: str) -> str:
         page = posixpath.relpath(_page_of(target), here or ".")
         return f"{found[1]}{page}{found[3] or ''}"
 
-    return _PICTURE.sub(_two_pictures, _LINK.sub(followed, markdown))
+    shown = _SOURCE.sub(r"<small>\1</small>", _LINK.sub(followed, markdown))
+    return _PICTURE.sub(_two_pictures, shown)
 
 
 def _page_of(path: str) -> str:
