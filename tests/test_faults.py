@@ -1,5 +1,6 @@
 """A few of the bad days of faults/run.py, which tries many: `make faults`."""
 
+import json
 import signal
 
 import pytest
@@ -44,3 +45,15 @@ def test_a_lost_checkpoint_would_be_noticed(room):
     finally:
         room.expected["history.csv"] = room.expected["history.csv"][:-1]
     assert wrong == ["another result: history.csv"]
+
+
+def test_a_kind_that_is_tried_again_takes_the_place_of_what_it_was(tmp_path):
+    path = tmp_path / "faults.json"
+    for kind, command in (("kill", "one"), ("disk", "two"), ("kill", "three")):
+        tally = run.Tally(kind, note=command)
+        tally.trial(*(["another result"] if command == "two" else []))
+        run.write_json(path, tally, {"command": command})
+    found = json.loads(path.read_text())
+    assert found["environment"] == {"command": "three"}
+    rows = [(row["shape"], row["tried"], row["lost"], row["command"]) for row in found["rows"]]
+    assert rows == [("kill", 1, 0, "three"), ("disk", 1, 1, "two")]
