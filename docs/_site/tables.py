@@ -37,16 +37,18 @@ _MARKED = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end of the table -->\
 # memory of models
 
 
-def models(figures: Figures) -> str:
-    """Temporary memory of the gradient of whole models."""
+def models(*runs: Figures) -> str:
+    """Temporary memory of the gradient of whole models, with each version of JAX."""
     rows = []
-    for (_, shape, mode, peer), row in figures.rows.items():
+    for (_, shape, mode, peer), _ in runs[0].rows.items():
         if mode == "temporary memory" and peer == "jaxtrelu":
-            before = figures.value("memory", shape, mode, "nnx.relu")
-            name = shape.replace(" x ", " × ").replace("jax.checkpoint", "`jax.checkpoint`")
-            cells = f"{before:.0f} MB", f"{row['value']:.0f} MB", short(row["ratio"])
-            rows.append((name, *cells))
-    return table(("", "`nnx.relu`", "jaxtrelu", "ratio"), rows)
+            cells = [shape.replace(" x ", " × ").replace("jax.checkpoint", "`jax.checkpoint`")]
+            for run in runs:
+                before, after = (run.value("memory", shape, mode, p) for p in ("nnx.relu", peer))
+                cells += [f"{before:.0f} → {after:.0f} MB", short(after / before)]
+            rows.append(cells)
+    heads = [(f"`nnx.relu` → jaxtrelu, JAX {run.environment['jax']}", "ratio") for run in runs]
+    return table(("", *itertools.chain(*heads)), rows)
 
 
 # the activation alone, and in networks
@@ -643,7 +645,7 @@ TABLES = {
     "overview": Made(
         overview, ("models", "activation", "compact_mlp", "sparse_mlp", "gated_mlp"), quietly=True
     ),
-    "models": Made(models, ("models",)),
+    "models": Made(models, ("models", "models_newest")),
     "costs": Made(costs, ("activation",)),
     "sparsity": Made(sparsity, ("sparsity",)),
     "product": Made(product, ("sparse_mlp", "sparse_mlp_small_pages")),
