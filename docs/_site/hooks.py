@@ -83,6 +83,7 @@ def _two_pictures(found: re.Match) -> str:
 
 def _notebook_files(name: str, config) -> list[File]:
     """The page of an executed notebook, and its pictures."""
+    import nbformat
     from nbconvert.exporters import MarkdownExporter
 
     executed = EXECUTED / name
@@ -91,8 +92,11 @@ def _notebook_files(name: str, config) -> list[File]:
     stem = executed.stem
     exporter = MarkdownExporter()
     folder = f"{stem}_files"
-    text, resources = exporter.from_filename(
-        str(executed), resources={"output_files_dir": folder, "unique_key": stem}
+    notebook = nbformat.read(executed, as_version=4)
+    for cell in notebook.cells:
+        cell.outputs = _together(cell.get("outputs", []))
+    text, resources = exporter.from_notebook_node(
+        notebook, resources={"output_files_dir": folder, "unique_key": stem}
     )
     pictures = [
         File.generated(config, f"notebooks/{path}", content=content)
@@ -102,3 +106,15 @@ def _notebook_files(name: str, config) -> list[File]:
     text = text.replace("](../docs/", "](../")
     page = File.generated(config, f"notebooks/{stem}.md", content=text)
     return [page, *pictures]
+
+
+def _together(outputs: list) -> list:
+    """What a cell prints is one box, in however many parts it came."""
+    found: list = []
+    for output in outputs:
+        last = found[-1] if found else {}
+        if output.output_type == "stream" and last.get("name") == output.name:
+            last.text += output.text
+        else:
+            found.append(output)
+    return found
