@@ -1,7 +1,7 @@
 """A synthetic world: `jaxtrelu.sae` against SAELens on the very same batches, at equal L0.
 
     python benchmarks/synthetic_world.py [--seeds 0 1 2 3 4] [--steps 2000] [--rows 524288]
-        [--scale 1] [--recipes NAME …] [--peer-coefficient λ] [--json PATH]
+        [--scale 1] [--recipes NAME …] [--peer-coefficient λ] [--peer-from PATH] [--json PATH]
 
 The world is `jaxtrelu.sae.SyntheticWorld`: 2,048 planted directions in 256 dimensions (--scale
 divides both, and the width), Zipf's law, 32 trees of depth 2 and correlation; autoencoders have
@@ -21,11 +21,14 @@ are those of `jaxtrelu.sae.synthetic_scores`; `f1_all` counts dead features as 0
 does, where F1 is the mean over living ones. ± is the standard error over worlds, of a difference
 that of the paired differences.
 
-Needs torch and `pip install sae-lens==6.*`, of which `--no-deps` is enough.
+Needs torch and `pip install sae-lens==6.*`, of which `--no-deps` is enough; with --peer-from,
+neither: SAELens's scores and its L0 are those of an earlier run of the same worlds.
 """
 
 import argparse
 import dataclasses
+import json
+import shlex
 import statistics
 import sys
 import tempfile
@@ -51,39 +54,55 @@ PEER: dict[str, Any] = {
     "jumprelu_bandwidth": 0.1,
     "ramp": 0.5,
 }
-#: The controller ends that much below its target on the tuning worlds, so it is told more.
-TOLD = 1.05
 #: In the units of the data; `first`: thresholds at the start; `ramp`: the fraction of the run in
-#: which the L0 to reach falls from half of all features to its target.
+#: which λ rises, and `steer_from` the one from which it is steered; "none": inputs as they are.
 OURS: dict[str, Any] = {
     "learning_rate": 4e-3,
+    "norm": 0.1,
     "bandwidth": 0.1,
     "first": 0.1,
+    "ramp": 0.8,
+    "steer_from": 0.5,
+    "coefficient": 0.1,
+    "resample_every": 0.025,
+    "resample_until": 0.9,
+    "resample_from": "residuals",
+    "unit_norm_decoder": False,
+    "to_input": False,
+    "scaling": "none",
+    "steered": True,
+}
+#: What tuning at the full size, --scale 1, changed of it.
+PEER_AT_FULL_SIZE: dict[str, Any] = {"learning_rate": 4e-3, "ramp": 0.8}
+#: What was "jaxtrelu" before its parts were exchanged with SAELens's one at a time.
+BEFORE: dict[str, Any] = {
+    "norm": 1.0,
     "ramp": 0.03,
+    "steer_from": 0.0,
     "coefficient": 0.05,
     "resample_every": 0.05,
     "resample_until": 0.75,
-    "resample_from": "residuals",
     "unit_norm_decoder": True,
-    "to_input": False,
     "scaling": "sqrt_dimension",
-    "steered": True,
 }
-#: What tuning at the full size, --scale 1, changed of both.
-PEER_AT_FULL_SIZE: dict[str, Any] = {"learning_rate": 4e-3, "ramp": 0.8}
-OURS_AT_FULL_SIZE: dict[str, Any] = {"learning_rate": 2e-3, "ramp": 0.1}
+#: What tuning at the full size, --scale 1, changed of a row.
+FULL_SIZE: dict[str, dict[str, Any]] = {"before": {"learning_rate": 2e-3, "ramp": 0.1}}
 #: What each row of the ablation changes.
 CHANGES: dict[str, dict[str, Any]] = {
     "jaxtrelu": {},
     "no revival": {"resample_every": 0.0},
     "revival at examples": {"resample_from": "examples"},
     "revival to half of run": {"resample_until": 0.5},
-    "L0 falls over .1": {"ramp": 0.1},
-    "L0 falls over .3": {"ramp": 0.3},
-    "L0 falls at once": {"ramp": 0.0},
-    "no revival, .1": {"resample_every": 0.0, "ramp": 0.1},
-    "no revival, .3": {"resample_every": 0.0, "ramp": 0.3},
-    "free decoder norms": {"unit_norm_decoder": False},
+    "revival half as often": {"resample_every": 0.05},
+    "initial norm .3": {"norm": 0.3},
+    "initial norm 1": {"norm": 1.0},
+    "decoder norms of 1": {"unit_norm_decoder": True},
+    "inputs to mean norm √d": {"scaling": "sqrt_dimension"},
+    "inputs to mean square 1": {"scaling": "unit_mean_square"},
+    "λ as in SAELens": {"steered": False},
+    "λ rises over .3": {"ramp": 0.3, "steer_from": 0.3},
+    "L0 falls over .1": {"ramp": 0.1, "steer_from": 0.0},
+    "L0 falls over .8": {"ramp": 0.8, "steer_from": 0.0},
     "bandwidth doubled": {"bandwidth": 0.2},
     "bandwidth halved": {"bandwidth": 0.05},
     "first threshold .3": {"first": 0.3},
@@ -93,8 +112,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "rate halved": {"times": 0.5},
     "no decay of the rate": {"decay": 0.0},
     "no clipping": {"clip_norm": None},
-    "inputs to mean square 1": {"scaling": "unit_mean_square"},
-    "λ fixed, ramp over half": {"steered": False, "ramp": 0.5, "coefficient": 0.1},
+    # As it was before its parts were exchanged with SAELens's, one at a time.
+    "before": BEFORE,
 }
 
 
@@ -112,7 +131,8 @@ def ours(
     told = {**OURS, **changes}
     seen = rows.statistics()
     norms = seen.mean_norm, seen.mean_square_norm
-    recipe = dataclasses.replace(sae.short_run(), input_scaling=told["scaling"])
+    scaling = norms[0] if told["scaling"] == "none" else told["scaling"]
+    recipe = dataclasses.replace(sae.short_run(), input_scaling=scaling)
     scale = sae.input_scale(*norms, rows.dimension, recipe)
     recipe = dataclasses.replace(
         recipe,
@@ -129,8 +149,10 @@ def ours(
         resample_until=told["resample_until"],
         resample_from=told["resample_from"],
         unit_norm_decoder=told["unit_norm_decoder"],
+        initial_norm=told["norm"],
+        steer_from=told["steer_from"],
     )
-    target = TOLD * l0 if told["steered"] else None
+    target = l0 if told["steered"] else None
     settings = sae.Settings(width, steps, recipe, target_l0=target, seed=seed, sparse=False)
     result = sae.run(rows, settings)
     weights = _at(result.weights, scored * np.float32(result.scale), l0)
@@ -189,14 +211,25 @@ def main() -> int:
     parser.add_argument("--scale", type=int, default=1, choices=(1, 2, 4, 8))
     parser.add_argument("--recipes", nargs="+", default=["jaxtrelu"], choices=CHANGES)
     parser.add_argument("--peer-coefficient", type=float, default=0.1)
+    parser.add_argument(
+        "--peer-from",
+        type=Path,
+        help="an earlier --json, from which SAELens's scores are taken in place of training it",
+    )
     parser.add_argument("--cache", type=Path, help="a folder in which examples are kept")
     parser.add_argument("--json", type=check_file)
     args = parser.parse_args()
+    earlier: dict[int, dict[str, float]] = {}
     try:
-        name = f"SAELens {_saelens.version()}"
+        if args.peer_from:
+            name, earlier = earlier_peer(parser, args)
+        else:
+            name = f"SAELens {_saelens.version()}"
     except ImportError:
         print("this benchmark needs its peer: pip install 'sae-lens==6.*' torch", file=sys.stderr)
         return 2
+    except ValueError as error:
+        parser.error(str(error))
     # That L0 is not the one asked for, to 15 %, is in the table.
     warnings.filterwarnings("ignore", message="L0 is ")
     width, full = 1024 // args.scale, args.scale == 1
@@ -207,12 +240,16 @@ def main() -> int:
         key = jax.random.key(10_000 + seed)
         for who, found in results.items():
             start = time.perf_counter()
+            if who == name and earlier:
+                found.append(earlier[seed])
+                print(f"seed {seed}  {who:24s} " + _line(found[-1]), flush=True)
+                continue
             if who == name:
                 changes = PEER_AT_FULL_SIZE if full else {}
                 model = peer(rows, width, args.steps, seed, args.peer_coefficient, **changes)
             else:
                 l0 = results[name][-1]["l0"]
-                changes = {**(OURS_AT_FULL_SIZE if full else {}), **CHANGES[who]}
+                changes = {**CHANGES[who], **(FULL_SIZE.get(who, {}) if full else {})}
                 model = ours(
                     rows, width, args.steps, seed, l0, scored_inputs(world, key), **changes
                 )
@@ -225,6 +262,33 @@ def main() -> int:
             write_figures(args.json, figures(results))
     _print_table(results, name)
     return 0
+
+
+def earlier_peer(
+    parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> tuple[str, dict[int, dict[str, float]]]:
+    """The peer's name and its scores by seed, from a run of the same worlds. ValueError."""
+    path = args.peer_from
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        words = shlex.split(content["environment"]["command"])
+        rows = [row for row in content["rows"] if row["peer"].startswith("SAELens ")]
+        (name,) = {row["peer"] for row in rows}
+        found: dict[int, dict[str, float]] = {}
+        for row in rows:
+            seed = int(row["shape"].removeprefix("seed "))
+            found.setdefault(seed, {"seed": seed})[row["mode"]] = row["value"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of this benchmark: {error}") from None
+    then = parser.parse_args(words[words.index("benchmarks/synthetic_world.py") + 1 :])
+    for option in ("scale", "rows", "steps", "peer_coefficient"):
+        if getattr(then, option) != getattr(args, option):
+            said = option.replace("_", "-")
+            raise ValueError(f"{path} is of a run with --{said} {getattr(then, option)}.")
+    missing = sorted(set(args.seeds) - set(found))
+    if missing:
+        raise ValueError(f"{path} has no scores of SAELens for the seeds {missing}.")
+    return name, found
 
 
 def figures(results: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:

@@ -128,6 +128,39 @@ def test_initialisation_and_scale():
             np.testing.assert_allclose(share, 0.5, atol=0.02)  # 10,000/64 is more than half
 
 
+def test_inputs_are_brought_to_a_mean_norm():
+    recipe = dataclasses.replace(sae.short_run(), input_scaling=3.5)
+    assert sae.input_scale(7.0, 50.0, 16, recipe) == 0.5
+    for wrong in (0, -1.0, math.inf, math.nan, True, "unit"):
+        with pytest.raises(ValueError, match="`input_scaling` of a recipe should be"):
+            dataclasses.replace(recipe, input_scaling=wrong)
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+@pytest.mark.parametrize("targets", [None, np.ones((9, 5), np.float32)], ids=["own", "targets"])
+def test_rows_start_with_the_norm_that_is_asked_for(unit_norm, targets):
+    plain = dataclasses.replace(sae.short_run(), unit_norm_decoder=unit_norm)
+    small = dataclasses.replace(plain, initial_norm=0.1)
+    x = np.asarray(jax.random.normal(jax.random.key(0), (9, 16)))
+    before, found = (
+        sae.initial_weights(jax.random.key(1), 24, x, recipe, targets) for recipe in (plain, small)
+    )
+    np.testing.assert_allclose(jnp.linalg.norm(found.encoder, axis=1), 0.1, rtol=1e-5)
+    np.testing.assert_allclose(found.encoder, 0.1 * before.encoder, rtol=1e-6)
+    # Those that are kept at norm 1 start there.
+    size = 1 if unit_norm else 0.1
+    np.testing.assert_allclose(found.decoder, size * before.decoder, rtol=1e-6)
+    for a, b in zip(found, before, strict=True):
+        assert a.dtype == b.dtype == jnp.float32
+
+
+def test_what_an_initial_norm_cannot_be():
+    with pytest.raises(ValueError, match="`initial_norm` of a recipe should be greater than 0"):
+        dataclasses.replace(sae.short_run(), initial_norm=0.0)
+    with pytest.raises(ValueError, match='is for the initialisation "tied_unit"'):
+        dataclasses.replace(sae.anthropic_2025(), initial_norm=0.1)
+
+
 def test_the_parallel_part_of_the_gradient_is_projected_out_and_norms_stay_one():
     recipe = RECIPES["gemma_scope"]
     weights, x = example(recipe)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import warnings
 
 import jax
@@ -167,6 +168,64 @@ def test_a_run_with_revival_leaves_fewer_dead_and_resumes_bit_for_bit(tmp_path):
     resumed = sae.run(rows(), reviving, **part)
     assert resumed.resumed_from == 30
     assert_same(resumed.weights, result.weights)
+
+
+# steering that begins late
+
+
+LATE = dataclasses.replace(
+    RECIPE, coefficient=0.5, coefficient_warmup=0.5, steer_from=0.25, initial_norm=0.5,
+    unit_norm_decoder=False,
+)  # fmt: skip
+
+
+def test_the_coefficient_ramps_up_until_it_is_steered(tmp_path):
+    late = settings(recipe=LATE, steps=600, log_every=20)
+    fixed = dataclasses.replace(late, target_l0=None)
+    steered, free = (sae.run(rows(), run).history for run in (late, fixed))
+    # What is recorded is λ of the step, counted from 0: a ramp to 0.5 in 300 steps.
+    ramp = 0.5 * np.minimum(np.arange(19, 600, 20) / 300, 1)
+    np.testing.assert_allclose(free["coefficient"], ramp, rtol=1e-5)
+    np.testing.assert_array_equal(steered["l0"][:7], free["l0"][:7])  # steered from step 150 on
+    assert (np.abs(steered["coefficient"][9:] / ramp[9:] - 1) > 0.01).all()
+    assert steered["l0"][-5:].mean() == pytest.approx(5, rel=0.1)
+    assert abs(free["l0"][-5:].mean() / 5 - 1) > 0.15
+
+    part = {"checkpoint_folder": tmp_path, "checkpoint_every": 20}
+    short = dataclasses.replace(late, steps=40)
+
+    def stop(step, entry):
+        if step == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sae.run(rows(), short, on_step=stop, **part)
+    resumed = sae.run(rows(), short, **part)
+    assert resumed.resumed_from == 20
+    assert_same(resumed.weights, sae.run(rows(), short).weights)
+
+
+def test_a_sweep_steers_late_as_a_run_does():
+    options = {"features": 48, "steps": 60, "recipe": LATE, "log_every": 10}
+    found = sae.sweep(rows(), l0=(4.0, 8.0), **options)
+    for model, l0 in zip(found.models, (4.0, 8.0), strict=True):
+        one = sae.run(rows(), settings(recipe=LATE, target_l0=l0, sparse=False))
+        np.testing.assert_allclose(
+            model.training.history["coefficient"], one.history["coefficient"], rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.0, math.nan])
+def test_what_steering_cannot_begin_at(wrong):
+    with pytest.raises(ValueError, match="`steer_from` of a recipe should be a fraction"):
+        dataclasses.replace(RECIPE, steer_from=wrong)
+
+
+def test_checkpoints_from_before_these_settings_go_on():
+    plain = training.identity_of(settings(), rows(), "data")
+    assert not {"recipe.initial_norm", "recipe.steer_from"} & set(plain)
+    later = training.identity_of(settings(recipe=LATE), rows(), "data")
+    assert later["recipe.initial_norm"] == "0.5" and later["recipe.steer_from"] == "0.25"
 
 
 # extension and a fresh start

@@ -6,6 +6,7 @@ A recipe is a frozen dataclass; change one with `dataclasses.replace`. Every len
 
 import dataclasses
 import math
+from numbers import Real
 from typing import Literal
 
 import optax
@@ -22,7 +23,9 @@ class Recipe:
       surrogate: the surrogate gradient; its bandwidth is in units of the scaled inputs.
       initial_threshold: every threshold at the start, in units of the scaled inputs.
       input_scaling: "unit_mean_square" scales inputs to a mean squared norm of 1,
-        "sqrt_dimension" to a mean norm of √d.
+        "sqrt_dimension" to a mean norm of √d; a number, to that mean norm. Adam moves thresholds
+        and biases by the learning rate whatever the scale, so the larger it is the slower they are
+        beside the weights: a mean norm of √L0 gives features values near 1.
       penalty: "l0" is λ Σ H(π − θ); "tanh" is λ Σ tanh(c f ‖d‖), f the feature's value, ‖d‖ the
         norm of its decoder row; "quadratic_l0" is λ (mean L0 / target − 1)², whose target is that
         of the run.
@@ -36,12 +39,16 @@ class Recipe:
       unit_norm_decoder: whether decoder rows are kept at norm 1, with the part of their gradient
         that is parallel to them projected out.
       initialisation: "tied_unit" draws decoder rows of unit norm and sets the encoder to the same
-        (for a transcoder, to other ones, drawn so, too: `initial_weights`);
+        (for a transcoder, to other ones, drawn so, too: `initial_weights`), times `initial_norm`;
         "uniform" draws them from U(−1/√d, 1/√d), sets the encoder to d/m of that, and the encoder
         bias so that each of the m features is open for the share 10,000/m of a sample of the data
         (for half of it, where 10,000/m is more than that).
+      initial_norm: the norm of encoder rows at the start, with "tied_unit", and of decoder rows
+        where theirs is free; small, features are closed until they have learned a direction.
       coefficient: λ, if it is not steered to a target.
       coefficient_warmup: steps over which λ ramps up from 0; a fraction of the run if at most 1.
+      steer_from: the fraction of the run from which λ is steered, where there is a target; before,
+        λ ramps up. 0: steered throughout, to an L0 that falls to the target in the ramp's time.
       learning_rate, adam_b1, adam_b2, adam_eps: of Adam.
       learning_rate_warmup: steps of cosine warm-up from a tenth of the learning rate.
       learning_rate_decay: the last fraction of the run, in which the rate falls linearly to 0.
@@ -52,7 +59,7 @@ class Recipe:
     name: str
     surrogate: Surrogate
     initial_threshold: float
-    input_scaling: Literal["unit_mean_square", "sqrt_dimension"]
+    input_scaling: Literal["unit_mean_square", "sqrt_dimension"] | float
     penalty: Literal["l0", "tanh", "quadratic_l0"]
     tanh_scale: float = 4.0
     pre_activation_penalty: float = 0.0
@@ -71,9 +78,11 @@ class Recipe:
     resample_every: float = 0.0
     resample_until: float = 0.5
     resample_from: Literal["examples", "residuals"] = "examples"
+    initial_norm: float = 1.0
+    steer_from: float = 0.0
 
     def __post_init__(self) -> None:
-        positive = ("coefficient", "learning_rate", "batch_size", "tanh_scale")
+        positive = ("coefficient", "learning_rate", "batch_size", "tanh_scale", "initial_norm")
         for field in positive:
             if not 0 < getattr(self, field) < math.inf:
                 raise ValueError(
@@ -99,6 +108,21 @@ class Recipe:
             raise ValueError(
                 '`resample_from` of a recipe should be "examples" or "residuals", but is '
                 f"{self.resample_from!r}."
+            )
+        if not 0 <= self.steer_from < 1:
+            raise ValueError(
+                "`steer_from` of a recipe should be a fraction of the run, at least 0 and less "
+                f"than 1, but is {self.steer_from!r}."
+            )
+        if not _is_scaling(self.input_scaling):
+            raise ValueError(
+                '`input_scaling` of a recipe should be "unit_mean_square", "sqrt_dimension" or a '
+                f"mean norm greater than 0, but is {self.input_scaling!r}."
+            )
+        if self.initial_norm != 1 and self.initialisation != "tied_unit":
+            raise ValueError(
+                '`initial_norm` of a recipe is for the initialisation "tied_unit", and this one is '
+                f"{self.initialisation!r}. Leave it out."
             )
         if not isinstance(self.surrogate, Surrogate):
             raise TypeError(
@@ -147,6 +171,13 @@ class Recipe:
         if self.clip_norm is None:
             return adam
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
+
+
+def _is_scaling(value: object) -> bool:
+    """Whether inputs can be scaled so: to a norm that has a name here, or to a number."""
+    if isinstance(value, str):
+        return value in ("unit_mean_square", "sqrt_dimension")
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
 
 
 def gemma_scope() -> Recipe:

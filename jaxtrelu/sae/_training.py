@@ -70,8 +70,9 @@ class Settings:
       recipe: a recipe; its batch size counts.
       target_l0: mean number of open features to steer λ to; None: λ follows the recipe. The target
         itself falls geometrically to this, from half of all features, over the steps in which the
-        recipe ramps λ up: features that are closed before they mean anything stay dead. With the
-        penalty "quadratic_l0" λ is not steered and follows the recipe: the target is the penalty's.
+        recipe ramps λ up: features that are closed before they mean anything stay dead. With
+        `steer_from` in the recipe λ ramps up first, and is then steered to this. With the penalty
+        "quadratic_l0" λ is not steered and follows the recipe: the target is the penalty's.
       seed: of the initial weights. (The rows have one of their own.)
       log_every: steps between two rows of the history.
       sparse: whether to use `jaxtrelu.sparse_mlp` where it pays: the same run to rounding, in down
@@ -166,7 +167,7 @@ def steering(settings: Settings, target: Array | float) -> L0Controller | None:
     first, ramp = settings.features / 2, settings.recipe.warmup_steps(settings.steps)
 
     def path(updates: Array) -> Array:
-        if not ramp:
+        if not ramp or settings.recipe.steer_from:
             return jnp.asarray(target, jnp.float32)
         ratio = jnp.minimum(target / first, 1.0)
         return target / ratio * ratio ** jnp.minimum(updates / ramp, 1.0)
@@ -265,11 +266,12 @@ def advance(
     """One step, of what is asked for in place of what the settings say of it; x, y are scaled."""
     recipe = settings.recipe
     controller = None if asked.target is None else steering(settings, asked.target)
-    if controller is None:
+    coefficient = state.controller.coefficient
+    if controller is None or recipe.steer_from:
         ramp = recipe.coefficient_schedule(settings.steps)(state.step) / recipe.coefficient
-        coefficient = jnp.asarray(asked.coefficient * ramp)
-    else:
-        coefficient = state.controller.coefficient
+        scheduled = jnp.asarray(asked.coefficient * ramp)
+        late = state.step >= int(recipe.steer_from * settings.steps)
+        coefficient = scheduled if controller is None else jnp.where(late, coefficient, scheduled)
     objective = partial(
         losses.loss,
         recipe=recipe,
@@ -286,7 +288,7 @@ def advance(
     weights = constrained(optax.apply_updates(state.weights, updates), recipe)
     steered = state.controller._replace(coefficient=coefficient.astype(jnp.float32))
     if controller is not None:
-        _, steered = controller.update(terms.l0, state.controller)
+        _, steered = controller.update(terms.l0, steered)
     silent = jnp.where(terms.opened, 0, state.silent + 1)
     return TrainState(weights, optimizer, steered, state.step + 1, silent), terms
 
@@ -614,6 +616,9 @@ def _no_controller() -> L0Controller:
 def identity_of(settings: Settings, rows: Rows, fingerprint: str) -> dict[str, str]:
     """What has to agree between a checkpoint and the run that resumes from it."""
     recipe = {f"recipe.{k}": repr(v) for k, v in vars(settings.recipe).items()}
+    for name in ("initial_norm", "steer_from"):  # checkpoints from before these go on without
+        if getattr(settings.recipe, name) == getattr(Recipe, name):
+            del recipe[f"recipe.{name}"]
     own = {k: repr(v) for k, v in vars(settings).items() if k not in ("recipe", "screen")}
     if settings.screen is not None:  # checkpoints from before it was a setting go on without
         own["screen"] = repr(settings.screen)

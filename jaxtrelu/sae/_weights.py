@@ -81,6 +81,10 @@ def initial_weights(
         encoder, bias = jnp.copy(decoder), jnp.zeros((features,), jnp.float32)
         if targets is not None:
             encoder = unit_rows(jax.random.normal(draws[1], (features, dimension), jnp.float32))
+        if recipe.initial_norm != 1:
+            encoder = recipe.initial_norm * encoder
+            if not recipe.unit_norm_decoder:
+                decoder = recipe.initial_norm * decoder
     else:
         decoder = _uniform(draws[0], features, to)
         encoder = decoder if targets is None else _uniform(draws[1], features, dimension)
@@ -245,4 +249,6 @@ def input_scale(mean_norm: float, mean_square_norm: float, dimension: int, recip
         raise ValueError("the inputs are all zero: there is nothing to scale or to learn.")
     if recipe.input_scaling == "unit_mean_square":
         return float(mean_square_norm**-0.5)
-    return float(dimension**0.5 / mean_norm)
+    if recipe.input_scaling == "sqrt_dimension":
+        return float(dimension**0.5 / mean_norm)
+    return float(recipe.input_scaling / mean_norm)

@@ -87,6 +87,7 @@ def _load(command: str) -> Any:
 # first.
 _OPTIONS = {
     "`initial_threshold` of a recipe": "--threshold",
+    "`initial_norm` of a recipe": "--initial-norm",
     "`learning_rate` of a recipe": "--learning-rate",
     "`batch_size` of a recipe": "--batch-size",
     "`coefficient` of a recipe": "--coefficient",

@@ -113,6 +113,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--learning-rate", float, text="of Adam")
     add("--bandwidth", float, text="of the surrogate, in units of the scaled inputs")
     add("--threshold", float, text="every threshold at the start, in the same units")
+    add("--initial-norm", float, text="of the encoder's rows at the start, and of free decoder rows")
     add("--coefficient", float, text="λ at the start, or throughout with gemma_scope_2")
     add(
         "--resample-every",
@@ -391,6 +392,8 @@ def recipe_of(args: argparse.Namespace, start: "Autoencoder | None" = None) -> "
         changes["resample_every"] = args.resample_every
     if args.threshold is not None:
         changes["initial_threshold"] = args.threshold
+    if args.initial_norm is not None:
+        changes["initial_norm"] = args.initial_norm
     if args.bandwidth is not None:
         changes["surrogate"] = dataclasses.replace(recipe.surrogate, bandwidth=args.bandwidth)
     return dataclasses.replace(recipe, **changes)
