@@ -205,6 +205,15 @@ def test_the_coefficient_ramps_up_until_it_is_steered(tmp_path):
     assert_same(resumed.weights, sae.run(rows(), short).weights)
 
 
+def test_a_file_keeps_how_the_run_began(tmp_path):
+    recipe = dataclasses.replace(LATE, input_scaling=2.5)
+    model = sae.train(planted(), features=48, l0=5, steps=20, recipe=recipe, held_out=0)
+    norms = np.linalg.norm(model.input_scale * planted(), axis=1)
+    assert norms.mean() == pytest.approx(2.5, rel=1e-3)
+    sae.save(model, tmp_path / "model.safetensors")
+    assert sae.load(tmp_path / "model.safetensors").recipe == recipe
+
+
 def test_a_sweep_steers_late_as_a_run_does():
     options = {"features": 48, "steps": 60, "recipe": LATE, "log_every": 10}
     found = sae.sweep(rows(), l0=(4.0, 8.0), **options)
@@ -358,6 +367,12 @@ def test_commands(tmp_path, capsys):
     assert "note: L0 is" in capsys.readouterr().err  # 4 is out of reach in 20 steps
     recipe = sae.load(tmp_path / "out").recipe
     assert (recipe.penalty, recipe.coefficient) == ("quadratic_l0", 30)
+    assert main([*train, "--steps", "3", "--initial-norm", "0.1", "--fresh"]) == 0
+    assert sae.load(tmp_path / "out").recipe.initial_norm == 0.1
+    capsys.readouterr()
+    tanh = ["--recipe", "anthropic_2025", "--initial-norm", "0.1"]
+    assert main([*train, "--steps", "3", *tanh, "--fresh"]) == 2
+    assert '--initial-norm is for the initialisation "tied_unit"' in capsys.readouterr().err
 
     many = ["sae", "sweep", *base, "--l0", "3", "6", "--seeds", "0", "1", "--steps", "20", *out]
     assert main([*many, "--fresh"]) == 0

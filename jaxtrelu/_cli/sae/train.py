@@ -113,7 +113,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--learning-rate", float, text="of Adam")
     add("--bandwidth", float, text="of the surrogate, in units of the scaled inputs")
     add("--threshold", float, text="every threshold at the start, in the same units")
-    add("--initial-norm", float, text="of the encoder's rows at the start, and of free decoder rows")
+    add(
+        "--initial-norm", float, text="of the encoder's rows at the start, and of free decoder rows"
+    )
     add("--coefficient", float, text="λ at the start, or throughout with gemma_scope_2")
     add(
         "--resample-every",
