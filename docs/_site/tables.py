@@ -669,6 +669,7 @@ TABLES = {
     "planted": Made(planted, ("planted_features",)),
     "world": Made(scores, ("world",)),
     "world-in-short": Made(functools.partial(scores, brief=True), ("world",)),
+    "world-half": Made(scores, ("world_half",)),
     "world-quarter": Made(scores, ("world_quarter",)),
     "world-quarter-in-short": Made(functools.partial(scores, brief=True), ("world_quarter",)),
     "start-deep": Made(start, ("depth_100",)),
