@@ -27,7 +27,7 @@ CACHED = JAX_COMPILATION_CACHE_DIR="$(XLA_CACHE)" JAX_PERSISTENT_CACHE_MIN_COMPI
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 RESULTS ?= results
 
-.PHONY: help test test-all nightly faults typed demo docs conformance lint format types notebooks pictures tables wheel dist bench clean
+.PHONY: help test test-slow test-all nightly faults typed demo docs conformance lint format types notebooks pictures tables wheel dist bench clean
 .DELETE_ON_ERROR:
 # Stamps that only patterns name would be taken for intermediate files, and removed.
 .PRECIOUS: $(VENV)/.installed-%
@@ -40,9 +40,13 @@ test: $(VENV)/.installed-test  ## test every law, function, command and docstrin
 	@$(BOUNDED)
 	$(CACHED) $(PYTEST) --dist worksteal $(ARGS)
 
-test-all: $(VENV)/.installed-test  ## the same for every case of the table, with more random examples
+test-slow: $(VENV)/.installed-test  ## what `make test` leaves out
 	@$(BOUNDED)
-	$(CACHED) $(PYTEST) --dist loadfile --all $(ARGS)
+	$(CACHED) $(PYTEST) --dist loadfile --all -m slow $(ARGS)
+
+test-all: $(VENV)/.installed-test  ## all of it, with more random examples, compiled as users do
+	@$(BOUNDED)
+	$(CACHED) $(PYTEST) --dist loadfile --all --optimised $(ARGS)
 
 FUZZ ?= 10000
 

@@ -9,8 +9,8 @@
   ``GROWTH`` (MB) since the last time: it may not get back below.
 - Python's collector skips what there is after collection: a million objects, which stay.
 - `strict_promotion`, a fixture.
-- Compilation: quick, except under ``--all``; and with ``JAX_COMPILATION_CACHE_DIR``, which the
-  Makefile sets, each program is compiled once for all workers and later runs.
+- Compilation: quick, except under ``--optimised``; and with ``JAX_COMPILATION_CACHE_DIR``, which
+  the Makefile sets, each program is compiled once for all workers and later runs.
 - At the end of a run, one line for each reason to skip a test.
 """
 
@@ -78,12 +78,13 @@ hypothesis.settings.register_profile(
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="run the slow tests, and more examples")
+    parser.addoption("--optimised", action="store_true", help="compile as users do")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: left out of `make test`; --all runs it")
     hypothesis.settings.load_profile("thorough" if config.getoption("--all") else "quick")
-    if not config.getoption("--all"):
+    if not config.getoption("--optimised"):
         _set_flags(_QUICK)  # early enough: no back end has been started
 
 

@@ -5,10 +5,14 @@
 One target per process: a second one is given the first one's flags for ptxas.
 """
 
+import contextlib
+import fcntl
 import importlib.util
 import json
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 GPU = "experimental_mosaic_gpu"
@@ -33,6 +37,25 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
 device_description_str: "{name}"
 """
+
+
+@contextlib.contextmanager
+def swept():
+    """Removes what jaxlib leaves of each of our kernels in /tmp, whatever TMPDIR says.
+
+    One target after the other, so that none is removed while it is compiled.
+    """
+    pattern = "mosaic-gpu-*/kernel.bin"
+    with open(Path(tempfile.gettempdir(), "jaxtrelu-gpu-targets.lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = set(Path("/tmp").glob(pattern))
+        try:
+            yield
+        finally:
+            for path in set(Path("/tmp").glob(pattern)) - before:
+                with contextlib.suppress(OSError):
+                    if b"thresholded_" in path.read_bytes():
+                        shutil.rmtree(path.parent)
 
 
 def main(target: str, room: str) -> None:
@@ -123,4 +146,5 @@ def main(target: str, room: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with swept():
+        main(*sys.argv[1:])

@@ -81,14 +81,19 @@ def train(mesh=None, *, steps, output, on_step=None, **options):
     return model, measured[0] if measured else data.array.read, data.array.read
 
 
+def flags():
+    """XLA's, as the tests compile, for a process with one device."""
+    every = os.environ.get("XLA_FLAGS", "").split()
+    return " ".join(flag for flag in every if "device_count" not in flag)
+
+
 def start(count, tasks):
     """The processes, started."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
     environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags), "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(), "JAX_NUM_CPU_DEVICES": "1",
         "PYTHONPATH": str(Path(_files.__file__).parents[1]),
     }  # fmt: skip
     command = [sys.executable, __file__, address, str(count)]

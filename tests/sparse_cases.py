@@ -4,6 +4,7 @@ Operands have one shape for most tests and their programs are compiled once per 
 taken, is decided by the threshold alone.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,7 +35,8 @@ def operands(threshold, rows=ROWS, width=WIDTH, features=FEATURES, out=OUT, seed
     x, w_in, w_out, b_in, b_out = (rng.normal(size=shape) for shape in shapes)
     theta = threshold + 0.1 * rng.random(features)
     arrays = (x, w_in / max(width, 1) ** 0.5, w_out, theta, 0.1 * b_in, b_out)
-    return [jnp.asarray(array, jnp.float32) for array in arrays]
+    # Placed, and not converted by JAX: that would be a program for each shape.
+    return [jax.device_put(array.astype(np.float32)) for array in arrays]
 
 
 def gated_operands(threshold, rows=ROWS, seed=0):
@@ -60,8 +62,8 @@ def dense_gated(x, w_gate, w_up, w_out, threshold, b_gate, b_up, b_out, **case):
 
 def cotangent(rows=ROWS, out=OUT):
     """Multiples of 1/8: exact in every dtype."""
-    waves = jnp.cos(jnp.arange(rows * out, dtype=jnp.float32))
-    return (jnp.round(8 * waves) / 8).reshape(rows, out)
+    waves = np.cos(np.arange(rows * out, dtype=np.float32))
+    return jax.device_put((np.round(8 * waves) / 8).reshape(rows, out))
 
 
 def assert_close(ours, theirs, names=None):

@@ -1,5 +1,6 @@
 """`depth`: what nets do before training against the formulas, files, resuming, what is refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -190,9 +191,30 @@ def test_a_run_goes_on_where_it_was_killed(tiny, capsys):
     err = capsys.readouterr().err
     assert err.count("(from ") == 2
     assert (tiny / "depth.json").read_text() == before
-    for other in (["--learning-rate", "0.01"], ["--optimiser", "sgd"]):
-        assert depth(*TINY, "--output", tiny, *other) == 0
-        assert "(from " not in capsys.readouterr().err
+    other = ["--learning-rate", "0.01", "--slope", "none"]
+    assert depth(*TINY, *other, "--output", tiny) == 0
+    assert "(from " not in capsys.readouterr().err
+
+
+OTHER = {
+    "depth": 4, "width": 9, "seeds": 3, "epochs": 2, "batch": 8, "optimiser": "sgd",
+    "learning_rate": 1e-2, "seed": 1,
+}  # fmt: skip
+
+
+def test_a_result_is_taken_for_the_same_settings_alone():
+    """Whatever else is trained, and beside what."""
+    data, first = datasets.load("iris"), settings.configurations(agreed())[1]
+
+    def key(configuration=first, data=data, **changes):
+        return runs.key_of(configuration, agreed(**changes), data)
+
+    assert key() == key(sparsity=(0.7,), slope=(), together=4)
+    others = [key(**{name: value}) for name, value in OTHER.items()]
+    others += [key(settings.configurations(agreed())[2]), key(data=datasets.load("wine"))]
+    assert key() not in others
+    fields = {field.name for field in dataclasses.fields(settings.Settings)}
+    assert fields == {*OTHER, "sparsity", "slope", "together"}
 
 
 @pytest.mark.slow
@@ -207,13 +229,15 @@ def test_together_and_fresh(tiny, tmp_path, capsys):
     for name, found in first["per_seed"].items():
         np.testing.assert_allclose(found["loss"], second["per_seed"][name]["loss"], rtol=1e-3)
     capsys.readouterr()
-    assert depth(*wide, "--output", tmp_path / "apart", "--fresh") == 0
+    alone = [*TINY, "--slope", "none"]
+    assert depth(*alone, "--output", tmp_path / "apart", "--fresh") == 0
     assert "(from " not in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_quick(tmp_path, capsys):
-    assert depth("--quick", "--epochs", "1", "--output", tmp_path) == 0
+    few = ["--epochs", "1", "--seeds", "1", "--sparsity", "0.7", "--slope", "none"]
+    assert depth("--quick", *few, "--output", tmp_path) == 0
     document = json.loads((tmp_path / "depth.json").read_text())
     assert (document["settings"]["depth"], document["settings"]["epochs"]) == (8, 1)
     out = capsys.readouterr().out

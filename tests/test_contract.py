@@ -167,9 +167,9 @@ def test_the_share_that_a_capacity_of_none_is(name, examples, share, features):
 
     def program(capacity):
         function = functools.partial(getattr(jaxtrelu, name), capacity=capacity)
-        return re.sub(
-            r"0x[0-9a-f]+", "", str(jax.make_jaxpr(jax.grad(total(function)))(x, *weights))
-        )
+        if name == "compact_mlp":  # whose lists are what it keeps for the gradient
+            function = jax.grad(total(function))
+        return re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(function)(x, *weights)))
 
     said = max(32, round(features * share))
     default = program(None)

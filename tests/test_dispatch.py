@@ -16,8 +16,8 @@ from jaxtrelu._primitive.lowering import BACK_ENDS
 
 PLATFORM = {name: back_end.platform for name, back_end in BACK_ENDS.items()}
 GPU = "experimental_mosaic_gpu"
-X = jnp.linspace(-2, 2, 64).reshape(2, 32)
-W = jnp.eye(32)
+X = jax.device_put(np.linspace(-2, 2, 64, dtype=np.float32).reshape(2, 32))
+W = jax.device_put(np.eye(32, dtype=np.float32))
 
 
 @pytest.mark.parametrize(("name", "platform"), [(GPU, "cuda"), ("mosaic_tpu", "tpu")])

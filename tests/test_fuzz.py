@@ -50,7 +50,7 @@ def test_activations(call, composition, seed):
 
 
 @pytest.mark.slow
-@_settings(12, 500)
+@_settings(6, 500)
 @hypothesis.given(compositions.blocks(), compositions.compositions(compositions.REVERSE), SEEDS)
 def test_blocks(call, composition, seed):
     _assert_agrees(call, composition, seed)

@@ -155,33 +155,34 @@ def test_nothing_is_proved_of_what_is_not_finite_or_overflows(precision, value):
 # the products
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def both(case, precision, capacity, args, screen=None):
-    """y, l0, a penalty and all gradients, unscreened and screened, with both records."""
+@partial(jax.jit, static_argnums=(0, 1))
+def outcome(case, precision, args, screen=None):
+    """y, l0, a penalty and all gradients, with the record; of no precision and screen: unscreened.
 
-    def outcome(screen):
-        def outputs(*args):
-            y, activity = sparse_mlp(
-                *args[:4], b_in=args[4], b_out=args[5], **CASES[case], capacity=capacity,
-                with_activity=True, screen=screen,
-            )  # fmt: skip
-            penalty = entry_sum(jnp.tanh, activity, lambda: jnp.zeros((20, 64)))
-            return (y, activity.l0, penalty), activity
+    The unscreened outcome of a case is one program for all that is compared with it.
+    """
 
-        values, pullback, activity = jax.vjp(outputs, *args, has_aux=True)
-        y, l0, penalty = values
-        given = (
-            cotangent(*y.shape).astype(y.dtype),
-            jnp.sin(jnp.arange(l0.size, dtype=l0.dtype)),
-            1 + 0 * penalty,
-        )
-        return values, pullback(given), activity
+    def outputs(*args):
+        y, activity = sparse_mlp(
+            *args[:4], b_in=args[4], b_out=args[5], **CASES[case], capacity=CAPACITY,
+            with_activity=True, screen=precision if screen is None else screen,
+        )  # fmt: skip
+        penalty = entry_sum(jnp.tanh, activity, lambda: jnp.zeros((20, 64)))
+        return (y, activity.l0, penalty), activity
 
-    return outcome(None), outcome(precision if screen is None else screen)
+    values, pullback, activity = jax.vjp(outputs, *args, has_aux=True)
+    y, l0, penalty = values
+    given = (
+        cotangent(*y.shape).astype(y.dtype),
+        jnp.sin(jnp.arange(l0.size, dtype=l0.dtype)),
+        1 + 0 * penalty,
+    )
+    return values, pullback(given), activity
 
 
-def assert_as_without(case, precision, args, capacity=CAPACITY, screen=None):
-    plain, screened = both(case, precision, capacity, args, screen)
+def assert_as_without(case, precision, args, screen=None):
+    plain = outcome(case, None, args)
+    screened = outcome(case, None if screen else precision, args, screen)
     for name in ("features", "rows", "counts", "l0", "fired", "overflow"):
         np.testing.assert_array_equal(
             getattr(screened[2], name), getattr(plain[2], name), err_msg=name
@@ -201,10 +202,10 @@ def test_gates_values_and_gradients_are_those_without(side, precision, case):
     assert bool(activity.overflow) == (side == "dense")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("case", "precision"), [("shift", "int8"), ("jump", "bfloat16")])
 @pytest.mark.parametrize("threshold", [-9.0, 1.0, 9.0])
-def test_more_candidates_than_lists_hold_and_none(precision, threshold):
-    activity = assert_as_without("jump", precision, operands(threshold))
+def test_more_candidates_than_lists_hold_and_none(case, precision, threshold):
+    activity = assert_as_without(case, precision, operands(threshold))
     assert bool(activity.overflow) == (threshold == -9.0)
     assert bool(activity.l0.any()) == (threshold != 9.0)
 
@@ -213,7 +214,7 @@ def test_candidates_that_overflow_where_entries_do_not():
     """Zero rows at a threshold of 0 are closed, and cannot be proved to be."""
     args = operands(0.0)
     args = [jnp.zeros_like(args[0]), *args[1:3], 0 * args[3], 0 * args[4], args[5]]
-    activity = assert_as_without("hard", "int8", args)
+    activity = assert_as_without("shift", "int8", args)
     assert not activity.overflow and activity.l0.sum() == 0
 
 
@@ -269,9 +270,10 @@ def test_vmap():
 
         return jax.grad(total, (0, 1))(x, args[1])
 
-    assert_close(
-        jax.vmap(partial(gradient, "int8"))(stacked), jax.vmap(partial(gradient, None))(stacked)
-    )
+    screened, plain = jax.jit(
+        lambda x: [jax.vmap(partial(gradient, screen))(x) for screen in ("int8", None)]
+    )(stacked)
+    assert_close(screened, plain)
 
 
 @pytest.mark.parametrize("precision", quick(PRECISIONS, {"int8"}))
@@ -290,10 +292,15 @@ def test_vmap_of_prepared_screens(precision):
 
     for axes, weights in (((0, None), args[1]), ((0, 0), w_in)):
         screens = jax.vmap(prepare)(weights) if axes[1] == 0 else prepare(weights)
-        plain = [jax.vmap(partial(f, screen=None), axes) for f in (product, gradient)]
-        screened = [jax.vmap(f, (*axes, axes[1])) for f in (product, gradient)]
-        for one, other in zip(plain, screened, strict=True):
-            assert_close(other(x, weights, screens), one(x, weights))
+
+        @jax.jit
+        def outcomes(x, weights, screens, axes=axes):
+            plain = [jax.vmap(partial(f, screen=None), axes) for f in (product, gradient)]
+            screened = [jax.vmap(f, (*axes, axes[1])) for f in (product, gradient)]
+            return [f(x, weights) for f in plain], [f(x, weights, screens) for f in screened]
+
+        for one, other in zip(*outcomes(x, weights, screens), strict=True):
+            assert_close(other, one)
 
 
 @pytest.mark.parametrize("prepared", quick([False, True], {True}))
@@ -315,29 +322,31 @@ def test_shard_map_over_the_batch(prepared):
         partial(gradient, "given" if prepared else True),
         mesh=mesh, in_specs=(split, PartitionSpec(), PartitionSpec()), out_specs=PartitionSpec(),
     ))  # fmt: skip
-    assert_close([sharded(args[0], args[1], given)], [gradient(None, args[0], args[1], None)])
+    plain = jax.jit(partial(gradient, None))
+    assert_close([sharded(args[0], args[1], given)], [plain(args[0], args[1], None)])
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_gated_batches(side):
-    args = gated_operands(SIDES[side])
-
-    @jax.jit
-    def outcomes(args):
-        def outcome(screen):
-            def function(*args):
-                return gated_mlp(
-                    *args[:5], b_gate=args[5], b_up=args[6], b_out=args[7], screen=screen,
-                    surrogate=Rectangle(0.3), capacity=CAPACITY,
-                )  # fmt: skip
-
-            y, pullback = jax.vjp(function, *args)
-            return [y, *pullback(cotangent(*y.shape))]
-
-        return outcome(None), outcome(True)
-
-    plain, screened = outcomes(args)
+    plain, screened = gated_outcomes(gated_operands(SIDES[side]))
     assert_close(screened, plain)
+
+
+@jax.jit
+def gated_outcomes(args):
+    """Without a screen, and with one."""
+
+    def outcome(screen):
+        def function(*args):
+            return gated_mlp(
+                *args[:5], b_gate=args[5], b_up=args[6], b_out=args[7], screen=screen,
+                surrogate=Rectangle(0.3), capacity=CAPACITY,
+            )  # fmt: skip
+
+        y, pullback = jax.vjp(function, *args)
+        return [y, *pullback(cotangent(*y.shape))]
+
+    return outcome(None), outcome(True)
 
 
 def test_gradients_of_touched_features():
