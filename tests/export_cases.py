@@ -156,7 +156,9 @@ def survey(room: Path, names=None) -> dict[str, Survived]:
     for name, case in every.items():
         order = 1 if case.differentiable else 0
         try:
-            data = exported(case).serialize(vjp_order=order)
+            artifact = exported(case)
+            assert artifact.platforms == PLATFORMS, name
+            data = artifact.serialize(vjp_order=order)
         except Exception as error:
             found[name] = Survived(failed=f"{type(error).__name__}: {error}".splitlines()[0])
             continue

@@ -70,6 +70,7 @@ def gated_cases():
     return list(gated_mlp.gated(argparse.Namespace(**SIZES, no_torch=True)))
 
 
+@pytest.mark.slow
 def test_the_gated_products_are_compared_for_every_number_of_rows(monkeypatch):
     differences = [compared(each) for each in gated_cases()]
     assert len(differences) == 6  # cold and warm

@@ -41,9 +41,15 @@ def missing(package):
 
 
 PROGRAMS = [page for page in PAGES if any(blocks(page, "python"))]
+#: Pages that train or compile for long, by the calls that the others and the docstrings have too.
+LONG = {"autoencoders.md", "memory.md", "coming_from_saelens.md"}
 
 
-@pytest.mark.parametrize("page", PROGRAMS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.name in LONG)) for p in PROGRAMS],
+    ids=[str(p.relative_to(ROOT)) for p in PROGRAMS],
+)
 def test_lines_run(page, tmp_path, monkeypatch):
     """The blocks of a page, one after the other, with the names of those before."""
     text = "".join(code for _, code in blocks(page, "python"))

@@ -33,6 +33,7 @@ def missing(what):
     pytest.skip(f"{what} is not installed: `make conformance` brings it")
 
 
+@pytest.mark.slow
 def test_half_the_memory(tmp_path):
     found = printed("half_the_memory.py", tmp_path)
     before, after = map(int, re.findall(r"(\d+) MB", found))

@@ -365,7 +365,7 @@ def killed_at_random_steps(tasks, seeds):
         count = examples * features
         for seed in seeds[number]:
             drawn = random.Random(seed)
-            at = drawn.randrange(done[number] + several.EVERY, steps)
+            at = drawn.randrange(max(done[number], several.EVERY) + 1, steps)
             several.run(count, task | {"victim": drawn.randrange(count), "kill_at": at})
             done[number] = at // several.EVERY * several.EVERY
             assert steps_of(folder)[-1] == done[number] > 0
@@ -380,7 +380,7 @@ def test_one_of_two_killed_at_random_steps_ends_at_the_same_bits(two):
         {"shape": shape, "steps": two.steps, "output": two.room / f"killed {name}"}
         for name, shape in shapes.items()
     ]
-    killed_at_random_steps(tasks, seeds=[(0, 1), (2,)])
+    killed_at_random_steps(tasks, seeds=[(1, 5), (7,)])
     for name in shapes:
         assert_same_files(two.room / f"killed {name}", two.room / name)
 
@@ -408,7 +408,7 @@ def test_one_of_four_killed_at_random_steps_ends_at_the_same_bits(two):
     for one in undisturbed:
         assert_close(two.alone.weights, sae.load(one["model"]).weights)
     killed = [task("killed", shape) for shape in shapes]
-    killed_at_random_steps(killed, seeds=[(5,), (6,)])
+    killed_at_random_steps(killed, seeds=[(5,), (11,)])
     for one, whole in zip(killed, undisturbed[::2], strict=True):
         assert_same_files(one["output"], whole["output"])
 

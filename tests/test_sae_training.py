@@ -416,6 +416,7 @@ def test_command_writes_what_it_prints(whole, activations):
     assert f"{found.explained_variance:.1%}" in printed
 
 
+@pytest.mark.slow
 def test_command_killed_hard_reaches_the_same_result(activations, whole, tmp_path):
     """SIGKILL at some moment of the run, twice; then to its end."""
     command = [sys.executable, "-m", "jaxtrelu", *arguments(activations, tmp_path / "cut")]

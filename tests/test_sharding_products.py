@@ -176,9 +176,8 @@ def test_explicit_meshes(name, sharding):
         assert jax.typeof(gradient).sharding.spec == jax.typeof(arg).sharding.spec
 
 
-@pytest.mark.parametrize(
-    "sharding", ["both", *(pytest.param(s, marks=pytest.mark.slow) for s in ("batch", "features"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", SHARDINGS)
 def test_training_step_of_an_autoencoder(sharding):
     mesh = jax.make_mesh((2, 4), ("b", "m"), axis_types=(AxisType.Auto,) * 2)
     examples, features = SHARDINGS[sharding]

@@ -104,7 +104,7 @@ def test_a_number_is_taken_in_the_dtype_of_what_it_is_compared_with(strict_promo
             assert np.all(np.asarray(function(x, *weights, array)) > 0)
 
 
-@pytest.mark.parametrize("name", quick([*PRODUCTS, "by feature"], {"sparse", "gated"}))
+@pytest.mark.parametrize("name", quick([*PRODUCTS, "by feature"], {"sparse"}))
 def test_eager_calls_compile_once_per_shape(name):
     """Loops and conditionals with fresh bodies would be compiled at every call."""
     product, args, _ = PRODUCTS.get(name, (by_feature, operands(1.5), None))
