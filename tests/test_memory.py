@@ -76,11 +76,14 @@ def _scan(act):
 @functools.cache
 def _gradient_bytes(network, act, depth=DEPTH):
     """Temporary memory of the compiled gradient, in units of one float32 activation."""
-    x, w = jnp.zeros((ROWS, WIDTH)), jnp.zeros((WIDTH, WIDTH))
-    weights = jnp.zeros((depth, *w.shape)) if network is _scan else [w] * depth
+    x, w, stack = (
+        jax.ShapeDtypeStruct(shape, "float32")
+        for shape in ((ROWS, WIDTH), (WIDTH, WIDTH), (depth, WIDTH, WIDTH))
+    )
+    weights = stack if network is _scan else [w] * depth
     gradient = jax.jit(jax.grad(network(act), argnums=1))
     memory = gradient.lower(x, weights).compile().memory_analysis()
-    return memory.temp_size_in_bytes / x.nbytes
+    return memory.temp_size_in_bytes / (4 * x.size)
 
 
 def _ours(options):

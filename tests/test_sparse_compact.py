@@ -144,5 +144,5 @@ def test_bytes_kept_per_hidden_element():
     """Growth per layer between two depths; x, which a dense layer keeps as well, is 0.25 of it."""
     rows, d, m = 256, 64, 1024
     layer = partial(compact_mlp, capacity=m // 8)
-    few, many = (temporary_bytes(layer, depth, rows, d, m) for depth in (2, 4))
+    few, many = (temporary_bytes(layer, depth, rows, d, m) for depth in (4, 6))
     assert (many - few) / (2 * rows * m) <= 1.0
