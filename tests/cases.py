@@ -119,7 +119,7 @@ ALONE = [PAIRS[len(DTYPES) * i + j] for i, j in enumerate((0, 1, 3, 0, 2))]
 
 
 def examples(count):
-    """Of hypothesis: half of ``count`` in `make test`, twice as many in `make test-all`."""
+    """Of hypothesis: half of ``count`` in `make test`, twice as many in `make test-slow`."""
     return hypothesis.settings(
         max_examples=max(1, count * hypothesis.settings().max_examples // 100)
     )

@@ -2,7 +2,8 @@
 
 - The CPU with eight virtual devices.
 - ``@pytest.mark.slow``: a test left out of `make test`, because a cheaper one there covers its law.
-  ``--all`` (`make test-all`) runs these too. A test that is named (``file.py::test``) always runs.
+  ``--all`` runs these too, `make test-slow` nothing else. A test that is named
+  (``file.py::test``) always runs.
 - Hypothesis profiles: "quick" with 50 examples, and under ``--all`` "thorough" with 200, the same
   ones in every run. ``@examples(count)`` of cases.py takes ``count`` of each 100.
 - Memory: what JAX compiled is let go of whenever a worker has grown past ``MEMORY`` (MB), and by

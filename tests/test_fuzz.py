@@ -1,6 +1,6 @@
 """Random compositions of transformations, against the float64 oracle.
 
-`make test` takes some, `make test-all` a few hundred, `make nightly` ten thousand: JAXTRELU_FUZZ
+`make test` takes some, `make test-slow` a few hundred, `make nightly` ten thousand: JAXTRELU_FUZZ
 is their number, one in twenty of which is of blocks. A failure prints the call, the composition and
 the seed, which run again as they were.
 """

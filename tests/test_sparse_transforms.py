@@ -56,7 +56,7 @@ PRODUCTS = {"jump": jump, "gated": gated, "compact": compact}
 
 
 def products(left_out):
-    """All of them; one of them in `make test-all` only."""
+    """All of them; one of them in `make test-slow` only."""
     marks = {left_out: pytest.mark.slow}
     return pytest.mark.parametrize(
         "name", [pytest.param(name, marks=marks.get(name, ())) for name in PRODUCTS]
