@@ -97,14 +97,30 @@ def test_a_checkpoint_is_of_one_start(tmp_path):
 def test_refusals():
     with pytest.raises(TypeError, match="pass `features`"):
         sae.train(X)
-    with pytest.raises(TypeError, match="`start` should be an Autoencoder, but is str"):
-        sae.train(X, start="folder")
+    with pytest.raises(TypeError, match="`start` should be an Autoencoder, but is int"):
+        sae.train(X, start=3)
+    with pytest.raises(FileNotFoundError, match="there is no file or folder 'nowhere'"):
+        sae.train(X, start="nowhere")
     with pytest.raises(ValueError, match="has 16 features, but `features` is 32"):
         sae.train(X, start=foreign(), features=32)
     with pytest.raises(ValueError, match="of dimension 8, but the rows are of 6"):
         sae.train(X[:, :6], start=foreign())
-    with pytest.raises(ValueError, match="normalisation of each row: such models are not trained"):
+    with pytest.raises(
+        ValueError, match=r"normalises each row \(layer_norm\): such models are not"
+    ):
         sae.train(X, start=foreign(normalisation="layer_norm"))
+
+
+@pytest.mark.filterwarnings("ignore:.*L0")
+def test_a_path_is_a_start(tmp_path):
+    sae.save(foreign(), tmp_path / "there", format="saelens")
+    runs = [
+        sae.train(X, start=start, l0=4, steps=2, recipe=RECIPE)
+        for start in (tmp_path / "there", str(tmp_path / "there"), sae.load(tmp_path / "there"))
+    ]
+    for one in runs[:2]:
+        np.testing.assert_array_equal(one.weights.encoder, runs[2].weights.encoder)
+    assert runs[0].about == runs[2].about
 
 
 @pytest.mark.filterwarnings("ignore:.*L0")

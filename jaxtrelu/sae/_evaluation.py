@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxtrelu.sae._model import Autoencoder, check_finite, matrix
+from jaxtrelu.sae._model import Autoencoder, check_finite, check_targets, matrix
 from jaxtrelu.sae._warn import warn
 
 _COSINE_ROWS = 1024  # of a block of the matrix of all cosines
@@ -189,19 +189,20 @@ def evaluate(
     Args:
       model: an `Autoencoder`.
       x: (n, d), or the path of a `.npy` file of such a matrix; read in blocks.
-      targets: (n, d_out), what a transcoder should have made of the rows; None: the rows.
+      targets: (n, d_out), what a transcoder should have made of the rows; None: the rows, of an
+        autoencoder.
       on_rows: called with the number of rows done since the last call.
 
     Returns:
       An `Evaluation`.
 
     Raises:
-      ValueError: there are no rows, some are not finite (says which), or shapes do not go together.
+      ValueError: there are no rows, some are not finite (says which), shapes do not go together, or
+        the model is a transcoder and there are no targets.
     """
+    check_targets(model, targets)
     wanted = None if targets is None else matrix(targets)
     shape = (len(matrix(x)), model.output_dimension)
-    if wanted is None and model.output_dimension != model.dimension:
-        raise ValueError("a transcoder to another width needs `targets`: pass its outputs.")
     if wanted is not None and wanted.shape != shape:
         raise ValueError(f"`targets` should have shape {shape}, but has shape {wanted.shape}.")
     rows = 0

@@ -3,7 +3,8 @@
     loss = mean over the batch of ‖x − x̂‖² + λ · penalty + λ_P · Σ max(θ − π, 0) ‖d‖
 
 with pre-activations π = x @ encoderᵀ + b, features f = JumpReLU(π, θ) and x̂ = f @ decoder + c; for
-a transcoder ‖y − ŷ‖² with its target y and ŷ = f @ decoder + c. The
+a transcoder ‖y − ŷ‖² with its target y and ŷ = f @ decoder + c, plus x @ skip if it has a skip
+connection. The
 penalty is a value that is returned; nothing is kept in global state. The step of the L0 penalty is
 applied to π and not to f: at an entry just below its threshold f is 0, far from θ, and half of the
 threshold's gradient would be lost (dictionary_learning#55); the √λ law of the documentation of
@@ -151,6 +152,7 @@ def loss(
     recipe: Recipe,
     *,
     targets: Float[Array, "batch d_out"] | None = None,
+    skip: Float[Array, "d d_out"] | None = None,
     target_l0: Float[Array, ""] | float | None = None,
     sparse: bool = False,
     screen: Precision | bool | None = None,
@@ -164,6 +166,7 @@ def loss(
       coefficient: λ.
       recipe: which penalties, and which surrogate.
       targets: y, (batch, d_out), scaled, what a transcoder should make of x; None: x.
+      skip: (d, d_out), a transcoder's skip connection, which adds x @ skip to ŷ; None: none.
       target_l0: what the penalty "quadratic_l0" has its minimum at; others do not need it.
       sparse: whether to visit open entries only, through `jaxtrelu.sparse_mlp`: the same loss and
         gradients, to rounding. Only for recipes of `visits_entries_only`.
@@ -171,7 +174,8 @@ def loss(
       capacity: as in `jaxtrelu.sparse_mlp`.
 
     Returns:
-      The loss, a float32 scalar to be differentiated with respect to `weights`, and its `Terms`.
+      The loss, a float32 scalar to be differentiated with respect to `weights` and `skip`, and its
+      `Terms`.
 
     Raises:
       ValueError: the recipe needs a target, and there is none; a `screen` without `sparse`.
@@ -187,7 +191,10 @@ def loss(
     else:
         passed = _dense_pass(weights, x, recipe)
     wanted = x if targets is None else targets
-    residual = (wanted - passed.reconstruction).astype(jnp.float32)
+    out = passed.reconstruction
+    if skip is not None:
+        out = out + x @ skip.astype(x.dtype)
+    residual = (wanted - out).astype(jnp.float32)
     reconstruction = jnp.mean(jnp.sum(residual * residual, axis=-1))
     penalty = passed.tanh if recipe.penalty == "tanh" else passed.l0
     if target_l0 is not None and recipe.penalty == "quadratic_l0":

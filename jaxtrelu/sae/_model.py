@@ -97,7 +97,8 @@ class Autoencoder:
       subtract_decoder_bias: whether the encoder sees x − decoder_bias.
       recipe: how it was trained, with every setting; its surrogate gives thresholds a gradient.
         None: not known, and thresholds have none.
-      about: what else is known of it, in plain values that JSON has.
+      about: what else is known of it, in plain values that JSON has. ``{"transcoder": True}`` says
+        that it writes other rows than it reads, where its shapes do not (`is_transcoder`).
       training: the `Result` of the run that made it; None after loading.
 
     Raises:
@@ -125,6 +126,7 @@ class Autoencoder:
     def __repr__(self) -> str:
         name = None if self.recipe is None else self.recipe.name
         rules = {
+            "transcoder": self.is_transcoder or None,
             "recipe": name,
             "normalisation": None if self.normalisation == "none" else self.normalisation,
             "skip": None if self.skip is None else True,
@@ -178,6 +180,19 @@ class Autoencoder:
     def threshold(self) -> Array:
         """θ, (m,): what pre-activations are compared with."""
         return self.weights.threshold
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it writes other rows than it reads: the targets that it was trained with.
+
+        Told by another width, by a skip connection, by its training, or by the file it is from.
+        """
+        return (
+            self.dimension != self.output_dimension
+            or self.skip is not None
+            or "targets" in self.about.get("training", {})
+            or bool(self.about.get("transcoder"))
+        )
 
     @property
     def needs_inputs(self) -> bool:
@@ -390,6 +405,15 @@ def matrix(x: Any) -> Any:
     if isinstance(x, str | os.PathLike):
         x = open_rows(x)
     return x.array if isinstance(x, Rows) else np.asarray(x)
+
+
+def check_targets(model: Autoencoder, targets: Any) -> None:
+    """Raises ValueError where a transcoder would be taken for an autoencoder."""
+    if targets is None and model.is_transcoder:
+        raise ValueError(
+            "the model is a transcoder, which writes other rows than it reads: pass `targets`, or "
+            "the rows themselves as `targets` where these are meant."
+        )
 
 
 def check_finite(x: Any, name: str, rows: Sequence[int] | np.ndarray, values: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jax import Array
 
 from jaxtrelu.sae._weights import Weights
 
@@ -22,3 +23,5 @@ class Result(NamedTuple):
     """Of the data, targets included: a checksum of every byte."""
     output_scale: float
     """The same of what is reconstructed: `scale`, but where targets have one of their own."""
+    skip: Array | None = None
+    """(d, d_out): a transcoder's skip connection, of scaled inputs to scaled outputs, if any."""

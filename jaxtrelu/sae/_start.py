@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxtrelu.sae._model import Autoencoder, folded, in_numpy, in_one_scale
+from jaxtrelu.sae._model import Autoencoder, check_targets, folded, in_numpy, in_one_scale
 from jaxtrelu.sae._pairs import Pairs
 from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._rows import Rows
@@ -19,6 +19,8 @@ class Start(NamedTuple):
     weights: Weights
     scale: float
     output_scale: float
+    skip: np.ndarray | None = None
+    """(d, d_out), from inputs to outputs in the user's units, if any."""
 
     @property
     def features(self) -> int:
@@ -32,6 +34,8 @@ class Start(NamedTuple):
         found = hashlib.sha256(repr(scales).encode())
         for value in self.weights:
             found.update(np.ascontiguousarray(value).tobytes())
+        if self.skip is not None:
+            found.update(np.ascontiguousarray(self.skip).tobytes())
         return found.hexdigest()[:16]
 
     def scaled(self, scale: float, output_scale: float, *, unit_norm: bool) -> Weights:
@@ -58,6 +62,12 @@ class Start(NamedTuple):
         )
         return in_numpy(found, np.float32)
 
+    def scaled_skip(self, scale: float, output_scale: float) -> np.ndarray | None:
+        """The skip connection between the same. In float32."""
+        if self.skip is None:
+            return None
+        return (self.skip * (output_scale / scale)).astype(np.float32)
+
 
 def recipe_of(model: Autoencoder) -> Recipe | None:
     """How the model was trained, with the λ that the training ended with; None: it does not say."""
@@ -80,10 +90,10 @@ def start_of(model: Autoencoder, rows: Rows) -> Start:
             f"`start` should be an Autoencoder, but is {type(model).__name__}. Pass what "
             "jaxtrelu.sae.load(path) returns."
         )
-    if model.needs_inputs:
+    if model.normalisation != "none":
         raise ValueError(
-            "`start` has a skip connection or a normalisation of each row: such models are not "
-            "trained here. Pass one without these."
+            f"`start` normalises each row ({model.normalisation}): such models are not trained "
+            "here. Pass one that does not."
         )
     if model.dimension != rows.dimension:
         raise ValueError(
@@ -99,6 +109,8 @@ def start_of(model: Autoencoder, rows: Rows) -> Start:
         if model.subtract_decoder_bias:
             model = folded(model)
         scales = float(model.input_scale), float(model.output_scale)
-        return Start(in_numpy(model.weights, np.float64), *scales)
+        skip = None if model.skip is None else np.asarray(model.skip, np.float64)
+        return Start(in_numpy(model.weights, np.float64), *scales, skip)
+    check_targets(model, None)
     weights, scale = in_one_scale(model)
     return Start(in_numpy(weights, np.float64), scale, scale)

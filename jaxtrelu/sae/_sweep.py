@@ -12,7 +12,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,10 @@ import numpy as np
 from jaxtrelu.sae._checkpoints import Checkpoints
 from jaxtrelu.sae._evaluation import Evaluation, evaluate
 from jaxtrelu.sae._model import Autoencoder
+from jaxtrelu.sae._pairs import Pairs
 from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._result import Result
-from jaxtrelu.sae._train import log_interval, model_of, recipe_for, rows_of
+from jaxtrelu.sae._train import Begin, begin, log_interval, model_of, recipe_for, rows_of
 from jaxtrelu.sae._training import (
     HISTORY,
     Asked,
@@ -32,16 +33,17 @@ from jaxtrelu.sae._training import (
     advance,
     check_interval,
     check_memory,
+    check_skip,
     checked_statistics,
     identity_of,
     initial_state,
     measure,
     revive,
     revives_after,
+    scales_of,
     shortcomings,
 )
 from jaxtrelu.sae._warn import warn
-from jaxtrelu.sae._weights import input_scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +85,15 @@ class Sweep:
 def sweep(
     x: Any,
     *,
-    features: int,
+    targets: Any = None,
+    features: int | None = None,
     l0: Sequence[float | None] = (None,),
     coefficients: Sequence[float] | None = None,
     seeds: Sequence[int] = (0,),
     steps: int = 2500,
     recipe: Recipe | None = None,
+    start: Autoencoder | str | os.PathLike | None = None,
+    skip: bool | None = None,
     held_out: int | None = None,
     log_every: int | None = None,
     checkpoint_folder: str | os.PathLike | None = None,
@@ -97,20 +102,24 @@ def sweep(
     on_read: Callable[[int], None] | None = None,
     on_step: Callable[[int, dict[str, float] | None], None] | None = None,
 ) -> Sweep:
-    """Trains several autoencoders at once: one for each combination of L0, λ and seed.
+    """Trains several autoencoders or transcoders at once: for each combination of L0, λ and seed.
 
     All see the same batches in the same order, whatever their seeds; they run under one `vmap`, and
     with dense products.
 
     Args:
       x: as in `train`.
-      features: m, of each.
+      targets: as in `train`.
+      features: m, of each; with `start` it is that model's.
       l0: the mean numbers of open features to reach; None: the recipe's λ is kept.
       coefficients: values of λ, where it is not steered (where it is: the first one); None: the
         recipe's.
       seeds: of the weights.
       steps: optimiser steps.
       recipe: as in `train`.
+      start: as in `train`: all begin with it, and a seed then only matters to features that start
+        again.
+      skip: as in `train`.
       held_out: as in `train`.
       log_every: as in `train`.
       checkpoint_folder: where to keep checkpoints of all of them, and to look for one to resume
@@ -129,8 +138,9 @@ def sweep(
       MemoryError: the runs would need more memory than is free.
       OSError: checkpoints cannot be written.
     """
-    rows = rows_of(x, 0, held_out)
-    recipe = recipe_for(rows, recipe)
+    rows = rows_of(x, 0, held_out, targets)
+    first = begin(rows, start, features, skip)
+    recipe = recipe_for(rows, recipe, first.model)
     lambdas = (recipe.coefficient,) if coefficients is None else tuple(map(float, coefficients))
     for name, several in (("l0", l0), ("coefficients", lambdas), ("seeds", seeds)):
         if isinstance(several, str) or not isinstance(several, Sequence | np.ndarray):
@@ -146,65 +156,101 @@ def sweep(
     # Of the settings of each, those that differ are passed beside the common ones.
     each = [
         Settings(
-            features=features,
+            features=first.features,
             steps=steps,
             recipe=dataclasses.replace(recipe, coefficient=coefficient),
             target_l0=target,
             seed=seed,
             log_every=log_interval(steps, log_every),
             sparse=False,
+            skip=first.skip,
         )
         for target, coefficient, seed in runs
     ]
     size = recipe.batch_size
     check_interval(checkpoint_every)
+    check_skip(each[0], rows)
     check_memory(each[0], rows, len(each))
     rows.check_batch(size)
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoint_folder is not None:
             store = stack.enter_context(Checkpoints(checkpoint_folder))
-        states, history, scale, start, fingerprint = _run(
-            rows, each, store, checkpoint_every, fresh, on_read, on_step
-        )
+        ended = _run(rows, each, first, store, checkpoint_every, fresh, on_read, on_step)
+    seen: Any = rows.held_out_rows if rows.held_out else rows
+    wanted: Any = None
+    if isinstance(rows, Pairs):
+        wanted = rows.held_out_targets if rows.held_out else rows.targets
     models, found = [], []
     for place, settings in enumerate(each):
-        weights = jax.tree.map(lambda v, place=place: v[place], states.weights)
-        columns = dict(zip(HISTORY, history[:, place].T, strict=True))
+        weights, passed = jax.tree.map(
+            lambda v, place=place: v[place], (ended.states.weights, ended.states.skip)
+        )
+        columns = dict(zip(HISTORY, ended.history[:, place].T, strict=True))
         for sentence in shortcomings(columns, settings, settings.target_l0):
             warn(f"run {place} of the sweep: {sentence}")
-        result = Result(weights, scale, columns, start, fingerprint, scale)
-        model = model_of(rows, settings, result)
+        result = Result(
+            weights, ended.scale, columns, ended.resumed_from, ended.fingerprint,
+            ended.output_scale, passed,
+        )  # fmt: skip
+        model = model_of(rows, settings, result, first)
         models.append(model)
-        found.append(evaluate(model, rows.held_out_rows if rows.held_out else rows))
-    targets, coefficients_of, seeds_of = zip(*runs, strict=True)
-    return Sweep(tuple(models), tuple(found), targets, coefficients_of, seeds_of)
+        found.append(evaluate(model, seen, targets=wanted))
+    asked_for, coefficients_of, seeds_of = zip(*runs, strict=True)
+    return Sweep(tuple(models), tuple(found), asked_for, coefficients_of, seeds_of)
+
+
+class _Ended(NamedTuple):
+    """What the runs ended with."""
+
+    states: TrainState
+    """Stacked."""
+    history: np.ndarray
+    """(entries, runs, columns)."""
+    scale: float
+    output_scale: float
+    resumed_from: int
+    fingerprint: str
 
 
 def _run(
     rows: Any,
     each: list[Settings],
+    first: Begin,
     store: Checkpoints | None,
     checkpoint_every: int,
     fresh: bool,
     on_read: Callable[[int], None] | None,
     on_step: Callable[[int, dict[str, float] | None], None] | None,
-) -> tuple[TrainState, np.ndarray, float, int, str]:
-    """(states, history (entries, runs, columns), scale, step resumed from, fingerprint)."""
+) -> _Ended:
     common = each[0]
-    (found,) = checked_statistics(rows, on_read)
-    scale = input_scale(found.mean_norm, found.mean_square_norm, rows.dimension, common.recipe)
+    found = checked_statistics(rows, on_read)
+    fingerprint = found[0].fingerprint
+    scale, output_scale = scales_of(found, rows, common.recipe)
     size = common.recipe.batch_size
-    probe = rows.batch(0, size) * np.float32(scale)
+    probe, wanted = rows.split(rows.batch(0, size))
+    probe = probe * np.float32(scale)
+    if wanted is not None:
+        wanted = wanted * np.float32(output_scale)
+    weights, passed = None, None
+    threshold: Any = common.recipe.initial_threshold
+    if first.start is not None:
+        unit_norm = common.recipe.unit_norm_decoder
+        weights = first.start.scaled(scale, output_scale, unit_norm=unit_norm)
+        passed = first.start.scaled_skip(scale, output_scale)
+        threshold = jnp.asarray(weights.threshold)
     states = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *(initial_state(s, probe) for s in each)
+        lambda *leaves: jnp.stack(leaves),
+        *(initial_state(s, probe, weights, wanted, passed) for s in each),
     )
     history = np.zeros((0, len(each), len(HISTORY)))
     if store is not None:
         if fresh:
             store.clear()
         own = {"runs": repr([(s.target_l0, s.recipe.coefficient, s.seed) for s in each])}
-        store.identity = {**identity_of(common, rows, found.fingerprint), **own}
+        if first.start is not None:
+            own["start"] = first.start.fingerprint()
+        store.identity = {**identity_of(common, rows, fingerprint), **own}
         restored, skipped = store.restore((states, history))
         if restored is not None:
             states, history = restored
@@ -216,16 +262,16 @@ def _run(
         jnp.array([s.recipe.coefficient for s in each], jnp.float32),
     )
     start = int(states.step[0])
-    variance = found.variance * scale**2
+    variance = found[-1].variance * output_scale**2
     for step in range(start, common.steps):
-        x = rows.batch(step, size)
-        states, terms = _advance(states, x, scale, asked, common)
+        x, y = rows.split(rows.batch(step, size))
+        states, terms = _advance(states, x, scale, asked, common, y, output_scale)
         if revives_after(step + 1, common):
-            states = _revive(states, x, scale, common)
+            states = _revive(states, x, scale, common, y, output_scale)
         entry = None
         last = step + 1 == common.steps
         if (step + 1) % common.log_every == 0 or last:
-            seen = _measure(states.weights, probe, common.recipe.initial_threshold, common.recipe)
+            seen = _measure(states.weights, probe, threshold, common.recipe)
             lost = np.asarray(terms.reconstruction) / variance
             fixed = [np.full(len(each), step + 1.0), terms.l0, lost, states.controller.coefficient]
             line = np.stack([np.asarray(v, np.float64) for v in (*fixed, *seen)], axis=1)
@@ -241,23 +287,40 @@ def _run(
             store.save(step + 1, (states, history))
         if on_step:
             on_step(step + 1, entry)
-    return states, history, scale, start, found.fingerprint
+    return _Ended(states, history, scale, output_scale, start, fingerprint)
 
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="states")
 def _advance(
-    states: TrainState, x: Any, scale: float, asked: Asked, settings: Settings
+    states: TrainState,
+    x: Any,
+    scale: float,
+    asked: Asked,
+    settings: Settings,
+    targets: Any,
+    output_scale: float,
 ) -> tuple[TrainState, Any]:
     one = partial(advance, settings=settings)
-    return jax.vmap(one, in_axes=(0, None, None, 0))(states, x * scale, None, asked)
+    y = None if targets is None else targets * output_scale
+    return jax.vmap(one, in_axes=(0, None, None, 0))(states, x * scale, y, asked)
 
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="states")
-def _revive(states: TrainState, x: Any, scale: float, settings: Settings) -> TrainState:
-    return jax.vmap(partial(revive, settings=settings), in_axes=(0, None, None))(states, x, scale)
+def _revive(
+    states: TrainState,
+    x: Any,
+    scale: float,
+    settings: Settings,
+    targets: Any,
+    output_scale: float,
+) -> TrainState:
+    one = partial(
+        revive, x=x, scale=scale, settings=settings, targets=targets, output_scale=output_scale
+    )
+    return jax.vmap(one)(states)
 
 
 @partial(jax.jit, static_argnums=3)
-def _measure(weights: Any, x: Any, initial_threshold: float, recipe: Recipe) -> Any:
+def _measure(weights: Any, x: Any, initial_threshold: Any, recipe: Recipe) -> Any:
     one = partial(measure, recipe=recipe)
     return jax.vmap(one, in_axes=(0, None, None))(weights, x, initial_threshold)

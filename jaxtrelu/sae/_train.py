@@ -2,18 +2,19 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, overload
+from collections.abc import Callable
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxtrelu.sae._model import Autoencoder
+from jaxtrelu.sae._model import Autoencoder, check_targets, matrix
 from jaxtrelu.sae._pairs import Pairs
 from jaxtrelu.sae._recipes import Recipe, short_run
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, open_rows
 from jaxtrelu.sae._start import Start, recipe_of, start_of
+from jaxtrelu.sae._store import load
 from jaxtrelu.sae._training import Settings, run
 from jaxtrelu.sparse._screen import Precision
 
@@ -28,7 +29,8 @@ def train(
     l0: float | None = None,
     steps: int = 2500,
     recipe: Recipe | None = None,
-    start: Autoencoder | None = None,
+    start: Autoencoder | str | os.PathLike | None = None,
+    skip: bool | None = None,
     seed: int = 0,
     held_out: int | None = None,
     sparse: bool = True,
@@ -56,7 +58,11 @@ def train(
         fewer rows than its 512.
       start: a model to begin with, which `load` may have read from another library's file, in place
         of random weights: the first step is taken from the very function that it is, with a new
-        state of the optimiser. Its recipe, where it says one, is the default for `recipe`.
+        state of the optimiser. Its recipe, where it says one, is the default for `recipe`. Or the
+        path of its file or folder.
+      skip: whether a transcoder has a skip connection, too: its output adds x @ W_skip, (d, d_out),
+        which starts at 0 and learns with the rest (Paulo et al. 2025, arXiv 2501.18823). None: as
+        `start` has it; without one, none.
       seed: of the weights and of the order of the rows.
       held_out: how many rows, about, are kept aside to evaluate on (`held_out`); None: a tenth of
         them, and 8192 at most.
@@ -79,27 +85,18 @@ def train(
     Raises:
       TypeError: neither `features` nor `start` is passed, or `start` is no model.
       ValueError: as `run`; there are not as many targets as rows; `start` has other `features`, is
-        of other dimensions, or is a model with a skip connection or a normalisation of each row.
+        of other dimensions, is a transcoder where there are no targets, normalises each row, or has
+        the skip connection that `skip` would drop.
       FloatingPointError: the loss is not finite any more; the message says at which step.
       MemoryError: the run would need more memory than is free.
       OSError: checkpoints cannot be written.
     """
     rows = rows_of(x, seed, held_out, targets)
-    begin = None
-    if start is not None:
-        begin = start_of(start, rows)
-        features = begin.features if features is None else features
-        if features != begin.features:
-            raise ValueError(
-                f"`start` has {begin.features} features, but `features` is {features}. Leave the "
-                "latter out."
-            )
-    if features is None:
-        raise TypeError("pass `features`, the size of the dictionary, or a model to `start` from.")
-    recipe = recipe_for(rows, recipe, start)
+    first = begin(rows, start, features, skip)
+    recipe = recipe_for(rows, recipe, first.model)
     try:
         settings = Settings(
-            features=features,
+            features=first.features,
             steps=steps,
             recipe=recipe,
             target_l0=l0,
@@ -107,6 +104,7 @@ def train(
             log_every=log_interval(steps, log_every),
             sparse=sparse,
             screen=screen,
+            skip=first.skip,
         )
     except (TypeError, ValueError) as error:
         # By the name that it has here.
@@ -114,7 +112,7 @@ def train(
     result = run(
         rows,
         settings,
-        start=begin,
+        start=first.start,
         checkpoint_folder=checkpoint_folder,
         checkpoint_every=checkpoint_every,
         fresh=fresh,
@@ -122,13 +120,50 @@ def train(
         on_read=on_read,
         on_step=on_step,
     )
-    return model_of(rows, settings, result, begin, {} if start is None else start.about)
+    return model_of(rows, settings, result, first)
+
+
+class Begin(NamedTuple):
+    """What a run begins with, of what a user passes."""
+
+    model: Autoencoder | None
+    """The model that it goes on from, if any."""
+    start: Start | None
+    """Its weights."""
+    features: int
+    skip: bool
+
+
+def begin(rows: Rows, start: Any, features: int | None, skip: bool | None) -> Begin:
+    """What a run on those rows begins with.
+
+    Raises:
+      TypeError: neither `features` nor `start` is passed, or `start` is no model.
+      ValueError: `start` does not go together with the rest.
+    """
+    if start is None:
+        if features is None:
+            raise TypeError(
+                "pass `features`, the size of the dictionary, or a model to `start` from."
+            )
+        return Begin(None, None, features, False if skip is None else skip)
+    if isinstance(start, str | os.PathLike):
+        start = load(start)
+    found = start_of(start, rows)
+    if features is not None and features != found.features:
+        raise ValueError(
+            f"`start` has {found.features} features, but `features` is {features}. Leave the "
+            "latter out."
+        )
+    if skip is False and found.skip is not None:
+        raise ValueError("`start` has a skip connection: leave `skip` out to keep it.")
+    return Begin(start, found, found.features, found.skip is not None if skip is None else skip)
 
 
 @overload
 def held_out(model: Autoencoder, x: Any) -> np.ndarray | None: ...
 @overload
-def held_out(model: Autoencoder, x: Any, targets: Any) -> tuple[np.ndarray, np.ndarray] | None: ...
+def held_out(model: Autoencoder, x: Any, targets: Any) -> tuple[np.ndarray, np.ndarray]: ...
 def held_out(model: Autoencoder, x: Any, targets: Any = None) -> Any:
     """The rows that were kept aside when the model was trained on x.
 
@@ -139,14 +174,42 @@ def held_out(model: Autoencoder, x: Any, targets: Any = None) -> Any:
 
     Returns:
       (k, d), float32, and with `targets` a pair: these, and their targets, (k, d_out). None where
-      the model was trained on other data, or it is not known on which, or no rows were kept aside.
+      an autoencoder was trained on other data, or it is not known on which, or no rows were kept
+      aside.
+
+    Raises:
+      ValueError: the same of a transcoder, or its targets are missing; the message says which.
     """
-    known = model.about.get("training", {})
+    check_targets(model, targets)
+    found = _kept_aside(model, x, targets)
+    if not isinstance(found, str):
+        return found
+    if targets is None:
+        return None
+    raise ValueError(f"no pairs of these were kept aside: {found}.")
+
+
+def _kept_aside(model: Autoencoder, x: Any, targets: Any) -> Any:
+    """What `held_out` returns; or why there is nothing, a clause."""
+    known = model.about.get("training")
+    if not known:
+        return "the model does not say what it was trained on"
+    if targets is not None and "targets" not in known:
+        return "the model was trained without targets"
     aside = known.get("held_out")
-    if not aside or (targets is not None and "targets" not in known):
-        return None
-    if _length(x) != known.get("rows"):
-        return None
+    if not aside:
+        return "the training used all rows"
+    which = f"it was trained on {known.get('data')}"
+    if targets is not None:
+        which += f" with {known['targets']}"
+    for name, array, width in (
+        ("x", x, model.dimension), ("`targets`", targets, model.output_dimension),
+    ):  # fmt: skip
+        if array is not None and matrix(array).shape[1:] != (width,):
+            shape = matrix(array).shape
+            return f"{name} should have {width} columns, but has shape {shape}: {which}"
+    if len(matrix(x)) != known.get("rows"):
+        return f"{which}, of {known.get('rows'):,} rows, and these are {len(matrix(x)):,}"
     if isinstance(x, Rows):  # which rows are kept aside follows from their number
         rows = x if x.held_out == aside else Rows(x.array, x.name, x.seed, held_out=aside)
     else:
@@ -154,7 +217,7 @@ def held_out(model: Autoencoder, x: Any, targets: Any = None) -> Any:
     if targets is not None:
         rows = rows_of(rows, 0, None, targets)
     if rows.fingerprint() != known.get("fingerprint"):
-        return None
+        return f"{which}, and these are other numbers"
     if isinstance(rows, Pairs):
         return rows.held_out_rows, rows.held_out_targets
     return rows.held_out_rows
@@ -162,8 +225,9 @@ def held_out(model: Autoencoder, x: Any, targets: Any = None) -> Any:
 
 def judged_on(model: Autoencoder, x: Any, targets: Any = None) -> tuple[Any, Any]:
     """The rows and targets that a model is judged on: kept aside in its training, or all."""
-    aside = held_out(model, x, targets)
-    if aside is None:
+    check_targets(model, targets)
+    aside = _kept_aside(model, x, targets)
+    if isinstance(aside, str):
         return x, targets
     return (aside, None) if targets is None else aside
 
@@ -190,13 +254,13 @@ def model_of(
     rows: Rows,
     settings: Settings,
     result: Result,
-    start: Start | None = None,
-    kept: Mapping[str, Any] | None = None,
+    first: Begin,
 ) -> Autoencoder:
     """The model that a run ended with, and all that is known of how it came to be.
 
-    `kept` is what was known of the one that it began with, such as the hook that a file names.
+    What was known of the one that it began with, such as the hook that a file names, is kept.
     """
+    kept = {} if first.model is None else first.model.about
     about = {
         "data": rows.name,
         "fingerprint": result.fingerprint,
@@ -208,16 +272,20 @@ def model_of(
         "sparse": settings.visits_entries_only(),
         "screen": settings.screen,
         "coefficient": float(result.history["coefficient"][-1]),
-        "start": None if start is None else start.fingerprint(),
+        "start": None if first.start is None else first.start.fingerprint(),
     }
     if isinstance(rows, Pairs):
         about["targets"] = rows.targets_name
+    skip = None
+    if result.skip is not None:  # from the user's units to the user's units
+        skip = np.asarray(result.skip, np.float64) * (result.scale / result.output_scale)
     return Autoencoder(
         result.weights,
+        skip,  # type: ignore[arg-type]
         input_scale=result.scale,
         output_scale=result.output_scale,
         recipe=settings.recipe,
-        about={**(kept or {}), "training": about},
+        about={**kept, "training": about},
         training=result,
     )
 

@@ -82,6 +82,8 @@ class Settings:
       screen: how the first product is screened where zeros are skipped, "int8" (or True) or
         "bfloat16", as in `jaxtrelu.sparse_mlp`: the same run to rounding; whether it is a faster
         one depends on the processor (docs/screening.md). None: not at all.
+      skip: whether a transcoder has a skip connection, too, which adds x @ W_skip to its output,
+        starts at 0 and learns with the rest.
     """
 
     features: int
@@ -92,6 +94,7 @@ class Settings:
     log_every: int = 50
     sparse: bool = True
     screen: Precision | bool | None = None
+    skip: bool = False
 
     def __post_init__(self) -> None:
         for name in ("features", "steps", "log_every"):
@@ -100,6 +103,8 @@ class Settings:
                 raise ValueError(f"`{name}` should be a whole number ≥ 1, but is {value!r}.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
             raise ValueError(f"`seed` should be a whole number ≥ 0, but is {self.seed!r}.")
+        if not isinstance(self.skip, bool):
+            raise TypeError(f"`skip` should be True or False, but is {self.skip!r}.")
         if not isinstance(self.recipe, Recipe):
             raise TypeError(
                 "`recipe` should be a recipe, such as jaxtrelu.sae.gemma_scope(), but is "
@@ -188,6 +193,8 @@ class TrainState(NamedTuple):
     """Number of steps done, int32."""
     silent: Array
     """(m,), int32: for how many steps each feature was open in no example."""
+    skip: Array | None = None
+    """(d, d_out): a transcoder's skip connection, of scaled inputs to scaled targets, if any."""
 
 
 class Asked(NamedTuple):
@@ -204,6 +211,7 @@ def initial_state(
     sample: np.ndarray,
     weights: Weights | None = None,
     targets: np.ndarray | None = None,
+    skip: np.ndarray | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -212,6 +220,7 @@ def initial_state(
       sample: some scaled inputs, (n, d), that the first weights are taken from.
       weights: what to begin with, for scaled inputs; None: as the recipe says.
       targets: what a transcoder should make of the sample, scaled, (n, d_out); None: the sample.
+      skip: (d, d_out), the skip connection to begin with, where the settings have one; None: 0.
 
     Returns:
       A `TrainState`.
@@ -222,10 +231,24 @@ def initial_state(
     else:
         # Copies: a training step donates its state.
         weights = Weights(*(jnp.array(value) for value in weights))
+    begin: Array | None = None
+    if settings.skip:
+        ends = weights.encoder.shape[1], weights.decoder.shape[1]
+        begin = jnp.zeros(ends, jnp.float32) if skip is None else jnp.array(skip)
     controller = settings.controller() or _no_controller()
-    optimizer = settings.recipe.optimizer(settings.steps).init(weights)
+    optimizer = settings.recipe.optimizer(settings.steps).init(_parameters(weights, begin))
     silent = jnp.zeros((settings.features,), jnp.int32)
-    return TrainState(weights, optimizer, controller.init(), jnp.zeros((), jnp.int32), silent)
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(weights, optimizer, controller.init(), step, silent, begin)
+
+
+def _parameters(weights: Weights, skip: Array | None) -> Any:
+    """What the optimiser changes; without a skip connection the weights alone."""
+    return weights if skip is None else (weights, skip)
+
+
+def _weights_and_skip(parameters: Any) -> tuple[Weights, Array | None]:
+    return (parameters, None) if isinstance(parameters, Weights) else parameters
 
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="state")
@@ -272,25 +295,35 @@ def advance(
         scheduled = jnp.asarray(asked.coefficient * ramp)
         late = state.step >= int(recipe.steer_from * settings.steps)
         coefficient = scheduled if controller is None else jnp.where(late, coefficient, scheduled)
-    objective = partial(
-        losses.loss,
-        recipe=recipe,
-        targets=y,
-        target_l0=asked.target,
-        sparse=settings.visits_entries_only(),
-        screen=settings.screen,
-    )
-    gradient, terms = jax.grad(objective, has_aux=True)(state.weights, x, coefficient)
-    gradient = constrained_gradient(gradient, state.weights, recipe)
+
+    def objective(parameters: Any) -> tuple[Array, losses.Terms]:
+        weights, skip = _weights_and_skip(parameters)
+        return losses.loss(
+            weights,
+            x,
+            coefficient,
+            recipe,
+            targets=y,
+            skip=skip,
+            target_l0=asked.target,
+            sparse=settings.visits_entries_only(),
+            screen=settings.screen,
+        )
+
+    parameters = _parameters(state.weights, state.skip)
+    gradient, terms = jax.grad(objective, has_aux=True)(parameters)
+    of_weights, of_skip = _weights_and_skip(gradient)
+    of_weights = constrained_gradient(of_weights, state.weights, recipe)
     updates, optimizer = recipe.optimizer(settings.steps).update(
-        gradient, state.optimizer, state.weights
+        _parameters(of_weights, of_skip), state.optimizer, parameters
     )
-    weights = constrained(optax.apply_updates(state.weights, updates), recipe)
+    weights, skip = _weights_and_skip(optax.apply_updates(parameters, updates))
+    weights = constrained(weights, recipe)
     steered = state.controller._replace(coefficient=coefficient.astype(jnp.float32))
     if controller is not None:
         _, steered = controller.update(terms.l0, steered)
     silent = jnp.where(terms.opened, 0, state.silent + 1)
-    return TrainState(weights, optimizer, steered, state.step + 1, silent), terms
+    return TrainState(weights, optimizer, steered, state.step + 1, silent, skip), terms
 
 
 def revives_after(step: int, settings: Settings) -> bool:
@@ -325,6 +358,8 @@ def revive(
     y = None if targets is None else jnp.asarray(targets) * output_scale
     pi = losses.pre_activations(state.weights, x)
     features = jnp.where(pi > state.weights.threshold, pi, 0)
+    if state.skip is not None and y is not None:
+        y = y - x @ state.skip  # what is left to the features
     residual = (x if y is None else y) - losses.reconstruct(state.weights, features)
     key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
     weights = revived(state.weights, silent, x, residual, key, recipe, y)
@@ -361,7 +396,7 @@ def run(
       rows: the examples, unscaled; with their targets, where `train` has any. All are read once
         before the start, to be checked and measured, which several processes share.
       settings: size, length and recipe.
-      start: the weights to begin with, which `train` takes from a model; None: as the recipe says.
+      start: what to begin with, which `train` takes from a model; None: as the recipe says.
       checkpoint_folder: where to keep checkpoints, and to look for one to resume from. The newest
         intact one is taken, and a warning names each that is damaged. One of a run of fewer steps
         is taken up, too, where all else agrees: the run is extended, and goes on with the schedules
@@ -381,7 +416,8 @@ def run(
       explained variance, or with thresholds that hardly moved.
 
     Raises:
-      ValueError: rows that are not finite or all the same; a batch or a dictionary that the mesh
+      ValueError: rows that are not finite or all the same; a skip connection without targets; a
+        batch or a dictionary that the mesh
         cannot share equally; a checkpoint of another run (the message
         says what differs, and nothing is overwritten); a folder that another run writes to.
       FloatingPointError: the loss is not finite any more; the message says at which step.
@@ -389,6 +425,7 @@ def run(
       OSError: checkpoints cannot be written.
     """
     check_interval(checkpoint_every)
+    check_skip(settings, rows)
     check_memory(settings, rows)
     size = settings.recipe.batch_size
     rows.check_batch(size)
@@ -407,6 +444,24 @@ def run(
             if start is not None:
                 store.identity = {**store.identity, "start": start.fingerprint()}
         return _run(rows, settings, found, start, store, devices, checkpoint_every, on_step)
+
+
+def check_skip(settings: Settings, rows: Rows) -> None:
+    """Raises ValueError where a skip connection would pass the features by."""
+    if settings.skip and not isinstance(rows, Pairs):
+        raise ValueError(
+            "`skip` is for a transcoder: in an autoencoder, what passes the features by would be "
+            "the rows themselves. Pass `targets`, or leave it out."
+        )
+
+
+def scales_of(found: list[Statistics], rows: Rows, recipe: Recipe) -> tuple[float, float]:
+    """What inputs are multiplied with, and what is to be reconstructed: the same number for one."""
+    scales = [
+        input_scale(f.mean_norm, f.mean_square_norm, part.array.shape[1], recipe)
+        for f, part in zip(found, rows._parts, strict=True)
+    ]
+    return scales[0], scales[-1]
 
 
 def check_interval(checkpoint_every: int) -> None:
@@ -444,27 +499,25 @@ def _run(
     on_step: Callable[[int, dict[str, float] | None], None] | None,
 ) -> Result:
     size = settings.recipe.batch_size
-    scales = [
-        input_scale(f.mean_norm, f.mean_square_norm, part.array.shape[1], settings.recipe)
-        for f, part in zip(found, rows._parts, strict=True)
-    ]
-    # Of the last part, which is to be reconstructed, and the first one where there is one alone.
-    scale, output_scale = scales[0], scales[-1]
+    scale, output_scale = scales_of(found, rows, settings.recipe)
     probe, wanted = rows.split(devices.batch(rows, 0, size))
     probe = probe * np.float32(scale)
     if wanted is not None:
         wanted = wanted * np.float32(output_scale)
     weights: Weights | None = None
+    skip: np.ndarray | None = None
     start_threshold: jax.Array | float = settings.recipe.initial_threshold
     if start is not None:
         unit_norm = settings.recipe.unit_norm_decoder
         weights = start.scaled(scale, output_scale, unit_norm=unit_norm)
+        skip = start.scaled_skip(scale, output_scale)
         start_threshold = jnp.asarray(weights.threshold)
+    given = probe, weights, wanted, skip
 
     def first(given):
         return initial_state(settings, *given)
 
-    shapes = devices.shapes(first, (probe, weights, wanted), settings.features)
+    shapes = devices.shapes(first, given, settings.features)
     state: TrainState | None = None
     variance = found[-1].variance * output_scale**2
     history = np.zeros((0, len(HISTORY)))
@@ -475,7 +528,7 @@ def _run(
         for sentence in skipped if devices.processes.first else []:
             warn(sentence)
     if state is None:
-        state = devices.made(first, (probe, weights, wanted), shapes)
+        state = devices.made(first, given, shapes)
     resumed_from = int(state.step)
     before: tuple[int, Any] | None = None
     for step in range(resumed_from, settings.steps):
@@ -498,7 +551,8 @@ def _run(
             entry = dict(zip(HISTORY, history[-1].tolist(), strict=True))
         if last or (store is not None and (step + 1) % checkpoint_every == 0):
             # Weights of after the step, which its loss says nothing about.
-            total = sum(jnp.sum(jnp.abs(value)) for value in state.weights)
+            parameters = jax.tree.leaves((state.weights, state.skip))
+            total = sum(jnp.sum(jnp.abs(value)) for value in parameters)
             _check_finite(step + 1, total)
             if store is not None:
                 state = devices.placed(state, shapes)
@@ -509,8 +563,8 @@ def _run(
     for sentence in shortcomings(columns, settings, settings.target_l0):
         if devices.processes.first:
             warn(sentence)
-    whole, fingerprint = devices.whole(state.weights), found[0].fingerprint
-    return Result(whole, scale, columns, resumed_from, fingerprint, output_scale)
+    ended, passed = devices.whole((state.weights, state.skip))
+    return Result(ended, scale, columns, resumed_from, found[0].fingerprint, output_scale, passed)
 
 
 def shortcomings(
@@ -561,7 +615,7 @@ def memory_needed(settings: Settings, dimension: int, output_dimension: int | No
     three in a checkpoint that is being written; and three arrays of the size of the latent.
     """
     to = dimension if output_dimension is None else output_dimension
-    weights = 4 * (settings.features * (dimension + to + 2) + to)
+    weights = 4 * (settings.features * (dimension + to + 2) + to + settings.skip * dimension * to)
     latent = 4 * settings.recipe.batch_size * settings.features
     return 8 * weights + 3 * latent
 
@@ -619,9 +673,12 @@ def identity_of(settings: Settings, rows: Rows, fingerprint: str) -> dict[str, s
     for name in ("initial_norm", "steer_from"):  # checkpoints from before these go on without
         if getattr(settings.recipe, name) == getattr(Recipe, name):
             del recipe[f"recipe.{name}"]
-    own = {k: repr(v) for k, v in vars(settings).items() if k not in ("recipe", "screen")}
-    if settings.screen is not None:  # checkpoints from before it was a setting go on without
-        own["screen"] = repr(settings.screen)
+    later = {"screen": None, "skip": False}  # checkpoints from before these go on without
+    own = {
+        name: repr(value)
+        for name, value in vars(settings).items()
+        if name != "recipe" and (name not in later or value != later[name])
+    }
     data = {"dimension": repr(rows.dimension), "data": fingerprint, "order": rows.order}
     if isinstance(rows, Pairs):
         data["output dimension"] = repr(rows.output_dimension)

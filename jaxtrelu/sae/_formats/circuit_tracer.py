@@ -26,7 +26,7 @@ def read_circuit_tracer(arrays: Arrays) -> Autoencoder:
     if "W_skip" in arrays:
         (skip,) = take(arrays, "W_skip")
         skip = skip.T
-    return Autoencoder(weights, skip)  # type: ignore[arg-type]
+    return Autoencoder(weights, skip, about={"transcoder": True})  # type: ignore[arg-type]
 
 
 def write_circuit_tracer(model: Autoencoder) -> Contents:

@@ -94,6 +94,7 @@ def write_dictionary_learning(model: Autoencoder) -> Contents:
 
 def write_batch_top_k(model: Autoencoder) -> Contents:
     """`ae.pt` and `config.json` of its BatchTopK autoencoder: one threshold, and its k."""
+    whole = folded_for(model, "dictionary_learning")
     threshold = np.asarray(model.threshold)
     k = model.about.get("dictionary_learning", {}).get("k") if model.about else None
     if (threshold != threshold[0]).any() or k is None:
@@ -101,7 +102,7 @@ def write_batch_top_k(model: Autoencoder) -> Contents:
             "a BatchTopK autoencoder has one threshold for all features, and a k; pass "
             "format='dictionary_learning' for its JumpReLU"
         )
-    w = in_numpy(folded_for(model, "dictionary_learning").weights, np.float64)
+    w = in_numpy(whole.weights, np.float64)
     arrays = {
         "encoder.weight": w.encoder,
         "encoder.bias": w.encoder_bias + w.encoder @ w.decoder_bias,

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,23 +64,26 @@ def read_llama_scope(folder: Path) -> Autoencoder:
             f"it normalises activations {cfg['norm_activation']!r}, which is not known"
         )
     keep = ("hook_point_in", "hook_point_out", "model_name", "d_model", "d_sae")
+    about: dict[str, Any] = {"llama_scope": {k: cfg[k] for k in keep if k in cfg}}
+    if cfg.get("hook_point_out", cfg.get("hook_point_in")) != cfg.get("hook_point_in"):
+        about["transcoder"] = True
     return Autoencoder(
         weights,
         input_scale=scale[0],
         output_scale=scale[1],
         subtract_decoder_bias=bool(cfg.get("apply_decoder_bias_to_pre_encoder")),
-        about={"llama_scope": {k: cfg[k] for k in keep if k in cfg}},
+        about=about,
     )
 
 
 def write_llama_scope(model: Autoencoder) -> Contents:
     """`hyperparams.json` and `checkpoints/final.safetensors`."""
     title = "Llama Scope"
+    if model.is_transcoder:
+        raise RefusedError(f"{title} has no place for a transcoder or a skip connection here")
     threshold = np.asarray(model.threshold)
     if (threshold != threshold[0]).any():
         raise RefusedError(f"{title} has one threshold for all features, and the model's differ")
-    if model.dimension != model.output_dimension or model.skip is not None:
-        raise RefusedError(f"{title} has no place for a transcoder or a skip connection")
     if model.normalisation != "none":
         raise RefusedError(f"{title} has no place for a normalisation row by row")
     w = in_numpy(model.weights, np.float32)

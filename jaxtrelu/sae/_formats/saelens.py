@@ -91,7 +91,7 @@ def read_saelens(folder: Path) -> Autoencoder:
         skip,  # type: ignore[arg-type]
         normalisation=rule,  # type: ignore[arg-type]
         subtract_decoder_bias=subtract,
-        about={"saelens": kept},
+        about={"saelens": kept, **({"transcoder": True} if transcoder else {})},
     )
 
 
@@ -106,7 +106,7 @@ def write_saelens(model: Autoencoder) -> Contents:
             "SAELens has no place for a scale or a skip connection beside a normalisation"
         )
     arrays, skip = arrays_of(model)
-    transcoder = skip is not None or model.dimension != model.output_dimension
+    transcoder = model.is_transcoder
     kept = dict(model.about.get("saelens", {})) if isinstance(model.about, Mapping) else {}
     if transcoder and model.subtract_decoder_bias:
         model = folded(model)

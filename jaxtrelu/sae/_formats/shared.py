@@ -115,7 +115,7 @@ def folded_for(
     """The model with everything folded that the format has no place for."""
     if model.skip is not None and not skip:
         raise RefusedError(f"{title} has no place for a skip connection")
-    if model.dimension != model.output_dimension and not transcoder:
+    if model.is_transcoder and not transcoder:
         raise RefusedError(f"{title} has no place for a transcoder")
     try:
         return folded(model)
