@@ -259,7 +259,7 @@ def test_evaluation_is_the_definition(monkeypatch, out):
 
 def test_evaluation_refuses():
     model = sae.Autoencoder(weights(out=4))
-    with pytest.raises(ValueError, match="needs `targets`"):
+    with pytest.raises(ValueError, match="pass `targets`"):
         sae.evaluate(model, ROWS)
     with pytest.raises(ValueError, match=r"`targets` should have shape \(200, 4\)"):
         sae.evaluate(model, ROWS, targets=ROWS)

@@ -511,6 +511,56 @@ def test_saved_and_loaded(pairs, trained, tmp_path, format):
         assert sae.held_out(loaded, *pairs) is not None
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e18])
+def test_figures_hold_at_any_scale(pairs, trained, scale):
+    """Those of float64 NumPy; squares of these in float32 are 0 or infinite."""
+    x, y = pairs
+    weights = jax.tree.map(np.asarray, trained.weights)
+    units = {"input_scale": float(trained.input_scale), "output_scale": trained.output_scale}
+    base = sae.evaluate(sae.Autoencoder(weights, **units), x[:500], targets=y[:500]).numbers()
+    far = sae.Autoencoder(
+        weights, input_scale=units["input_scale"] / scale,
+        output_scale=float(units["output_scale"]) / scale,
+    )  # fmt: skip
+    a, b = (np.float32(scale) * v[:500] for v in (x, y))
+    found = sae.evaluate(far, a, targets=b)
+    out = np.asarray(far(a), np.float64)
+    assert found.explained_variance == pytest.approx(explained(b, out), rel=1e-5)
+    exact = b.astype(np.float64)
+    norms = [np.linalg.norm(v, axis=1) for v in (exact, out)]
+    assert found.norm_ratio == pytest.approx((norms[1] / norms[0]).mean(), rel=1e-5)
+    assert found.norm_in == pytest.approx(norms[0].mean(), rel=1e-5)
+    for name, power in {"mean_squared_error": 2, "norm_out": 1, "cosine_similarity": 0}.items():
+        assert found.numbers()[name] == pytest.approx(base[name] * scale**power, rel=1e-4), name
+    json.dumps(found.to_saebench(far), allow_nan=False)
+
+
+def test_numbers_of_other_kinds_are_refused_in_words(pairs, trained):
+    x, y = pairs
+    for bad, reason in (
+        (y > 0, r"holds bool. Pass array.astype\(np.float32\)"),
+        (y + 1j, "holds complex64. Pass array.real, or both parts side by side"),
+        (y.astype(str), "holds <U32. Pass an array of numbers"),
+    ):
+        for call in (sae.train, sae.sweep):
+            with pytest.raises(TypeError, match=f"`targets` should hold .*{reason}"):
+                call(x, targets=bad, features=8)
+        with pytest.raises(TypeError, match=f"`targets` should hold .*{reason}"):
+            sae.evaluate(trained, x, targets=bad)
+    with pytest.raises(ValueError, match=r"shape \(6000,\). Pass array\[:, None\]"):
+        sae.train(x, targets=y[:, 0], **SHORT)
+
+
+def test_infinity_is_refused_without_other_noise(pairs):
+    x, y = pairs
+    bad = y.copy()
+    bad[[0, 5], 2] = np.inf, -np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="infinity in rows 0, 5 "):
+            sae.train(x, targets=bad, **SHORT)
+
+
 def test_command(pairs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("in.npy", pairs[0])
@@ -524,7 +574,8 @@ def test_command(pairs, tmp_path, monkeypatch, capsys):
     assert "Transcoder from in.npy to out.npy" in text and "6,000 x 16 to 24" in text
     report = json.loads((tmp_path / "there" / "sae.json").read_text())
     assert report["data"]["targets"] == "out.npy" and report["data"]["output_dimension"] == 24
-    assert report["output_scale"] != report["input_scale"]
+    assert report["output_scale"] != report["input_scale"] and report["skip"] is False
+    assert report["recipe"]["initialisation"] == "independent_unit"
     model = sae.load("there")
     assert model.output_dimension == 24
     aside, wanted = sae.held_out(model, "in.npy", "out.npy")
@@ -535,11 +586,15 @@ def test_command(pairs, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["sae", "eval", "there", "in.npy", "--targets", "out.npy"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "the rows kept aside when it was trained" in out
+    assert "the rows kept aside when it was trained of in.npy, targets out.npy" in out
+    assert "mean of the targets'" in out and "of target and output" in out and "of row" not in out
+    assert main(["sae", "eval", "there", "in.npy"]) == 2
+    assert "is a transcoder" in capsys.readouterr().err
     assert f"{figures.explained_variance:.4f}" in out
     page = ["sae", "report", "there", "in.npy", "--targets", "out.npy", "--rows", "500"]
     assert main(page) == 0
-    assert "rows kept aside in training" in (tmp_path / "report.html").read_text()
+    text = (tmp_path / "report.html").read_text()
+    assert "rows kept aside in training" in text and "Transcoder from in.npy to out.npy" in text
     capsys.readouterr()
     np.save("out.npy", pairs[1][:-1])
     assert main(run) == 2
@@ -548,3 +603,29 @@ def test_command(pairs, tmp_path, monkeypatch, capsys):
     assert "`" not in error and "out.npy has 5,999" in error
     assert main([*run[:2], "in.npy", "--start", "there", "--output", "on"]) == 2
     assert "a transcoder is trained on with --targets" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*(L0|explained|thresholds)")
+def test_commands_with_a_skip_connection(skipping, skipped, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("in.npy", skipping[0])
+    np.save("out.npy", skipping[1])
+    sae.save(skipped, "start", format="saelens")
+    few = ["in.npy", "--targets", "out.npy", "--steps", "2", "--batch-size", "64"]
+    assert main(["sae", "train", *few, "--features", "32", "--skip", "--output", "one"]) == 0
+    assert "Transcoder with a skip connection" in " ".join(capsys.readouterr().out.split())
+    assert np.abs(sae.load("one").skip).max() > 0
+    assert json.loads((tmp_path / "one" / "sae.json").read_text())["skip"] is True
+    sweep = ["sae", "sweep", *few, "--start", "start", "--l0", "2", "3", "--output", "several"]
+    assert main(sweep) == 0
+    assert "Transcoders from in.npy to out.npy" in " ".join(capsys.readouterr().out.split())
+    found = json.loads((tmp_path / "several" / "sweep.json").read_text())
+    assert found["targets"] == "out.npy" and len(found["runs"]) == 2
+    model = sae.load("several/l0-2-seed-0")
+    assert model.features == 64 and model.about["training"]["initialisation"] == "start"
+    np.testing.assert_allclose(model.skip, skipped.skip, atol=0.5)
+    for command in ("train", "sweep"):
+        assert main(["sae", command, "in.npy", "--skip", "--output", "no"]) == 2
+        error = capsys.readouterr().err
+        assert "--skip is for a transcoder" in error and "Pass --targets" in error
+    assert not (tmp_path / "no").exists()

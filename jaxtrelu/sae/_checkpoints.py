@@ -54,8 +54,8 @@ class Found(NamedTuple):
 class Checkpoints:
     """The two newest checkpoints of one run, in a folder that no other run may use meanwhile.
 
-    A context manager; the folder is made, locked and tried by writing when it is entered, and
-    removed again where an exception leaves it as empty as it was. Several processes enter it, and
+    A context manager; the folder is made, locked and tried by writing when it is entered, and left
+    as it was where an exception comes before the first checkpoint. Several processes enter it, and
     call what it has, together.
 
     Args:
@@ -73,6 +73,7 @@ class Checkpoints:
         self._lock: Any = None
         self._owner = f"{os.getpid()} {secrets.token_hex(8)}"
         self._made: list[Path] = []  # folders, the innermost first
+        self._made_lock = False
 
     def __enter__(self) -> "Checkpoints":
         self._processes.agreed(self._open)
@@ -82,15 +83,14 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._lock is not None:
-            if kind is not None and self._made and not self._files():
+            if kind is not None and self._made_lock and not self._files():
                 self._remove_made()
             self._lock.close()
 
     def _remove_made(self) -> None:
-        """Removes the folders that were made, as far as there is nothing in them but the lock."""
+        """Removes the lock, and the folders that were made, as far as there is nothing in them."""
         with contextlib.suppress(OSError):
-            if [path.name for path in self.folder.iterdir()] == [_LOCK]:
-                (self.folder / _LOCK).unlink()
+            (self.folder / _LOCK).unlink()
             for folder in self._made:
                 folder.rmdir()
 
@@ -101,6 +101,7 @@ class Checkpoints:
             missing = (path for path in (self.folder, *self.folder.parents) if not path.exists())
             self._made = list(missing)
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._made_lock = not (self.folder / _LOCK).exists()
             self._lock = open(self.folder / _LOCK, "a+", encoding="ascii")  # noqa: SIM115
             self._take_lock()
             for left in self.folder.glob(".step-*.part"):  # of a run that was killed while writing

@@ -1,7 +1,8 @@
 """Figures of a model on rows: the metrics of SAEBench's core that need no language model.
 
-Rows are streamed: per-row quantities are computed in float32 and summed in float64. Where the code
-of SAEBench departs from its description, the description is followed: `Evaluation` says where.
+Rows are streamed: per-row quantities are computed in float32, of each row in units of its own, and
+summed in float64: so squares neither overflow nor vanish, whatever the scale of the data. Where the
+code of SAEBench departs from its description, the description is followed: `Evaluation` says where.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ class Evaluation:
       cosine_similarity: mean cosine of x and x̂.
       norm_in: mean ‖x‖.
       norm_out: mean ‖x̂‖.
-      norm_ratio: mean ‖x̂‖ / ‖x‖.
+      norm_ratio: mean ‖x̂‖ / ‖x‖; of a row of zeros ‖x̂‖. (sae-bench divides by 1 below 1e-4.)
       relative_reconstruction_bias: mean ‖x̂‖² / mean x · x̂; below 1: shrinkage.
       l0: mean number of open features.
       l1: mean of Σ f.
@@ -201,7 +202,7 @@ def evaluate(
         the model is a transcoder and there are no targets.
     """
     check_targets(model, targets)
-    wanted = None if targets is None else matrix(targets)
+    wanted = None if targets is None else matrix(targets, "`targets`")
     shape = (len(matrix(x)), model.output_dimension)
     if wanted is not None and wanted.shape != shape:
         raise ValueError(f"`targets` should have shape {shape}, but has shape {wanted.shape}.")
@@ -218,13 +219,13 @@ def evaluate(
         check_finite(x, "x", numbers, block)
         if wanted is not None:
             check_finite(targets, "`targets`", numbers, y)
-        per_row, opened = _measure(model, block, y)
+        measured, opened = _measure(model, block, y)
         exact = np.asarray(y, np.float64)
         if centre is None:
             centre = exact.mean(axis=0)  # sums around it lose no digits
         moved = exact - centre
         total = total + moved.sum(axis=0)
-        found = {name: np.asarray(value, np.float64).sum() for name, value in per_row.items()}
+        found = {name: value.sum() for name, value in _in_units(measured).items()}
         found["around"] = np.einsum("nd,nd->", moved, moved)
         sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.items()}
         counts += np.asarray(opened, np.int64)
@@ -285,7 +286,42 @@ def dead_features(model: Autoencoder, x: Any, *, rows: int | None = None) -> Dea
     return Dead(np.flatnonzero(silent).astype(np.int32), looked)
 
 
-def _measure(model: Autoencoder, x: np.ndarray, y: np.ndarray) -> tuple[dict[str, Array], Array]:
+class _Measured(NamedTuple):
+    """What is measured of each row, (n,)."""
+
+    of_row: tuple[Array, Array]
+    """Norm and unit of the row itself: what it was divided by, a power of two."""
+    of_output: tuple[Array, Array]
+    """The same of the reconstruction."""
+    of_error: tuple[Array, Array]
+    """The same of their difference."""
+    dot: Array
+    """Of row and reconstruction, each in its own unit."""
+    l0: Array
+    l1: Array
+
+
+def _in_units(measured: _Measured) -> dict[str, np.ndarray]:
+    """The quantities of `Evaluation` of each row, in the units of the data: float64, (n,)."""
+    exact: _Measured = jax.tree.map(lambda v: np.asarray(v, np.float64), measured)
+    (norm_in, unit_in), (norm_out, unit_out), (norm, unit) = exact[:3]
+    product = norm_in * norm_out
+    cosine = np.divide(exact.dot, product, out=np.zeros_like(product), where=product > 0)
+    norm_in, norm_out, norm = norm_in * unit_in, norm_out * unit_out, norm * unit
+    return {
+        "error": norm**2,
+        "norm_in": norm_in,
+        "norm_out": norm_out,
+        "square_out": norm_out**2,
+        "ratio": np.divide(norm_out, norm_in, out=norm_out.copy(), where=norm_in > 0),
+        "dot": exact.dot * unit_in * unit_out,
+        "cosine": cosine,
+        "l0": exact.l0,
+        "l1": exact.l1,
+    }
+
+
+def _measure(model: Autoencoder, x: np.ndarray, y: np.ndarray) -> tuple[_Measured, Array]:
     # Without what a compiled program does not depend on: else each model would be compiled for.
     bare = dataclasses.replace(model, recipe=None, about={}, training=None)
     return _measured(bare, jnp.asarray(x), jnp.asarray(y))
@@ -296,25 +332,30 @@ def _opened(model: Autoencoder, x: np.ndarray) -> Array:
 
 
 @jax.jit
-def _measured(model: Autoencoder, x: Array, y: Array) -> tuple[dict[str, Array], Array]:
+def _measured(model: Autoencoder, x: Array, y: Array) -> tuple[_Measured, Array]:
     features = model.encode(x)
     out = model.decode(features, x)
     is_open = features > 0
-    norm_in, norm_out = (jnp.linalg.norm(v, axis=1) for v in (y, out))
-    dot = jnp.sum(y * out, axis=1)
-    product = norm_in * norm_out
-    per_row = {
-        "error": jnp.sum((y - out) ** 2, axis=1),
-        "norm_in": norm_in,
-        "norm_out": norm_out,
-        "square_out": norm_out**2,
-        "ratio": norm_out / jnp.where(norm_in < 1e-4, 1, norm_in),  # as SAEBench has it
-        "dot": dot,
-        "cosine": jnp.where(product > 0, dot / jnp.where(product > 0, product, 1), 0),
-        "l0": jnp.sum(is_open, axis=1, dtype=jnp.int32),
-        "l1": jnp.sum(features, axis=1),
-    }
-    return per_row, jnp.sum(is_open, axis=0, dtype=jnp.int32)
+    (y_, unit_in), (out_, unit_out), (error, unit) = map(_in_own_unit, (y, out, y - out))
+    norm_in, norm_out, norm = (jnp.linalg.norm(v, axis=1) for v in (y_, out_, error))
+    measured = _Measured(
+        (norm_in, unit_in),
+        (norm_out, unit_out),
+        (norm, unit),
+        jnp.sum(y_ * out_, axis=1),
+        jnp.sum(is_open, axis=1, dtype=jnp.int32),
+        jnp.sum(features, axis=1),
+    )
+    return measured, jnp.sum(is_open, axis=0, dtype=jnp.int32)
+
+
+def _in_own_unit(rows: Array) -> tuple[Array, Array]:
+    """Rows divided by a power of two each, so that their largest entry is about 1; and that."""
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(rows), axis=1))
+    # Of the smallest numbers the reciprocal would overflow; they are as good as 0 in float32.
+    exponent = jnp.clip(exponent, -125, 127)
+    one = jnp.ones((), rows.dtype)
+    return rows * jnp.ldexp(one, -exponent)[:, None], jnp.ldexp(one, exponent)
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from jaxtrelu._activation import thresholded_relu
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._result import Result
-from jaxtrelu.sae._rows import Rows, not_finite, open_rows
+from jaxtrelu.sae._rows import Rows, check_numbers, not_finite, open_rows
 from jaxtrelu.sae._weights import Weights
 
 Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
@@ -395,7 +395,7 @@ class Autoencoder:
             yield start, np.asarray(array[start : start + size], np.float32)
 
 
-def matrix(x: Any) -> Any:
+def matrix(x: Any, name: str = "x") -> Any:
     """The array behind what a user passes as rows: an array, `Rows`, or a path."""
     if x is None:
         raise TypeError(
@@ -404,7 +404,11 @@ def matrix(x: Any) -> Any:
         )
     if isinstance(x, str | os.PathLike):
         x = open_rows(x)
-    return x.array if isinstance(x, Rows) else np.asarray(x)
+    if isinstance(x, Rows):
+        return x.array
+    array = np.asarray(x)
+    check_numbers(array, name)
+    return array
 
 
 def check_targets(model: Autoencoder, targets: Any) -> None:

@@ -88,15 +88,14 @@ class Rows:
         held_out: int = 0,
         group_bytes: int = _GROUP_BYTES,
     ):
-        if array.dtype.kind not in "fiu" and array.dtype != BFLOAT16:
-            raise TypeError(
-                f"{name} should hold floating point numbers, but holds {array.dtype}. "
-                f"{_conversion(array.dtype)}"
-            )
+        check_numbers(array, name)
         if array.ndim != 2:
+            advice = "array.reshape(-1, array.shape[-1])"
+            if array.ndim < 2:
+                advice = "array[:, None], of one column" if array.ndim else "a matrix"
             raise ValueError(
                 f"{name} should have one example per row, shape (examples, dimension), but has "
-                f"shape {array.shape}. Pass array.reshape(-1, array.shape[-1])."
+                f"shape {array.shape}. Pass {advice}."
             )
         if 0 in array.shape:
             raise ValueError(f"{name} is empty: its shape is {array.shape}.")
@@ -271,7 +270,8 @@ class Rows:
             used = self._used(first, len(block))
             exact = np.asarray(block if used is None else block[used], np.float64)
             if len(exact):
-                return exact.mean(axis=0)
+                with np.errstate(invalid="ignore", over="ignore"):  # refused later, in words
+                    return exact.mean(axis=0)
         raise AssertionError("some rows are never kept aside")
 
     def _used(self, first: int, count: int) -> np.ndarray | None:
@@ -423,10 +423,15 @@ class _Sums:
         """Adds rows, the first of which has that number in the data."""
         exact = np.asarray(block, np.float64)
         squares = np.einsum("nd,nd->n", exact, exact)
-        self._bad.extend((first + np.flatnonzero(~np.isfinite(squares))).tolist())
+        bad = np.flatnonzero(~np.isfinite(squares))
+        self._bad.extend((first + bad).tolist())
+        if len(bad):  # they will be refused, in words
+            exact, squares = exact.copy(), squares.copy()
+            exact[bad], squares[bad] = 0, 0
         if used is not None:
             exact, squares = exact[used], squares[used]
-        moved = exact - self._centre
+        with np.errstate(invalid="ignore"):  # where the first rows are such
+            moved = exact - self._centre
         self._total += moved.sum(axis=0)
         self._around += float(np.einsum("nd,nd->", moved, moved))
         self._norm += float(np.sqrt(squares).sum())
@@ -440,6 +445,15 @@ class _Sums:
             "around": self._around, "total": self._total.tolist(),
             "bad": self._bad[:_NAMED], "bad count": len(self._bad),
         }  # fmt: skip
+
+
+def check_numbers(array: Any, name: str) -> None:
+    """Raises TypeError where an array holds neither floating point numbers nor integers."""
+    if array.dtype.kind not in "fiu" and array.dtype != BFLOAT16:
+        raise TypeError(
+            f"{name} should hold floating point numbers, but holds {array.dtype}. "
+            f"{_conversion(array.dtype)}"
+        )
 
 
 def _refuse(part: Part, bad: list[int], count: int) -> None:
@@ -595,4 +609,10 @@ def _conversion(dtype: np.dtype) -> str:
     """What to do with an array of a dtype that is not taken."""
     if dtype.type is np.void and dtype.itemsize == 2 and dtype.names is None:
         return "If these are bfloat16 numbers, pass array.view(ml_dtypes.bfloat16)."
+    if dtype.kind == "c":
+        return "Pass array.real, or both parts side by side, np.hstack([array.real, array.imag])."
+    if dtype.kind == "b":
+        return "Pass array.astype(np.float32), in which True is 1."
+    if dtype.kind in "OUS":
+        return "Pass an array of numbers, of which each row has as many."
     return "Pass float32 or float16, converted with .astype(np.float32)."

@@ -38,6 +38,7 @@ from jaxtrelu.sae._training import (
     identity_of,
     initial_state,
     measure,
+    off_centre,
     revive,
     revives_after,
     scales_of,
@@ -239,6 +240,9 @@ def _run(
         weights = first.start.scaled(scale, output_scale, unit_norm=unit_norm)
         passed = first.start.scaled_skip(scale, output_scale)
         threshold = jnp.asarray(weights.threshold)
+    else:
+        for sentence in off_centre(found, rows):
+            warn(sentence)
     states = jax.tree.map(
         lambda *leaves: jnp.stack(leaves),
         *(initial_state(s, probe, weights, wanted, passed) for s in each),

@@ -19,6 +19,8 @@ from jaxtrelu.sae._training import Settings, run
 from jaxtrelu.sparse._screen import Precision
 
 _HELD_OUT = 8192  # rows, at most, unless asked for
+# What a recipe's initialisation is where encoder and decoder are of different spaces.
+_INDEPENDENT = {"tied_unit": "independent_unit", "uniform": "independent_uniform"}
 
 
 def train(
@@ -274,8 +276,11 @@ def model_of(
         "coefficient": float(result.history["coefficient"][-1]),
         "start": None if first.start is None else first.start.fingerprint(),
     }
+    drawn = settings.recipe.initialisation
     if isinstance(rows, Pairs):
         about["targets"] = rows.targets_name
+        drawn = _INDEPENDENT[drawn]
+    about["initialisation"] = "start" if first.start is not None else drawn
     skip = None
     if result.skip is not None:  # from the user's units to the user's units
         skip = np.asarray(result.skip, np.float64) * (result.scale / result.output_scale)
@@ -297,8 +302,13 @@ def rows_of(x: Any, seed: int, aside: int | None, targets: Any = None) -> Rows:
     if isinstance(x, Rows):
         return x
     if aside is None:
-        aside = min(_HELD_OUT, _length(x) // 10)
+        aside = usual_aside(_length(x))
     return _named_rows(x, "the data", seed, aside)
+
+
+def usual_aside(rows: int) -> int:
+    """How many of so many rows are kept aside, unless told otherwise: a tenth, and 8192 at most."""
+    return min(_HELD_OUT, rows // 10)
 
 
 def _named_rows(x: Any, name: str, seed: int, aside: int) -> Rows:

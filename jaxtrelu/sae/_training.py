@@ -58,6 +58,7 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # What is said at the end: of an L0 that is further from its target than this, and of thresholds
 # that moved by less than this part of the bandwidth, in as many steps or more.
 _L0_TOLERANCE, _STILL, _LONG_ENOUGH = 0.15, 0.02, 200
+_OFF_CENTRE = 3.0  # what is measured of it stands in docs/design/autoencoders.md
 
 
 @dataclasses.dataclass(frozen=True)
@@ -464,6 +465,21 @@ def scales_of(found: list[Statistics], rows: Rows, recipe: Recipe) -> tuple[floa
     return scales[0], scales[-1]
 
 
+def off_centre(found: list[Statistics], rows: Rows) -> list[str]:
+    """Sentences on parts whose mean is far from 0, beside how far rows are from it."""
+    sentences = []
+    for part, f in zip(rows._parts, found, strict=True):
+        ratio = math.sqrt(max(0.0, f.mean_square_norm - f.variance) / f.variance)
+        if ratio > _OFF_CENTRE:
+            sentences.append(
+                f"{part.name} lies off centre: the norm of the mean is {ratio:.3g} times the root "
+                "mean square distance from it, and features are found badly where that is more "
+                f"than about {_OFF_CENTRE:g}. Subtract the mean from all rows (array - "
+                "array.mean(axis=0)), here and wherever the model is used."
+            )
+    return sentences
+
+
 def check_interval(checkpoint_every: int) -> None:
     """Raises where that is no number of steps."""
     whole = isinstance(checkpoint_every, int) and not isinstance(checkpoint_every, bool)
@@ -512,6 +528,9 @@ def _run(
         weights = start.scaled(scale, output_scale, unit_norm=unit_norm)
         skip = start.scaled_skip(scale, output_scale)
         start_threshold = jnp.asarray(weights.threshold)
+    elif devices.processes.first:
+        for sentence in off_centre(found, rows):
+            warn(sentence)
     given = probe, weights, wanted, skip
 
     def first(given):

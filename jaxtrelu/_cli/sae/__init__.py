@@ -100,6 +100,7 @@ _OPTIONS = {
     "`held_out`": "--held-out",
     "`image_shape`": "--rows-are-images",
     "`targets`": "--targets",
+    "`skip`": "--skip",
     "`start`": "the model of --start",
     "x should have one example per row": "DATA should have one example per row",
     "pass format='dictionary_learning'": "pass --to dictionary_learning",

@@ -28,15 +28,10 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
 def open_data(name: str, seed: int = 0, held_out: int | None = None) -> Any:
     """The rows that a user names: a file, or the image patches."""
     from jaxtrelu import sae
+    from jaxtrelu.sae._train import rows_of, usual_aside
 
     if name == "patches":
         array = sae.image_patches().rows
-        aside = default_held_out(len(array)) if held_out is None else held_out
+        aside = usual_aside(len(array)) if held_out is None else held_out
         return sae.Rows(array, "the image patches", seed, held_out=aside)
-    aside = default_held_out(len(sae.open_rows(name))) if held_out is None else held_out
-    return sae.open_rows(name, seed, held_out=aside)
-
-
-def default_held_out(rows: int) -> int:
-    """A tenth of the rows, and 8192 at most."""
-    return min(8192, rows // 10)
+    return rows_of(name, seed, held_out)

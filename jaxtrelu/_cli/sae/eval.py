@@ -44,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
     if target is not None:
         text = json.dumps(found.to_saebench(model), indent=1) + "\n"
         _files.write_file(target, text)
-    results.show_evaluation(found, f"{Path(args.model).name} on {which} of {data.name}")
+    title = f"{Path(args.model).name} on {which} of {data.name}"
+    if args.targets is not None:
+        title += f", targets {Path(args.targets).name}"
+    results.show_evaluation(found, title, of_targets=args.targets is not None)
     if target is not None:
         print(target)
     return 0

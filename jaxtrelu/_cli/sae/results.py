@@ -69,6 +69,7 @@ class Results:
         last = {name: float(column[-5:].mean()) for name, column in self.result.history.items()}
         last["step"] = self.about["steps"]
         recipe = {name: value for name, value in vars(self.recipe).items() if name != "surrogate"}
+        recipe["initialisation"] = self.about["initialisation"]  # as it was, not as it would be
         numbers = {k: v if np.isfinite(v) else None for k, v in self.evaluation.numbers().items()}
         data = {
             "name": self.rows.name,
@@ -76,10 +77,11 @@ class Results:
             "dimension": self.rows.dimension,
             "fingerprint": self.result.fingerprint,
         }
-        scales = {"input_scale": self.result.scale}
+        scales: dict[str, Any] = {"input_scale": self.result.scale}
         if self.targets is not None:
             data |= {"targets": self.targets, "output_dimension": self.rows.output_dimension}
             scales["output_scale"] = float(self.model.output_scale)
+            scales["skip"] = self.model.skip is not None
         return {
             "data": data,
             "features": self.model.features,
@@ -105,6 +107,8 @@ class Results:
         if self.targets is not None:
             size += f" to {self.rows.output_dimension}"
             kind = f"Transcoder from {self.rows.name} to {self.targets}"
+            if self.model.skip is not None:
+                kind = kind.replace("Transcoder", "Transcoder with a skip connection", 1)
             what += ", and the targets'"
         wanted = self.about["target_l0"]
         _table(
@@ -207,11 +211,14 @@ def draw_sweep(found: "Sweep") -> dict[str, bytes]:
         return _contents("sweep", figure)
 
 
-def show_sweep(found: "Sweep", name: str) -> None:
+def show_sweep(found: "Sweep", name: str, targets: str | None) -> None:
     """A line for each run of a sweep, on stdout."""
     terminal = console.out()
     rows = found.evaluations[0].rows
-    title = f"Sparse autoencoders on {name}; figures on {rows:,} rows"
+    kind = f"Sparse autoencoders on {name}"
+    if targets is not None:
+        kind = f"Transcoders from {name} to {targets}"
+    title = f"{kind}; figures on {rows:,} rows"
     table = Table(title=console.spelled(title, terminal.encoding), title_justify="left")
     heads = ("L0 asked for", "seed", "L0", "explained variance", "alive", "nearest decoder")
     for head in heads:
@@ -229,8 +236,9 @@ def show_sweep(found: "Sweep", name: str) -> None:
     terminal.print(table)
 
 
-def show_evaluation(found: "Evaluation", title: str) -> None:
+def show_evaluation(found: "Evaluation", title: str, *, of_targets: bool = False) -> None:
     """The figures of an evaluation, as a table on stdout."""
+    what, made = ("target", "output") if of_targets else ("row", "reconstruction")
     cosine = [float(c.mean()) for c in (found.max_encoder_cosine, found.max_decoder_cosine)]
     share = "share of the features"
     _table(
@@ -239,9 +247,9 @@ def show_evaluation(found: "Evaluation", title: str) -> None:
             ("rows", f"{found.rows:,}", "that were looked at"),
             ("explained variance", f"{found.explained_variance:.4f}", "1: nothing is lost"),
             ("mean squared error", f"{found.mean_squared_error:.4g}", "per row"),
-            ("cosine similarity", f"{found.cosine_similarity:.4f}", "of row and reconstruction"),
-            ("norm in", f"{found.norm_in:.4g}", "mean of the rows'"),
-            ("norm out", f"{found.norm_out:.4g}", "mean of the reconstructions'"),
+            ("cosine similarity", f"{found.cosine_similarity:.4f}", f"of {what} and {made}"),
+            ("norm in", f"{found.norm_in:.4g}", f"mean of the {what}s'"),
+            ("norm out", f"{found.norm_out:.4g}", f"mean of the {made}s'"),
             ("norm ratio", f"{found.norm_ratio:.4f}", "out to in"),
             (
                 "reconstruction bias",

@@ -1,4 +1,4 @@
-"""`jaxtrelu sae sweep`: several autoencoders at once, and what L0 costs in explained variance."""
+"""`jaxtrelu sae sweep`: several models at once, and what L0 costs in explained variance."""
 
 import argparse
 import functools
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from jaxtrelu.sae import Sweep
 
 _DESCRIPTION = """\
-Trains one autoencoder for each combination of --l0 and --seeds, all at once in one program and on
-the same batches, and draws explained variance against L0 on the rows that were kept aside."""
+Trains one autoencoder (with --targets, one transcoder) for each combination of --l0 and --seeds,
+all at once in one program and on the same batches, and draws explained variance against L0 on the
+rows that were kept aside."""
 
 _EPILOG = """\
 Writes a model for each run (l0-16-seed-0/sae.safetensors), sweep.json, sweep.csv and a figure (PNG
@@ -36,11 +37,14 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_data(parser)
+    train.add_pairs(parser)
     add = functools.partial(add_number, parser)
-    add("--features", int, 256, "features of each dictionary", low=1, high=train.INT32)
+    text = "features of each dictionary"
+    add("--features", int, None, text, low=1, high=train.INT32, shown="256, or --start's")
     add("--l0", float, [5.0, 10.0, 20.0], "mean numbers of open features to reach")
     add("--seeds", int, [0], "of the weights", low=0, high=2**63 - 1)
     add("--steps", int, 2500, "optimiser steps", low=1, high=train.INT32)
+    train.add_start(parser)
     train.add_recipe(parser)
     train.add_run(parser, "results/sweep")
 
@@ -52,16 +56,19 @@ def run(args: argparse.Namespace) -> int:
     from jaxtrelu import sae
     from jaxtrelu._cli.console import progress
     from jaxtrelu._cli.sae import results
-    from jaxtrelu.sae._train import with_batches_for
+    from jaxtrelu.sae._pairs import Pairs
+    from jaxtrelu.sae._train import rows_of, with_batches_for
 
+    start = train.open_start(args)
     for l0 in args.l0:
         if not 0 < l0 < args.features:
             raise UserError(
                 f"--l0 should be between 0 and the number of --features ({args.features}), but is "
                 f"{l0:g}."
             )
-    rows = open_data(args.data, 0, args.held_out)
-    recipe = train.recipe_of(args)
+    rows = rows_of(open_data(args.data, 0, args.held_out), 0, None, args.targets)
+    train.check_start(start, rows)
+    recipe = train.recipe_of(args, start)
     if args.recipe is None and args.batch_size is None:
         recipe = with_batches_for(rows, recipe)
     with progress(args.steps, "training") as bar:
@@ -72,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
             seeds=args.seeds,
             steps=args.steps,
             recipe=recipe,
+            start=start,
+            skip=args.skip or None,
             checkpoint_folder=folder / "checkpoints",
             checkpoint_every=args.checkpoint_every,
             fresh=args.fresh,
@@ -79,8 +88,11 @@ def run(args: argparse.Namespace) -> int:
                 1, f"mean L0 {entry['l0']:.1f}" if entry else None
             ),
         )
+    data = {"data": rows.name}
+    if isinstance(rows, Pairs):
+        data["targets"] = rows.targets_name
     contents: dict[str, bytes | str] = {
-        "sweep.json": json.dumps({"data": rows.name, "runs": _plain(found)}, indent=1) + "\n",
+        "sweep.json": json.dumps({**data, "runs": _plain(found)}, indent=1) + "\n",
         "sweep.csv": found.to_csv(),
         **results.draw_sweep(found),
     }
@@ -89,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         name = f"l0-{target:g}-seed-{seed}"
         paths += sae.save(model, folder / name / "sae.safetensors")
     paths += _files.write_files(folder, contents)
-    results.show_sweep(found, rows.name)
+    results.show_sweep(found, rows.name, data.get("targets"))
     for path in paths:
         print(path)
     return 0

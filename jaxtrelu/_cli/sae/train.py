@@ -55,18 +55,13 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_data(parser)
-    add_targets(parser)
+    add_pairs(parser)
     add = functools.partial(add_number, parser)
     text = "features of the dictionary"
     add("--features", int, None, text, low=1, high=INT32, shown="256, or --start's")
     add("--l0", float, 10.0, "mean number of open features to reach")
     add("--steps", int, 2500, "optimiser steps", low=1, high=INT32)
-    parser.add_argument(
-        "--start",
-        metavar="MODEL",
-        help="a file or folder in any known format to begin with, in place of random weights; its "
-        "recipe, where it says one, is the default for --recipe",
-    )
+    add_start(parser)
     add_recipe(parser)
     text = "of the weights and of the order of the examples"
     add("--seed", int, 0, text, low=0, high=2**63 - 1)
@@ -98,6 +93,55 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "or .safetensors file with one example per row, or a folder of them, which may be larger "
         "than memory (default: patches)",
     )
+
+
+def add_pairs(parser: argparse.ArgumentParser) -> None:
+    """Adds what makes it a transcoder."""
+    add_targets(parser)
+    parser.add_argument(
+        "--skip",
+        action="store_true",
+        help="with --targets: a skip connection, too, which adds x @ W_skip to the output, starts "
+        "at 0 and learns with the rest (default: as --start has it)",
+    )
+
+
+def add_start(parser: argparse.ArgumentParser) -> None:
+    """Adds the model to begin with."""
+    parser.add_argument(
+        "--start",
+        metavar="MODEL",
+        help="a file or folder in any known format to begin with, in place of random weights; its "
+        "recipe, where it says one, is the default for --recipe",
+    )
+
+
+def open_start(args: argparse.Namespace) -> "Autoencoder | None":
+    """The model to begin with, if any; --features is its own then."""
+    from jaxtrelu import sae
+
+    start = None if args.start is None else sae.load(args.start)
+    own = _FEATURES if start is None else start.features
+    if args.features is None:
+        args.features = own
+    if start is not None and args.features != own:
+        raise UserError(f"--features is {args.features}, but the model of --start has {own}.")
+    return start
+
+
+def check_start(start: "Autoencoder | None", rows: "Rows") -> None:
+    """Raises UserError where a model and the data do not go together."""
+    if start is not None and start.dimension != rows.dimension:
+        raise UserError(
+            f"the model of --start is of dimension {start.dimension}, but the rows are of "
+            f"{rows.dimension}."
+        )
+    if start is not None and start.output_dimension != rows.output_dimension:
+        raise UserError(
+            f"the model of --start has outputs of dimension {start.output_dimension}, but what it "
+            f"should make of the rows is of {rows.output_dimension}: a transcoder is trained on "
+            "with --targets, an autoencoder without."
+        )
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -224,28 +268,13 @@ def run(args: argparse.Namespace) -> int:
     from jaxtrelu._cli.sae import results
     from jaxtrelu.sae._train import rows_of, with_batches_for
 
-    start = None if args.start is None else sae.load(args.start)
-    own = _FEATURES if start is None else start.features
-    if args.features is None:
-        args.features = own
-    if start is not None and args.features != own:
-        raise UserError(f"--features is {args.features}, but the model of --start has {own}.")
+    start = open_start(args)
     recipe = recipe_of(args, start)
     _check_l0(args)
     rows = rows_of(open_data(args.data, args.seed, args.held_out), args.seed, None, args.targets)
     if args.recipe is None and args.batch_size is None:
         recipe = with_batches_for(rows, recipe)
-    if start is not None and start.dimension != rows.dimension:
-        raise UserError(
-            f"the model of --start is of dimension {start.dimension}, but the rows are of "
-            f"{rows.dimension}."
-        )
-    if start is not None and start.output_dimension != rows.output_dimension:
-        raise UserError(
-            f"the model of --start has outputs of dimension {start.output_dimension}, but what it "
-            f"should make of the rows is of {rows.output_dimension}: a transcoder is trained on "
-            "with --targets, an autoencoder without."
-        )
+    check_start(start, rows)
     started = time.perf_counter()
     mesh = _mesh(args)
     with _with_others(args):
@@ -354,6 +383,7 @@ def _train(
             steps=args.steps,
             recipe=recipe,
             start=start,
+            skip=args.skip or None,
             seed=args.seed,
             sparse=not args.dense,
             screen=args.screen,

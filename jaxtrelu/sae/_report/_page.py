@@ -92,8 +92,16 @@ def report(
     if isinstance(x, str | os.PathLike):
         name = os.path.basename(os.fspath(x))
     known = model.about.get("training", {})
+    if targets is not None and title is None:
+        made = targets.name if isinstance(targets, Rows) else known.get("targets", "targets")
+        if isinstance(targets, str | os.PathLike):
+            made = os.path.basename(os.fspath(targets))
+        made = str(made).strip("`")
+        title = f"Transcoder from {name or known.get('data', 'some data')} to {made}"
     about = {
         "title": title or f"Sparse autoencoder of {name or known.get('data', 'some data')}",
+        "outputs": model.output_dimension if targets is not None else None,
+        "skip": model.skip is not None,
         "features": model.features,
         "dimension": model.dimension,
         "rows": len(array),

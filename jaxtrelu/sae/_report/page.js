@@ -124,12 +124,19 @@
     over_10_percent: ["open in over 10 %", "share of features; of the rows"],
     alive_share: ["alive", "share of features open in a row at least"],
   };
+  if (about.outputs) {
+    WORDS.cosine_similarity[1] = "of target and output";
+    WORDS.norm_in[1] = "mean of the targets’";
+    WORDS.norm_out[1] = "mean of the outputs’";
+  }
   const SHARES = new Set(["over_1_percent", "over_10_percent", "alive_share"]);
 
   const showOverview = () => {
     byId("title").textContent = about.title;
     const trained = about.trained;
     const parts = [`${grouped(m)} features of dimension ${grouped(about.dimension)}`];
+    if (about.outputs) parts[0] += ` to ${grouped(about.outputs)}`;
+    if (about.skip) parts.push("with a skip connection");
     if (about.recipe) parts.push(`recipe ${about.recipe}`);
     if (trained.steps) parts.push(`${grouped(trained.steps)} steps`);
     if (trained.target_l0) parts.push(`L0 of ${figure(trained.target_l0)} asked for`);
