@@ -333,6 +333,37 @@ def test_files_that_are_none(tmp_path):
         interop.from_onnx(tmp_path / "empty.onnx")
 
 
+def test_what_is_no_model_and_no_network():
+    with pytest.raises(TypeError, match=r"but is bytes. Pass onnx.load_from_string of it"):
+        interop.from_onnx(b"abc")
+    with pytest.raises(
+        TypeError, match=r"`model` should be the path of an ONNX file, .* but is int"
+    ):
+        interop.from_onnx(3)
+    with pytest.raises(
+        TypeError, match=r"`network` should be a jaxtrelu.interop.Network, but is fu"
+    ):
+        interop.to_onnx(lambda x: x)
+    with pytest.raises(TypeError, match=r"takes arrays, in the order of its inputs \(x\), and not"):
+        interop.activation(0.5)({"x": jnp.ones(3)})
+
+
+def test_a_comparison_of_another_exporter_is_computed_as_it_stands():
+    """As docs/coming_from_onnx.md says: its threshold has no gradient, and is none of those."""
+    x = np.array([[0.4, 0.5, 0.6, 1.0]], np.float32)
+    nodes = [helper.make_node("Greater", ["x", "t"], ["open"])]
+    nodes += [helper.make_node("Where", ["open", "x", "zero"], ["y"])]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in "xy"]
+    held = {"t": np.full(4, 0.5, np.float32), "zero": np.zeros((), np.float32)}
+    stored = [numpy_helper.from_array(array, name) for name, array in held.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], stored)
+    network = interop.from_onnx(helper.make_model(graph))
+    assert network.thresholds == () and list(network.parameters) == ["t"]
+    np.testing.assert_array_equal(network(x), np.where(x > 0.5, x, 0))
+    gradient = jax.grad(lambda p: network.replace(p)(x).sum())(network.parameters)
+    assert not np.asarray(gradient["t"]).any()
+
+
 def test_writing_to_what_is_no_file(tmp_path):
     network = interop.activation(0.5)
     with pytest.raises(OSError, match="it is a folder"):

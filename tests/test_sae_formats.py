@@ -115,6 +115,9 @@ def test_files_without_a_threshold_are_refused_with_the_reason(name, words):
         ({"normalize_activations": "new"}, "normalize_activations is 'new'"),
         ({"architecture": "gated"}, "architecture is 'gated'"),
         ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
+        ({"architecture": "standard"}, "is a ReLU, which has no thresholds, and there is a tensor"),
+        ({"d_in": 99}, r"cfg.json says d_in 99, and its weights have \d+"),
+        ({"d_sae": 99}, r"cfg.json says d_sae 99, and its weights have \d+"),
     ],
 )
 def test_settings_of_saelens_that_are_not_known(tmp_path, changes, words):
@@ -128,6 +131,47 @@ def write_saelens_with(folder, changes):
         (folder / name).write_bytes((GOLDEN / "saelens" / name).read_bytes())
     cfg = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps({**cfg, **changes}))
+
+
+def test_what_is_missing_of_a_folder_of_saelens(tmp_path):
+    names = ("cfg.json", "sae_weights.safetensors")
+    for name, other in (names, names[::-1]):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_bytes((GOLDEN / "saelens" / name).read_bytes())
+        for path in (folder, folder / name):
+            with pytest.raises(ValueError, match=f"{name} alone, .* half of .* {other} is missing"):
+                sae.load(path)
+    write_saelens_with(tmp_path, {})
+    arrays, _ = safetensors.read(tmp_path / names[1])
+    rest = {name: array for name, array in arrays.items() if name != "threshold"}
+    (tmp_path / names[1]).write_bytes(safetensors.to_bytes(rest))
+    with pytest.raises(ValueError, match="it has neither threshold nor log_threshold"):
+        sae.load(tmp_path)
+
+
+def test_versions_in_a_folder_of_saelens_are_what_they_say(tmp_path):
+    """The format's, which SAELens asks for, and the one it was trained with only where it was."""
+
+    def written(model):
+        sae.save(model, tmp_path / "there", format="saelens")
+        return json.loads((tmp_path / "there" / "cfg.json").read_text())["metadata"]
+
+    own = {"sae_lens_version": "6.0.0", "written_by": "jaxtrelu", "sae_lens_training_version": None}
+    assert written(model()) == own
+    known = {"sae_lens_version": "6.54.12", "sae_lens_training_version": "6.1.0", "hook_name": "h"}
+    theirs = model(about={"saelens": {"metadata": known}})
+    assert written(theirs) == {**known, "written_by": "jaxtrelu"}
+    further = model(about={"saelens": {"metadata": known}, "training": {"steps": 5}})
+    assert written(further)["sae_lens_training_version"] is None
+    old = model(about={"saelens": {"metadata": {"sae_lens_version": "5.2.1"}}})
+    assert written(old)["sae_lens_version"] == "6.0.0"
+
+
+def test_what_is_no_path():
+    for call in (sae.load, lambda path: sae.save(model(), path)):
+        with pytest.raises(TypeError, match=r"`path` should be the path of a file .* but is 3"):
+            call(3)
 
 
 @pytest.mark.parametrize("rule", ["expected_average_only_in", True])

@@ -473,6 +473,10 @@ def test_command_names_rows_that_are_not_finite(tmp_path, capsys):
     assert main(["sae", str(tmp_path / "bad.npy"), "--output", str(tmp_path / "out")]) == 2
     assert "in row 42 (counted from 0)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)  # and what was there stays as it was
+    assert main(["sae", str(tmp_path / "bad.npy"), "--output", str(tmp_path / "out")]) == 2
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
+    capsys.readouterr()
     assert main(["sae", str(tmp_path / "none.npy"), "--output", str(tmp_path / "out")]) == 2
     assert "there is no file" in capsys.readouterr().err
 

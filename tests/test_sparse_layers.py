@@ -100,6 +100,12 @@ def test_what_cannot_work_is_refused(flax, arguments, error, words):
         layer_of(flax, **arguments)
 
 
+def test_a_wrong_width_is_said_in_the_words_of_the_layer():
+    layer = jaxtrelu.nnx.CompactMLP(4, 33, threshold=0.5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"should have 4 columns, the in_features .* \(5, 3\)"):
+        layer(X[:, :3])
+
+
 def test_sizes_of_any_integer_type():
     layer = jaxtrelu.nnx.CompactMLP(
         np.int64(4), np.int64(8), capacity=np.int64(2), rngs=nnx.Rngs(0)

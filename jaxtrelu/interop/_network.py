@@ -167,6 +167,11 @@ class Network:
                 f"the network takes {len(graph.inputs)} inputs ({', '.join(graph.inputs)}), and "
                 f"not {len(inputs)}."
             )
+        if named := [v for v in inputs if isinstance(v, Mapping)]:
+            raise TypeError(
+                f"the network takes arrays, in the order of its inputs ({', '.join(graph.inputs)}),"
+                f" and not a {type(named[0]).__name__} of them."
+            )
         values: dict[str, Any] = {"": None, **graph.constants, **self.parameters}
         values |= {n: jnp.asarray(v) for n, v in zip(graph.inputs, inputs, strict=True)}
         for node in graph.nodes:

@@ -78,6 +78,7 @@ def from_onnx(
       A `Network`, with the file's inputs and outputs in their order.
 
     Raises:
+      TypeError: that is neither a path nor a model.
       FileNotFoundError: there is no such file.
       ValueError: it is no ONNX file, or holds no weights where it names them.
       NotImplementedError: operators that are not known here; all of them are named.
@@ -138,6 +139,12 @@ def from_onnx(
 def _loaded(onnx, model):
     if isinstance(model, onnx.ModelProto):
         return model
+    if not isinstance(model, str | os.PathLike):
+        advice = "onnx.load_from_string of it" if isinstance(model, bytes) else "one of these"
+        raise TypeError(
+            "`model` should be the path of an ONNX file, or an onnx.ModelProto, but is "
+            f"{type(model).__name__}. Pass {advice}."
+        )
     path = Path(model).expanduser()
     try:
         found = onnx.load(os.fspath(path))
@@ -262,6 +269,7 @@ def to_onnx(
       The ``onnx.ModelProto``.
 
     Raises:
+      TypeError: that is no network.
       ValueError: shapes are missing, or do not fit; a threshold is NaN; or the network's operators
         are too old for the subgraph.
       ImportError: the package onnx is not installed.
@@ -279,6 +287,11 @@ def to_onnx(
     Source: https://onnx.ai/onnx/operators/.
     """
     onnx = _onnx()
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"`network` should be a jaxtrelu.interop.Network, but is {type(network).__name__}. "
+            "Pass what from_onnx, from_keras, from_torch, from_flax or activation returns."
+        )
     graph = network.graph
     inputs = _inputs(graph, shapes)
     writer = _Writer(onnx, network)

@@ -143,6 +143,12 @@ class CompactMLP(nnx.Module):
           TypeError: x is not a floating-point array.
           ValueError: x does not have in_features columns.
         """
+        d = self.w_in.shape[1]
+        if jnp.shape(x)[-1:] != (d,):
+            raise ValueError(
+                f"x should have {d} columns, the in_features of the layer, but has shape "
+                f"{jnp.shape(x)}."
+            )
         return compact_mlp(
             x,
             self.w_in[...],

@@ -6,7 +6,7 @@ arrives there, which has already gone through the thresholds of the layers in fr
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -155,8 +155,8 @@ def swap_activations(
       TypeError: `score` or `fine_tune` cannot be called; `score` returns no number; `sample` is no
         array, or a list of something else; `which` chooses what cannot be called.
       ValueError: no activation found, or one that is applied twice in a call or inside of a
-        transformation; a share or an error outside of (0, 1); pre-activations with NaN, or all
-        equal; a variant without zeros; a score of NaN; ``max_loss`` without `score`, or below 0;
+        transformation; `max_loss` beside `sparsity`; a share or an error outside of (0, 1);
+        pre-activations with NaN, or all equal; a variant without zeros; a score of NaN; ``max_loss`` without `score`, or below 0;
         an `error` that the exchange itself exceeds, or with no layer behind an activation.
 
     Example:
@@ -182,6 +182,10 @@ def swap_activations(
         raise ValueError(
             f"`max_loss` should be at least 0, and needs `score`, but is {max_loss!r} with "
             f"score={score!r}."
+        )
+    if max_loss is not None and sparsity is not None:
+        raise ValueError(
+            "`max_loss` finds the share of zeros, and does not go with `sparsity`. Leave one out."
         )
     if error is not None:
         others = {"sparsity": sparsity, "max_loss": max_loss, "fine_tune": fine_tune}
@@ -335,7 +339,20 @@ def sparsity_curve(
 
 
 def _call(model: Any, sample: Any) -> Any:
-    return model(sample)
+    try:
+        return model(sample)
+    except (TypeError, ValueError) as error:
+        # What is said here of an activation is a ValueError, and is said of arrays.
+        if isinstance(error, ValueError) and not isinstance(sample, Mapping):
+            raise
+        kind = type(sample).__name__
+        if hasattr(sample, "shape"):
+            kind = f"an array of shape {sample.shape} and dtype {sample.dtype}"
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise TypeError(
+            f"`model` cannot be called with `sample`, {kind}: {reason}. Pass what it takes, or "
+            "say by `forward` what it is called with."
+        ) from error
 
 
 def _batch(sample: Any, forward: Forward | None) -> Any:
@@ -355,6 +372,8 @@ def _batch(sample: Any, forward: Forward | None) -> Any:
             f"{given}: pass arrays, or say by `forward` what the model is called "
             "with."
         )
+    if odd := [a.dtype for a in leaves if getattr(getattr(a, "dtype", None), "kind", "f") in "OSU"]:
+        raise TypeError(f"`sample` should be a batch of numbers, but holds {odd[0]}.")
     if not isinstance(sample, list):
         return sample
     others = [type(part).__name__ for part in sample if not getattr(part, "shape", ())]
@@ -362,6 +381,11 @@ def _batch(sample: Any, forward: Forward | None) -> Any:
         raise TypeError(
             "`sample` should be a batch of rows, or a list of such arrays, but is a list with a "
             f"{others[0]} in it: pass arrays, or say by `forward` what the model is called with."
+        )
+    if all(part.ndim == 1 and jnp.issubdtype(part.dtype, jnp.floating) for part in sample):
+        raise ValueError(
+            "`sample` is a list of vectors, and a list is one of batches: if these are rows, pass "
+            "np.stack(sample)."
         )
     if len(shapes := dict.fromkeys(part.shape[1:] for part in sample)) > 1:
         raise ValueError(

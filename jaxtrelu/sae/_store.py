@@ -21,6 +21,9 @@ FormatName = Literal[
 assert set(get_args(FormatName)) == set(FORMATS)
 
 
+_SAELENS = ("cfg.json", "sae_weights.safetensors")
+
+
 def load(path: str | os.PathLike) -> Autoencoder:
     """A model from a file or folder, in any of the known formats, which it recognises.
 
@@ -35,13 +38,14 @@ def load(path: str | os.PathLike) -> Autoencoder:
       An `Autoencoder`, in float32.
 
     Raises:
+      TypeError: that is no path.
       FileNotFoundError: there is nothing at the path.
       ValueError: the file is damaged, newer, of an unknown format, or of an autoencoder without
         thresholds; the message is one sentence that says what to do.
 
     Source: docs/autoencoders.md has the rules of each format, and where they were read.
     """
-    path = Path(path).expanduser()
+    path = _path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {name_of(path)}.")
     try:
@@ -80,7 +84,7 @@ def save(
       The files that were written.
 
     Raises:
-      TypeError: it is no `Autoencoder`.
+      TypeError: it is no `Autoencoder`, or no path.
       ValueError: the format is not known, or cannot hold the model; the message says why.
       OSError: the file system refuses.
     """
@@ -91,7 +95,7 @@ def save(
             f"`model` should be a jaxtrelu.sae.Autoencoder, but is a {type(model).__name__}. "
             "A Flax module has to_model()."
         )
-    kind, path = FORMATS[format], Path(path).expanduser()
+    kind, path = FORMATS[format], _path(path)
     try:
         contents = kind.write(model)
     except RefusedError as reason:
@@ -110,6 +114,15 @@ def save(
     return written
 
 
+def _path(path: str | os.PathLike) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            "`path` should be the path of a file or folder, such as 'model.safetensors', but is "
+            f"{path!r:.40}."
+        )
+    return Path(path).expanduser()
+
+
 def _folder(path: Path) -> Autoencoder:
     own = path / FORMATS["jaxtrelu"].file
     if own.is_file():
@@ -122,6 +135,12 @@ def _folder(path: Path) -> Autoencoder:
         (path / "config.json").is_file() and (path / "sae_weights.safetensors").is_file()
     ):
         return read_llama_scope(path)
+    for there, missing in (_SAELENS, _SAELENS[::-1]):
+        if (path / there).is_file():
+            raise RefusedError(
+                f"the folder holds {there} alone, which is half of a model of SAELens: {missing} "
+                "is missing"
+            )
     known = [path / name for name in ("ae.pt", "params.npz", "params.safetensors")]
     found = [file for file in known if file.is_file()]
     if not found:
@@ -137,10 +156,7 @@ def _file(path: Path) -> Autoencoder:
         start = stream.read(16)
     if not start:
         raise RefusedError("the file is empty")
-    if (
-        path.name in ("cfg.json", "sae_weights.safetensors")
-        and (path.parent / "cfg.json").is_file()
-    ):
+    if path.name in _SAELENS and not (path.parent / FORMATS["jaxtrelu"].file).is_file():
         return _folder(path.parent)
     if path.name in ("hyperparams.json", "final.safetensors"):
         folder = path.parent if path.suffix == ".json" else path.parent.parent

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,17 +44,33 @@ def read_saelens(folder: Path) -> Autoencoder:
         raise RefusedError(
             f"it has the activation {cfg.get('activation_fn_str')!r} before its threshold"
         )
+    if relu and (extra := sorted(name for name in arrays if "threshold" in name)):
+        raise RefusedError(
+            f"its architecture {architecture!r} is a ReLU, which has no thresholds, and there is a "
+            f"tensor {extra[0]!r}; SAELens refuses such a file, too: where it is a JumpReLU, say "
+            '"architecture": "jumprelu" in its cfg.json'
+        )
     if relu:
         threshold = np.zeros((), np.float32)
     elif "threshold" in arrays:
         (threshold,) = take(arrays, "threshold")
-    else:
+    elif "log_threshold" in arrays:
         (threshold,) = take(arrays, "log_threshold")
         threshold = np.exp(threshold)
+    else:
+        raise RefusedError("it has neither threshold nor log_threshold")
     transcoder = "transcoder" in architecture
     weights = weights_from(
         arrays, UPPER, threshold, encoder_by_feature=False, decoder_by_feature=True, sure=True
     )
+    (m, d_in), d_out = weights.encoder.shape, weights.decoder.shape[1]
+    for name, found in {"d_in": d_in, "d_sae": m, "d_out": d_out}.items():
+        said = cfg.get(name)
+        if said is not None and said != found:
+            raise RefusedError(
+                f"its cfg.json says {name} {said!r}, and its weights have {found}: the two files "
+                "are of different models"
+            )
     skip = None
     if "W_skip" in arrays:
         (skip,) = take(arrays, "W_skip")
@@ -120,8 +137,7 @@ def write_saelens(model: Autoencoder) -> Contents:
         "apply_b_dec_to_input": model.subtract_decoder_bias,
         "normalize_activations": model.normalisation,
         "reshape_activations": kept.get("reshape_activations", "none"),
-        # With no version, or one before 6, SAELens would take the file for an old one.
-        "metadata": {**kept.get("metadata", {}), "sae_lens_version": "6.0.0"},
+        "metadata": _metadata(model, kept.get("metadata", {})),
     }
     if transcoder:
         cfg["architecture"] = "jumprelu_transcoder"
@@ -130,3 +146,21 @@ def write_saelens(model: Autoencoder) -> Contents:
         cfg["architecture"] = "jumprelu_skip_transcoder"
         arrays["W_skip"] = np.ascontiguousarray(skip.T)
     return {"cfg.json": json_bytes(cfg), "sae_weights.safetensors": safetensors.to_bytes(arrays)}
+
+
+def _metadata(model: Autoencoder, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says of the model, and of itself.
+
+    With no version, or one before 6, SAELens would take the file for an old one; and where it is
+    not said by which version a model was trained, SAELens puts down its own.
+    """
+    version = str(kept.get("sae_lens_version"))
+    first = version.partition(".")[0]
+    metadata = {
+        **kept,
+        "sae_lens_version": version if first.isdecimal() and int(first) >= 6 else "6.0.0",
+        "written_by": "jaxtrelu",
+    }
+    if "training" in model.about or "sae_lens_training_version" not in kept:
+        metadata["sae_lens_training_version"] = None
+    return metadata
