@@ -26,6 +26,7 @@ from jaxtrelu.sae._shards import Shards
 FEATURES, BATCH, EVERY = 128, 64, 8
 RNG = np.random.default_rng(0)
 X = (RNG.laplace(size=(2000, 24)) @ RNG.normal(size=(24, 16))).astype(np.float32)
+Y = np.maximum(X @ RNG.normal(size=(16, 20)), 0).astype(np.float32)  # for a transcoder
 RECIPE = dataclasses.replace(
     sae.short_run(), batch_size=BATCH, learning_rate_warmup=10, resample_every=20
 )
@@ -119,7 +120,8 @@ def run(count, *tasks):
 
 
 def do(number, task):
-    """One task: shape (of the mesh), output (folder), steps; model (file), if one is wanted.
+    """One task: shape (of the mesh), output (folder), steps; model (file), if one is wanted; pairs:
+    whether it is a transcoder with a skip connection.
 
     Of process `victim`, `kill_at`: the step after which it kills itself; `full_at`: the step of the
     checkpoint for which its disk is full; `elsewhere`: it sees another folder.
@@ -144,7 +146,10 @@ def do(number, task):
         mock.patch.object(_checkpoints, "_PATIENCE", 0.5),
     ):
         try:
-            model, measured, read = train(mesh, steps=task["steps"], output=output, on_step=on_step)
+            options = {"targets": Y, "skip": True} if task.get("pairs") else {}
+            model, measured, read = train(
+                mesh, steps=task["steps"], output=output, on_step=on_step, **options
+            )
         except (OSError, ValueError) as error:
             return {"error": f"{type(error).__name__}: {error}"}
     if number == 0 and "model" in task:

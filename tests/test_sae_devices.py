@@ -229,6 +229,7 @@ class Two:
             "taken over": {"shape": (1, 2), "model": room / "taken over.safetensors"},
             "full": {"shape": (2, 1), "victim": 1, "full_at": 16},
             "apart": {"shape": (2, 1), "elsewhere": True},
+            "pairs": {"shape": (2, 1), "pairs": True, "model": room / "pairs.safetensors"},
         }
         tasks = {
             name: {"output": room / name, "steps": self.steps} | task
@@ -261,6 +262,25 @@ def test_two_processes_give_the_run_of_one(two, name):
         np.testing.assert_allclose(
             report["history"]["l0"], two.alone.training.history["l0"], rtol=1e-3
         )
+
+
+def test_two_processes_train_a_transcoder(two, tmp_path):
+    """With a skip connection; and what they saved goes on with one process."""
+    options = {"targets": several.Y, "skip": True}
+    alone, _, read = several.train(steps=two.steps, output=tmp_path / "alone", **options)
+    found = sae.load(two.room / "pairs.safetensors")
+    assert_close(alone.weights, found.weights)
+    assert np.abs(found.skip).max() > 0.1
+    np.testing.assert_allclose(found.skip, alone.skip, rtol=1e-2, atol=1e-3)
+    for report in two.reports["pairs"]:
+        assert (report["count"], report["scale"]) == (2, alone.training.scale)
+        assert report["read"] < 0.6 * read
+        l0 = report["history"]["l0"]
+        np.testing.assert_allclose(l0, alone.training.history["l0"], rtol=1e-3)
+    two.drop_newest(copied(two.room / "pairs", tmp_path / "run"))
+    model, _, _ = several.train(steps=two.steps, output=tmp_path / "run", **options)
+    assert model.training.resumed_from == 32
+    assert_close(found.weights, model.weights)
 
 
 def test_each_of_two_processes_reads_its_half(two):

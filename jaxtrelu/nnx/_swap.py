@@ -156,7 +156,8 @@ def swap_activations(
         array, or a list of something else; `which` chooses what cannot be called.
       ValueError: no activation found, or one that is applied twice in a call or inside of a
         transformation; `max_loss` beside `sparsity`; a share or an error outside of (0, 1);
-        pre-activations with NaN, or all equal; a variant without zeros; a score of NaN; ``max_loss`` without `score`, or below 0;
+        pre-activations with NaN, or all equal; a variant without zeros; a score of NaN;
+        ``max_loss`` without `score`, or below 0;
         an `error` that the exchange itself exceeds, or with no layer behind an activation.
 
     Example:
