@@ -551,6 +551,27 @@ def test_numbers_of_other_kinds_are_refused_in_words(pairs, trained):
         sae.train(x, targets=y[:, 0], **SHORT)
 
 
+@pytest.mark.filterwarnings("ignore:.*(L0|explained)")
+def test_data_off_their_centre_are_named(pairs, tmp_path):
+    """Inputs or targets, with the figure; and not where they lie about 0."""
+    x, y = (np.asarray(v, np.float64) - v.mean(axis=0) for v in pairs)
+    spread = [np.sqrt((v**2).sum(axis=1).mean()) for v in (x, y)]
+    few = {"features": 8, "l0": 2, "steps": 1, "recipe": RECIPE, "held_out": 0}
+    far = x + 20 * spread[0] / D**0.5
+    for call in (sae.train, lambda x, **more: sae.sweep(x, **more | {"l0": (2,)})):
+        with pytest.warns(
+            UserWarning, match=r"the data lies off centre: .* is 20 times .* Subtract"
+        ):
+            call(far, **few)
+    with pytest.warns(
+        UserWarning, match="`targets` lies off centre: the norm of the mean is 5 tim"
+    ):
+        sae.train(x, targets=y + 5 * spread[1] / TO**0.5, **few)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "off centre")
+        sae.train(x + 2 * spread[0] / D**0.5, targets=y, **few)
+
+
 def test_infinity_is_refused_without_other_noise(pairs):
     x, y = pairs
     bad = y.copy()

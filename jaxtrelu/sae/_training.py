@@ -58,7 +58,7 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # What is said at the end: of an L0 that is further from its target than this, and of thresholds
 # that moved by less than this part of the bandwidth, in as many steps or more.
 _L0_TOLERANCE, _STILL, _LONG_ENOUGH = 0.15, 0.02, 200
-_OFF_CENTRE = 3.0  # what is measured of it stands in docs/design/autoencoders.md
+_OFF_CENTRE = 3.0  # docs/autoencoders.md has what was measured
 
 
 @dataclasses.dataclass(frozen=True)
