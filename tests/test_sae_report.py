@@ -183,7 +183,7 @@ def test_a_transcoder_and_what_cannot_be_reported_on(tmp_path):
     transcoder = sae.Autoencoder(wide)
     about, _ = decoded(sae.report(transcoder, X, tmp_path / "r.html", targets=X[:, :5]))
     assert about["metrics"]
-    with pytest.raises(ValueError, match="needs `targets`"):
+    with pytest.raises(ValueError, match="pass `targets`"):
         sae.report(transcoder, X, tmp_path / "r.html")
     with pytest.raises(ValueError, match="12 columns"):
         sae.report(model_of(8), X[:, :5], tmp_path / "r.html")

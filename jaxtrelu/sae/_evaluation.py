@@ -303,7 +303,7 @@ class _Measured(NamedTuple):
 
 def _in_units(measured: _Measured) -> dict[str, np.ndarray]:
     """The quantities of `Evaluation` of each row, in the units of the data: float64, (n,)."""
-    exact: _Measured = jax.tree.map(lambda v: np.asarray(v, np.float64), measured)
+    exact: Any = jax.tree.map(lambda v: np.asarray(v, np.float64), measured)
     (norm_in, unit_in), (norm_out, unit_out), (norm, unit) = exact[:3]
     product = norm_in * norm_out
     cosine = np.divide(exact.dot, product, out=np.zeros_like(product), where=product > 0)
