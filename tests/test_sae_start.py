@@ -63,6 +63,18 @@ def test_goes_on_where_it_was():
 
 
 @pytest.mark.filterwarnings("ignore:.*L0")
+@pytest.mark.filterwarnings("ignore:.*L0")
+def test_a_ramp_is_not_gone_through_again():
+    late = dataclasses.replace(RECIPE, coefficient=0.5, coefficient_warmup=0.5, steer_from=0.25)
+    first = sae.train(X, features=32, l0=4, steps=300, recipe=late, sparse=False)
+    further = sae.train(X, start=first, l0=4, steps=60, log_every=5, sparse=False)
+    assert further.recipe.steer_from == 0 == further.recipe.coefficient_warmup
+    last = first.about["training"]["coefficient"]
+    assert further.training.history["coefficient"][0] == pytest.approx(last, rel=0.5)
+    again = sae.train(X, start=first, l0=4, steps=60, log_every=5, recipe=late, sparse=False)
+    assert again.training.history["coefficient"][0] < 0.3 * last  # where it is asked for
+
+
 def test_what_a_file_says_of_its_model_is_kept():
     known = {"metadata": {"hook_name": "blocks.3"}}
     first = foreign(about={"saelens": known, "training": {"steps": 1}})

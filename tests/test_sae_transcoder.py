@@ -177,6 +177,16 @@ def skipped(skipping):
     return sae.train(x, targets=y, skip=True, **SKIP)
 
 
+def test_a_skip_connection_has_a_smaller_coefficient_to_begin_with(skipping):
+    x, y, _ = skipping
+    few = SKIP | {"recipe": None, "steps": 2}
+    with pytest.warns(UserWarning, match=r"coefficient nearer .* \(λ began at 0\.1 and ended at 0"):
+        model = sae.train(x, targets=y, skip=True, **few)
+    assert model.recipe.coefficient == 0.1
+    with pytest.warns(UserWarning, match=r"λ began at 1 "):
+        assert sae.train(x, targets=y, **few).recipe.coefficient == 1
+
+
 def test_a_skip_connection_learns_what_is_dense(skipping, skipped):
     x, y, dense = skipping
     plain = sae.train(x, targets=y, **SKIP | {"recipe": RECIPE})

@@ -70,12 +70,15 @@ class Start(NamedTuple):
 
 
 def recipe_of(model: Autoencoder) -> Recipe | None:
-    """How the model was trained, with the λ that the training ended with; None: it does not say."""
+    """How the model was trained, from the λ that the training ended with; None: it does not say.
+
+    λ neither ramps up again nor waits to be steered: a model that is trained would first unlearn
+    its sparsity.
+    """
     last = model.about.get("training", {}).get("coefficient")
     if model.recipe is None or last is None:
         return model.recipe
-    # From λ afresh, L0 would first go astray.
-    return dataclasses.replace(model.recipe, coefficient=last)
+    return dataclasses.replace(model.recipe, coefficient=last, coefficient_warmup=0, steer_from=0.0)
 
 
 def start_of(model: Autoencoder, rows: Rows) -> Start:

@@ -141,7 +141,7 @@ def sweep(
     """
     rows = rows_of(x, 0, held_out, targets)
     first = begin(rows, start, features, skip)
-    recipe = recipe_for(rows, recipe, first.model)
+    recipe = recipe_for(rows, recipe, first.model, first.skip)
     lambdas = (recipe.coefficient,) if coefficients is None else tuple(map(float, coefficients))
     for name, several in (("l0", l0), ("coefficients", lambdas), ("seeds", seeds)):
         if isinstance(several, str) or not isinstance(several, Sequence | np.ndarray):

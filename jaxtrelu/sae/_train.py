@@ -18,6 +18,9 @@ from jaxtrelu.sae._store import load
 from jaxtrelu.sae._training import Settings, run
 from jaxtrelu.sparse._screen import Precision
 
+# λ at the start of a run with a skip connection, which explains most of the targets: from 1 all
+# features close first, and L0 is late by thousands of steps.
+_BESIDE_A_SKIP = 0.1
 _HELD_OUT = 8192  # rows, at most, unless asked for
 # What a recipe's initialisation is where encoder and decoder are of different spaces.
 _INDEPENDENT = {"tied_unit": "independent_unit", "uniform": "independent_uniform"}
@@ -57,11 +60,11 @@ def train(
       l0: the mean number of open features to reach; None: the recipe's λ is kept.
       steps: optimiser steps.
       recipe: loss, optimiser and start; None: `short_run`, with smaller batches where there are
-        fewer rows than its 512.
+        fewer rows than its 512, and with a skip connection a λ that begins at 0.1.
       start: a model to begin with, which `load` may have read from another library's file, in place
         of random weights: the first step is taken from the very function that it is, with a new
-        state of the optimiser. Its recipe, where it says one, is the default for `recipe`. Or the
-        path of its file or folder.
+        state of the optimiser. Its recipe, where it says one, is the default for `recipe`, from
+        the λ that it ended with, without a ramp. Or the path of its file or folder.
       skip: whether a transcoder has a skip connection, too: its output adds x @ W_skip, (d, d_out),
         which starts at 0 and learns with the rest (Paulo et al. 2025, arXiv 2501.18823). None: as
         `start` has it; without one, none.
@@ -95,7 +98,7 @@ def train(
     """
     rows = rows_of(x, seed, held_out, targets)
     first = begin(rows, start, features, skip)
-    recipe = recipe_for(rows, recipe, first.model)
+    recipe = recipe_for(rows, recipe, first.model, first.skip)
     try:
         settings = Settings(
             features=first.features,
@@ -234,12 +237,20 @@ def judged_on(model: Autoencoder, x: Any, targets: Any = None) -> tuple[Any, Any
     return (aside, None) if targets is None else aside
 
 
-def recipe_for(rows: Rows, recipe: Recipe | None, start: Autoencoder | None = None) -> Recipe:
+def recipe_for(
+    rows: Rows, recipe: Recipe | None, start: Autoencoder | None = None, skip: bool = False
+) -> Recipe:
     """The recipe; where there is none, the start's or the usual one, with fitting batches."""
     if recipe is not None:
         return recipe
     known = None if start is None else recipe_of(start)
-    return with_batches_for(rows, known or short_run())
+    return with_batches_for(rows, known or usual_recipe(skip))
+
+
+def usual_recipe(skip: bool) -> Recipe:
+    """`short_run`, with a λ to begin with that suits what a skip connection leaves to do."""
+    recipe = short_run()
+    return dataclasses.replace(recipe, coefficient=_BESIDE_A_SKIP) if skip else recipe
 
 
 def with_batches_for(rows: Rows, recipe: Recipe) -> Recipe:

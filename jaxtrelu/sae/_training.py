@@ -596,7 +596,11 @@ def shortcomings(
         if settings.recipe.penalty == "quadratic_l0":
             advice = "a larger coefficient brings it nearer"
         else:
-            advice = "pass more steps, or a larger learning rate"
+            first, last = settings.recipe.coefficient, float(history["coefficient"][-1])
+            advice = (
+                "pass more steps, or a larger learning rate, or a coefficient nearer to the one "
+                f"that this L0 needs (λ began at {first:.2g} and ended at {last:.2g})"
+            )
         found.append(
             f"L0 is {l0:.3g} at the end of the run, and {target:.3g} was asked for: {advice}."
         )

@@ -115,6 +115,7 @@ _OPTIONS = {
     "or another folder, or fresh=True, to start afresh": "or another --output, or --fresh",
     "a larger coefficient brings": "a larger --coefficient brings",
     "or a larger learning rate": "or a larger --learning-rate",
+    "or a coefficient nearer": "or a --coefficient nearer",
     "Pass more steps, a larger L0, or another learning rate": (
         "Pass more --steps, a larger --l0, or another --learning-rate"
     ),

@@ -409,10 +409,13 @@ def recipe_of(args: argparse.Namespace, start: "Autoencoder | None" = None) -> "
     """The recipe that was asked for, or that of the model to start from."""
     from jaxtrelu import sae
     from jaxtrelu.sae._start import recipe_of as known_recipe
+    from jaxtrelu.sae._train import usual_recipe
 
-    recipe: Recipe = getattr(sae, args.recipe or "short_run")()
-    if args.recipe is None and start is not None:
-        recipe = known_recipe(start) or recipe
+    if args.recipe is not None:
+        recipe: Recipe = getattr(sae, args.recipe)()
+    else:
+        skip = args.skip or (start is not None and start.skip is not None)
+        recipe = (start and known_recipe(start)) or usual_recipe(skip)
     changes: dict[str, Any] = {}
     if args.batch_size is not None:
         changes["batch_size"] = args.batch_size
