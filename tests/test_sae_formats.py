@@ -296,6 +296,7 @@ def test_round_trips_keep_the_function(tmp_path_factory, format, size, out, skip
     has_skip = {"jaxtrelu", "gemma_scope_2", "saelens", "circuit_tracer"}
     has_width = has_skip | {"gemma_scope"}
     wide = first.output_dimension != first.dimension
+    assert first.is_transcoder == (wide or skip)
     if (skip and format not in has_skip) or (wide and format not in has_width):
         with pytest.raises(ValueError, match=r"has no place for a (skip|transcoder)"):
             sae.save(first, path, format=format)
@@ -304,7 +305,8 @@ def test_round_trips_keep_the_function(tmp_path_factory, format, size, out, skip
     files = sae.save(first, path, format=format)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # features and dimensions of one number
-        assert_same_function(first, sae.load(files[0] if format == "circuit_tracer" else path))
+        assert_same_function(first, sae.load(path))
+    assert files[0].is_relative_to(path)
     assert not [p for p in path.rglob("*") if p.name.endswith(".part")]
 
 
@@ -603,6 +605,34 @@ def test_folders_and_files_that_are_no_models(tmp_path):
     assert_refused(tmp_path / "clt.safetensors", "decoder writes to 3 layers")
 
 
+def test_a_folder_of_layers(tmp_path):
+    (tmp_path / "there").mkdir()
+    for folder in ("there", "new"):
+        (file,) = sae.save(model(), tmp_path / folder, format="circuit_tracer")
+        assert file == tmp_path / folder / "layer_0.safetensors"
+        assert_same_function(model(), sae.load(tmp_path / folder), exactly=True)
+    for layer in range(2, 12):
+        path = tmp_path / "new" / f"layer_{layer}.safetensors"
+        assert sae.save(model(), path, format="circuit_tracer") == [path]
+    names = "layer_0.safetensors, layer_2.safetensors, .*layer_8.safetensors and 3 more"
+    assert_refused(tmp_path / "new", rf"several layers \({names}\); pass the path of one")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"hf_hook_point_in": "layers.3.mlp.in", "hf_hook_point_out": "layers.3.mlp.out"}, True),
+        ({"hf_hook_point_in": "layers.3.out", "hf_hook_point_out": "layers.3.out"}, False),
+        ({"affine_connection": True}, True),
+        ({"affine_connection": False}, False),
+    ],
+)
+def test_a_transcoder_of_gemma_scope_2_is_told_by_its_config(tmp_path, said, expected):
+    sae.save(model(), tmp_path / "params.safetensors", format="gemma_scope_2")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "jump_relu", **said}))
+    assert sae.load(tmp_path).is_transcoder is expected
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
     sae.save(model(), tmp_path / "m.safetensors")
     before = (tmp_path / "m.safetensors").read_bytes()
@@ -623,6 +653,26 @@ def test_convert(tmp_path, capsys):
     assert_same_function(
         sae.load(tmp_path / "m.safetensors"), sae.load(tmp_path / "out"), exactly=True
     )
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [
+        ("circuit_tracer", "layer_0.safetensors"),
+        ("gemma_scope_2", "params.safetensors"),
+        ("gemma_scope", "params.npz"),
+    ],
+)
+def test_convert_to_a_new_name(tmp_path, capsys, format, name):
+    """Without a suffix a folder, in which the file has the name that others look for."""
+    sae.save(model(), tmp_path / "m")
+    words = ["sae", "convert", str(tmp_path / "m")]
+    assert main([*words, str(tmp_path / "new.1"), "--to", format]) == 0
+    assert main([*words, str(tmp_path / f"other{Path(name).suffix}"), "--to", format]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert written == [tmp_path / "new.1" / name, tmp_path / f"other{Path(name).suffix}"]
+    for path in (tmp_path / "new.1", *written):
+        assert_same_function(model(), sae.load(path), exactly=True)
 
 
 def test_convert_says_what_is_wrong_in_one_line(tmp_path, capsys):

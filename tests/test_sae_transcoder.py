@@ -108,7 +108,8 @@ def test_a_square_transcoder_is_not_taken_for_an_autoencoder(pairs, square, tmp_
     sae.save(model, tmp_path / "own.safetensors")
     sae.save(model, tmp_path / "lens", format="saelens")
     sae.save(model, tmp_path / "layer_0.safetensors", format="circuit_tracer")
-    names = ("own.safetensors", "lens", "layer_0.safetensors")
+    sae.save(model, tmp_path / "params.safetensors", format="gemma_scope_2")
+    names = ("own.safetensors", "lens", "layer_0.safetensors", "params.safetensors")
     for found in (model, *(sae.load(tmp_path / name) for name in names)):
         with pytest.raises(ValueError, match="is a transcoder, which writes other rows than it re"):
             sae.evaluate(found, x)
@@ -121,6 +122,9 @@ def test_a_square_transcoder_is_not_taken_for_an_autoencoder(pairs, square, tmp_
     for format in ("dictionary_learning", "dictionary_learning_batch_top_k", "llama_scope"):
         with pytest.raises(ValueError, match="has no place for a transcoder"):
             sae.save(model, tmp_path / "other", format=format)
+    with pytest.raises(ValueError, match="pass format='gemma_scope_2' or 'saelens'"):
+        sae.save(model, tmp_path / "other", format="gemma_scope")
+    assert not (tmp_path / "other").exists()
     # The inputs can be meant.
     meant = sae.evaluate(model, x, targets=x).explained_variance
     assert meant == pytest.approx(explained(x, np.asarray(model(x))), abs=1e-4)
@@ -509,13 +513,16 @@ def test_a_transcoder_goes_on_from_one(pairs, trained):
         sae.train(x, start=trained)
 
 
-@pytest.mark.parametrize("format", ["jaxtrelu", "saelens", "circuit_tracer"])
+@pytest.mark.parametrize(
+    "format", ["jaxtrelu", "saelens", "circuit_tracer", "gemma_scope", "gemma_scope_2"]
+)
 def test_saved_and_loaded(pairs, trained, tmp_path, format):
     x, _ = pairs
     name = {"circuit_tracer": "layer_0.safetensors", "jaxtrelu": "m.safetensors"}.get(format, "m")
     sae.save(trained, tmp_path / name, format=format)
     loaded = sae.load(tmp_path / name)
     np.testing.assert_allclose(loaded(x[:50]), trained(x[:50]), rtol=1e-4, atol=1e-2)
+    assert loaded.is_transcoder
     if format == "jaxtrelu":
         assert loaded.about == trained.about and loaded.recipe == trained.recipe
         assert sae.held_out(loaded, *pairs) is not None

@@ -22,6 +22,8 @@ assert set(get_args(FormatName)) == set(FORMATS)
 
 
 _SAELENS = ("cfg.json", "sae_weights.safetensors")
+_SUFFIXES = (".safetensors", ".npz")
+_NAMED = 8  # files, in a message
 
 
 def load(path: str | os.PathLike) -> Autoencoder:
@@ -76,7 +78,9 @@ def save(
         refused.
       path: of the file, or of the folder where the format has several files ("saelens",
         "dictionary_learning", "llama_scope"); folders that are not there are made. A folder that
-        exists, for a format of one file, takes that file under its usual name.
+        exists, for a format of one file, takes that file under its usual name; and where a path for
+        another library's format has no suffix, such a folder is made. (Of "circuit_tracer" the
+        usual name is `layer_0.safetensors`; the number of another layer is for the path to say.)
       format: "jaxtrelu" holds everything, the recipe with every setting included, under a checksum;
         the others are those of `load`.
 
@@ -100,7 +104,7 @@ def save(
         contents = kind.write(model)
     except RefusedError as reason:
         raise ValueError(f"the model cannot be written as {format!r}: {reason}.") from None
-    if not kind.is_folder and path.is_dir():
+    if not kind.is_folder and (path.is_dir() or (format != "jaxtrelu" and _is_new_folder(path))):
         path = path / kind.file
     try:
         if kind.is_folder:
@@ -112,6 +116,11 @@ def save(
     except _files.OutputError as error:
         raise OSError(str(error)) from None
     return written
+
+
+def _is_new_folder(path: Path) -> bool:
+    """Whether another library, which goes by the names of files, needs a folder made there."""
+    return path.suffix.lower() not in _SUFFIXES and not path.exists()
 
 
 def _path(path: str | os.PathLike) -> Path:
@@ -144,9 +153,19 @@ def _folder(path: Path) -> Autoencoder:
     known = [path / name for name in ("ae.pt", "params.npz", "params.safetensors")]
     found = [file for file in known if file.is_file()]
     if not found:
+        found = sorted(path.glob("layer_*.safetensors"), key=lambda file: (len(file.name), file))
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found[:_NAMED])
+            more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+            raise RefusedError(
+                f"the folder holds a transcoder for each of several layers ({names}{more}); pass "
+                "the path of one of these files"
+            )
+    if not found:
         raise RefusedError(
             "the folder holds none of the known files (sae.safetensors, cfg.json with "
-            "sae_weights.safetensors, hyperparams.json, ae.pt, params.npz, params.safetensors)"
+            "sae_weights.safetensors, hyperparams.json, ae.pt, params.npz, params.safetensors, "
+            "layer_*.safetensors)"
         )
     return _file(found[0])
 
@@ -167,7 +186,7 @@ def _file(path: Path) -> Autoencoder:
     if start[8:9] == b"{":
         if safetensors.metadata_of(path).get("kind") == OWN_KIND:
             return read_own(path)
-        return recognise_arrays(safetensors.read(path)[0])
+        return recognise_arrays(*safetensors.read(path), path.parent)
     if start[:1] == b"\x80" and path.suffix != ".safetensors":
         return read_dictionary_learning(torch_file.read(path), path.parent)  # says what it is
     if path.suffix == ".npz":
@@ -175,7 +194,7 @@ def _file(path: Path) -> Autoencoder:
     if path.suffix in (".pt", ".pth"):
         return read_dictionary_learning(torch_file.read(path), path.parent)
     if path.suffix == ".safetensors":
-        return recognise_arrays(safetensors.read(path)[0])
+        return recognise_arrays(*safetensors.read(path), path.parent)
     raise RefusedError(
         "it is none of the known kinds of files: .safetensors, .npz, or a .pt of torch.save"
     )

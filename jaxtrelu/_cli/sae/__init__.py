@@ -104,6 +104,7 @@ _OPTIONS = {
     "`start`": "the model of --start",
     "x should have one example per row": "DATA should have one example per row",
     "pass format='dictionary_learning'": "pass --to dictionary_learning",
+    "pass format='gemma_scope_2' or 'saelens'": "pass --to gemma_scope_2 or saelens",
     "`screen`": "--screen",
     "`sparse` is False": "--dense asks for them",
     "Pass a smaller learning rate": "Pass a smaller --learning-rate",

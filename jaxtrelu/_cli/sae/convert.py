@@ -16,7 +16,12 @@ def add_parser(subparsers: Any) -> None:
         description=_DESCRIPTION,
     )
     parser.add_argument("model", metavar="IN", help="a file or folder in any known format")
-    parser.add_argument("target", metavar="OUT", help="the file or folder to write")
+    parser.add_argument(
+        "target",
+        metavar="OUT",
+        help="the file or folder to write; a new name without the suffix of the format's file is a "
+        "folder, which takes that file under its usual name",
+    )
     parser.add_argument(
         "--to",
         required=True,
@@ -27,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
         ),
         help="jaxtrelu (one file, with everything), gemma_scope, gemma_scope_2, saelens (a "
         "folder), dictionary_learning (a folder), dictionary_learning_batch_top_k, llama_scope or "
-        "circuit_tracer",
+        "circuit_tracer (the layer's number is that of OUT, such as layer_7.safetensors)",
     )  # fmt: skip
 
 

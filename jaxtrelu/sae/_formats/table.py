@@ -5,7 +5,8 @@ table, with the mistakes of other loaders that are not repeated here.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -57,12 +58,20 @@ FORMATS = {
 }
 
 
-def recognise_arrays(arrays: Arrays) -> Autoencoder:
-    """The model in a file of arrays alone, told by their names."""
+def recognise_arrays(
+    arrays: Arrays, metadata: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Autoencoder:
+    """The model in a file of arrays alone, told by their names.
+
+    Args:
+      arrays: by name.
+      metadata: of the same file, if it has any.
+      folder: where the file lies, beside what else says of what the arrays are.
+    """
     if "activation_function.threshold" in arrays:
         return read_circuit_tracer(arrays)
     if "w_enc" in arrays:
-        return read_gemma_scope_2(arrays)
+        return read_gemma_scope_2(arrays, metadata or {}, folder)
     if "W_enc" in arrays and "threshold" in arrays:
         return read_gemma_scope(arrays)
     if "encoder.weight" in arrays and "W_dec" in arrays:
