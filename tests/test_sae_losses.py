@@ -244,6 +244,60 @@ def test_controller_refuses(changed, words):
         sae.l0_target_controller(arguments.pop("target"), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("field", "wrong", "words"),
+    [
+        ("clip_norm", -1, "greater than 0, or None, but is -1"),
+        ("clip_norm", 0, "greater than 0, or None, but is 0"),
+        ("clip_norm", np.nan, "greater than 0, or None, but is nan"),
+        ("clip_norm", "1", "a number greater than 0, or None, but is '1'"),
+        ("learning_rate_decay", 2, "a fraction of the run, at least 0 and at most 1, but is 2"),
+        ("coefficient_warmup", -1, "a number of steps, a fraction of the run, or 0, but is -1"),
+        ("adam_b1", 1.5, "at least 0 and less than 1, but is 1.5"),
+        ("adam_b2", 1, "at least 0 and less than 1, but is 1"),
+        ("adam_eps", 0, "greater than 0, but is 0"),
+        ("tanh_scale", np.inf, "greater than 0, but is inf"),
+        ("pre_activation_penalty", -1e-6, "at least 0, but is -1e-06"),
+        ("learning_rate_warmup", -1, "a whole number of steps, at least 0, but is -1"),
+        ("learning_rate_warmup", 0.1, "a whole number of steps, at least 0, but is 0.1"),
+        ("batch_size", 1.5, "a whole number greater than 0, but is 1.5"),
+        ("batch_size", None, "a whole number greater than 0, but is None"),
+        ("unit_norm_decoder", "no", "True or False, but is 'no'"),
+        ("initial_norm", True, "a number greater than 0, but is True"),
+        ("initial_norm", "0.1", "a number greater than 0, but is '0.1'"),
+        ("initial_threshold", np.zeros(3), "a number at least 0 .* but is array"),
+        ("steer_from", "half", "a fraction of the run, at least 0 and less than 1, but is 'half'"),
+        ("steer_from", None, "a fraction of the run, at least 0 and less than 1, but is None"),
+        ("resample_until", "0.5", "a fraction of the run, .* but is '0.5'"),
+        ("input_scaling", "unit", '"unit_mean_square", "sqrt_dimension" or .*, but is \'unit\''),
+        ("penalty", "l1", '"l0" or "tanh" or "quadratic_l0", but is \'l1\''),
+        ("initialisation", ["uniform"], r'"tied_unit" or "uniform", but is \[\'uniform\'\]'),
+        ("name", 3, "a text, but is 3"),
+    ],
+)
+def test_every_field_of_a_recipe_says_what_it_should_be(field, wrong, words):
+    with pytest.raises((TypeError, ValueError), match=f"^`{field}` of a recipe should be {words}"):
+        dataclasses.replace(sae.short_run(), **{field: wrong})
+
+
+def test_numbers_of_every_kind_are_numbers_of_a_recipe():
+    found = dataclasses.replace(
+        sae.short_run(), clip_norm=np.float32(0.5), batch_size=np.int64(8), initial_norm=1,
+        coefficient_warmup=np.float64(0.5), learning_rate_decay=1,
+    )  # fmt: skip
+    assert found.clip_norm == 0.5
+    found.optimizer(10).init(np.zeros(3))
+
+
+@pytest.mark.parametrize("run", [sae.train, sae.sweep])
+def test_a_scale_that_float32_cannot_hold_is_no_matter_of_the_learning_rate(run):
+    x = np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32)
+    for changes in ({"initial_norm": 1e30}, {"input_scaling": 1e30}):
+        recipe = dataclasses.replace(sae.short_run(), batch_size=64, **changes)
+        with pytest.raises(FloatingPointError, match=r"not finite at step 1, .*`initial_norm`\."):
+            run(x, features=16, steps=3, recipe=recipe)
+
+
 def test_recipes_refuse():
     with pytest.raises(ValueError, match="`initial_threshold` of a recipe should be at least 0"):
         dataclasses.replace(sae.gemma_scope(), initial_threshold=-0.1)

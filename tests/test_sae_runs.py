@@ -181,7 +181,9 @@ LATE = dataclasses.replace(
 
 def test_the_coefficient_ramps_up_until_it_is_steered(tmp_path):
     late = settings(recipe=LATE, steps=600, log_every=20)
-    fixed = dataclasses.replace(late, target_l0=None)
+    fixed = settings(
+        recipe=dataclasses.replace(LATE, steer_from=0.0), steps=600, log_every=20, target_l0=None
+    )
     steered, free = (sae.run(rows(), run).history for run in (late, fixed))
     # What is recorded is λ of the step, counted from 0: a ramp to 0.5 in 300 steps.
     ramp = 0.5 * np.minimum(np.arange(19, 600, 20) / 300, 1)
@@ -228,6 +230,13 @@ def test_a_sweep_steers_late_as_a_run_does():
 def test_what_steering_cannot_begin_at(wrong):
     with pytest.raises(ValueError, match="`steer_from` of a recipe should be a fraction"):
         dataclasses.replace(RECIPE, steer_from=wrong)
+
+
+def test_steering_late_without_a_target_has_no_effect_and_is_refused():
+    with pytest.raises(ValueError, match=r"steered to a target, .* pass a `l0`, or leave it out"):
+        sae.train(planted(), features=48, steps=20, recipe=LATE)
+    with pytest.raises(ValueError, match='and with the penalty "quadratic_l0" it is not'):
+        dataclasses.replace(LATE, penalty="quadratic_l0")
 
 
 def test_checkpoints_from_before_these_settings_go_on():

@@ -6,9 +6,11 @@ A recipe is a frozen dataclass; change one with `dataclasses.replace`. Every len
 
 import dataclasses
 import math
-from numbers import Real
-from typing import Literal
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, Literal
 
+import numpy as np
 import optax
 
 from jaxtrelu._surrogates import Rectangle, Surrogate
@@ -49,11 +51,16 @@ class Recipe:
       coefficient_warmup: steps over which λ ramps up from 0; a fraction of the run if at most 1.
       steer_from: the fraction of the run from which λ is steered, where there is a target; before,
         λ ramps up. 0: steered throughout, to an L0 that falls to the target in the ramp's time.
+        Not 0 without a target, or with the penalty "quadratic_l0", is refused.
       learning_rate, adam_b1, adam_b2, adam_eps: of Adam.
       learning_rate_warmup: steps of cosine warm-up from a tenth of the learning rate.
       learning_rate_decay: the last fraction of the run, in which the rate falls linearly to 0.
       clip_norm: largest global norm of the gradient; None: no clipping.
       batch_size: examples in a step.
+
+    Raises:
+      TypeError: a field is of another kind, such as a text where a number should be.
+      ValueError: a field is a number or a name that it cannot be, or has no effect beside another.
     """
 
     name: str
@@ -82,52 +89,40 @@ class Recipe:
     steer_from: float = 0.0
 
     def __post_init__(self) -> None:
-        positive = ("coefficient", "learning_rate", "batch_size", "tanh_scale", "initial_norm")
-        for field in positive:
-            if not 0 < getattr(self, field) < math.inf:
-                raise ValueError(
-                    f"`{field}` of a recipe should be greater than 0, but is "
-                    f"{getattr(self, field)!r}."
-                )
-        if not 0 <= self.initial_threshold < math.inf:
-            raise ValueError(
-                "`initial_threshold` of a recipe should be at least 0 (below zero the gate would "
-                f"let negative pre-activations through), but is {self.initial_threshold!r}."
-            )
-        if not 0 <= self.resample_every < math.inf:
-            raise ValueError(
-                "`resample_every` of a recipe should be a number of steps, a fraction of the run, "
-                f"or 0, but is {self.resample_every!r}."
-            )
-        if not 0 < self.resample_until <= 1:
-            raise ValueError(
-                "`resample_until` of a recipe should be a fraction of the run, greater than 0 and "
-                f"at most 1, but is {self.resample_until!r}."
-            )
-        if self.resample_from not in ("examples", "residuals"):
-            raise ValueError(
-                '`resample_from` of a recipe should be "examples" or "residuals", but is '
-                f"{self.resample_from!r}."
-            )
-        if not 0 <= self.steer_from < 1:
-            raise ValueError(
-                "`steer_from` of a recipe should be a fraction of the run, at least 0 and less "
-                f"than 1, but is {self.steer_from!r}."
+        for field, rule in _NUMBERS.items():
+            _check_number(field, getattr(self, field), *rule)
+        for field, known in _CHOICES.items():
+            value = getattr(self, field)
+            if not isinstance(value, str) or value not in known:
+                named = " or ".join(f'"{name}"' for name in known)
+                raise ValueError(f"`{field}` of a recipe should be {_but(named, value)}")
+        if not isinstance(self.name, str):
+            raise TypeError(f"`name` of a recipe should be {_but('a text', self.name)}")
+        if not isinstance(self.unit_norm_decoder, bool):
+            raise TypeError(
+                "`unit_norm_decoder` of a recipe should be "
+                f"{_but('True or False', self.unit_norm_decoder)}"
             )
         if not _is_scaling(self.input_scaling):
+            wanted = '"unit_mean_square", "sqrt_dimension" or a mean norm greater than 0'
             raise ValueError(
-                '`input_scaling` of a recipe should be "unit_mean_square", "sqrt_dimension" or a '
-                f"mean norm greater than 0, but is {self.input_scaling!r}."
+                f"`input_scaling` of a recipe should be {_but(wanted, self.input_scaling)}"
+            )
+        if not isinstance(self.surrogate, Surrogate):
+            wanted = "a surrogate such as jaxtrelu.Rectangle(0.05)"
+            raise TypeError(
+                f"`surrogate` of a recipe should be {_but(wanted, self.surrogate)[:-1]}: without "
+                "one the thresholds would not learn."
             )
         if self.initial_norm != 1 and self.initialisation != "tied_unit":
             raise ValueError(
                 '`initial_norm` of a recipe is for the initialisation "tied_unit", and this one is '
                 f"{self.initialisation!r}. Leave it out."
             )
-        if not isinstance(self.surrogate, Surrogate):
-            raise TypeError(
-                "`surrogate` of a recipe should be a surrogate such as jaxtrelu.Rectangle(0.05), "
-                f"but is {self.surrogate!r}: without one the thresholds would not learn."
+        if self.steer_from and self.penalty == "quadratic_l0":
+            raise ValueError(
+                "`steer_from` of a recipe is for a λ that is steered, and with the penalty "
+                '"quadratic_l0" it is not. Leave it out.'
             )
 
     def learning_rate_schedule(self, steps: int) -> optax.Schedule:
@@ -173,7 +168,70 @@ class Recipe:
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
 
 
-def _is_scaling(value: object) -> bool:
+# What each number of a recipe should be: in words, and as a test.
+_POSITIVE = "greater than 0", lambda value: 0 < value < math.inf
+_NOT_NEGATIVE = "at least 0", lambda value: 0 <= value < math.inf
+_DECAY = "at least 0 and less than 1", lambda value: 0 <= value < 1
+_NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "initial_threshold": (
+        "at least 0 (below zero the gate would let negative pre-activations through)",
+        _NOT_NEGATIVE[1],
+    ),
+    "tanh_scale": _POSITIVE,
+    "pre_activation_penalty": _NOT_NEGATIVE,
+    "coefficient": _POSITIVE,
+    "coefficient_warmup": (
+        "a number of steps, a fraction of the run, or 0", _NOT_NEGATIVE[1],
+    ),
+    "learning_rate": _POSITIVE,
+    "adam_b1": _DECAY,
+    "adam_b2": _DECAY,
+    "adam_eps": _POSITIVE,
+    "learning_rate_warmup": (
+        "a whole number of steps, at least 0",
+        lambda value: isinstance(value, Integral) and value >= 0,
+    ),
+    "learning_rate_decay": (
+        "a fraction of the run, at least 0 and at most 1", lambda value: 0 <= value <= 1,
+    ),
+    "clip_norm": ("greater than 0, or None", _POSITIVE[1]),
+    "batch_size": (
+        "a whole number greater than 0",
+        lambda value: isinstance(value, Integral) and value > 0,
+    ),
+    "resample_every": ("a number of steps, a fraction of the run, or 0", _NOT_NEGATIVE[1]),
+    "resample_until": (
+        "a fraction of the run, greater than 0 and at most 1", lambda value: 0 < value <= 1,
+    ),
+    "initial_norm": _POSITIVE,
+    "steer_from": (
+        "a fraction of the run, at least 0 and less than 1", lambda value: 0 <= value < 1,
+    ),
+}  # fmt: skip
+_CHOICES = {
+    "penalty": ("l0", "tanh", "quadratic_l0"),
+    "initialisation": ("tied_unit", "uniform"),
+    "resample_from": ("examples", "residuals"),
+}
+
+
+def _check_number(field: str, value: Any, words: str, is_good: Callable[[Any], bool]) -> None:
+    """Raises TypeError where a field is no number, and ValueError where it is another one."""
+    if value is None and field == "clip_norm":
+        return
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        wanted = words if words.startswith("a ") else f"a number {words}"
+        raise TypeError(f"`{field}` of a recipe should be {_but(wanted, value)}")
+    if not is_good(value):
+        raise ValueError(f"`{field}` of a recipe should be {_but(words, value)}")
+
+
+def _but(wanted: str, value: Any) -> str:
+    """The end of a sentence on what a field should be and is."""
+    return f"{wanted}, but is {value!r:.80}."
+
+
+def _is_scaling(value: Any) -> bool:
     """Whether inputs can be scaled so: to a norm that has a name here, or to a number."""
     if isinstance(value, str):
         return value in ("unit_mean_square", "sqrt_dimension")

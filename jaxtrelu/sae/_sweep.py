@@ -38,6 +38,7 @@ from jaxtrelu.sae._training import (
     identity_of,
     initial_state,
     measure,
+    not_finite_at_first,
     off_centre,
     revive,
     revives_after,
@@ -272,6 +273,8 @@ def _run(
         states, terms = _advance(states, x, scale, asked, common, y, output_scale)
         if revives_after(step + 1, common):
             states = _revive(states, x, scale, common, y, output_scale)
+        if not step and not np.isfinite(np.asarray(terms.reconstruction)).all():
+            raise FloatingPointError(not_finite_at_first(common.recipe, scale, first.start))
         entry = None
         last = step + 1 == common.steps
         if (step + 1) % common.log_every == 0 or last:

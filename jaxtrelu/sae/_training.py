@@ -105,7 +105,7 @@ class Settings:
         if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
             raise ValueError(f"`seed` should be a whole number ≥ 0, but is {self.seed!r}.")
         if not isinstance(self.skip, bool):
-            raise TypeError(f"`skip` should be True or False, but is {self.skip!r}.")
+            raise TypeError(f"`skip` should be True or False, but is {_briefly(self.skip)}.")
         if not isinstance(self.recipe, Recipe):
             raise TypeError(
                 "`recipe` should be a recipe, such as jaxtrelu.sae.gemma_scope(), but is "
@@ -126,6 +126,11 @@ class Settings:
             raise ValueError(
                 f"the penalty of the recipe {self.recipe.name!r} is about a target: pass a "
                 "`target_l0`."
+            )
+        if self.recipe.steer_from and self.target_l0 is None:
+            raise ValueError(
+                "`steer_from` of a recipe is for runs that are steered to a target, and this one "
+                "has none: pass a `target_l0`, or leave it out."
             )
         if isinstance(self.screen, bool | np.bool_):
             object.__setattr__(self, "screen", "int8" if self.screen else None)
@@ -179,6 +184,13 @@ def steering(settings: Settings, target: Array | float) -> L0Controller | None:
         return target / ratio * ratio ** jnp.minimum(updates / ramp, 1.0)
 
     return l0_target_controller(path, initial_coefficient=settings.recipe.coefficient)
+
+
+def _briefly(value: object) -> str:
+    """A value in a message; an array by its shape."""
+    if hasattr(value, "shape"):
+        return f"an array of shape {value.shape}"
+    return f"{value!r:.80}"
 
 
 class TrainState(NamedTuple):
@@ -533,6 +545,17 @@ def _run(
             warn(sentence)
     given = probe, weights, wanted, skip
 
+    def check_finite(step: int, value: Any, after: bool = False) -> None:
+        if not math.isfinite(float(value)):
+            begun = (
+                None if after or step > 1 else not_finite_at_first(settings.recipe, scale, start)
+            )
+            raise FloatingPointError(
+                begun
+                or f"the loss is not finite any more at step {step}: the run was stopped "
+                "there. Pass a smaller learning rate."
+            )
+
     def first(given):
         return initial_state(settings, *given)
 
@@ -555,14 +578,14 @@ def _run(
         state, terms = train_step(state, x, scale, settings, y, output_scale)
         # Looked at one step late, when it is there anyway: asking now would stop the pipeline.
         if before is not None:
-            _check_finite(*before)
+            check_finite(*before)
         before = step + 1, terms.reconstruction
         if revives_after(step + 1, settings):
             state = revive(state, x, scale, settings, y, output_scale)
         entry = None
         last = step + 1 == settings.steps
         if (step + 1) % settings.log_every == 0 or last:
-            _check_finite(*before)
+            check_finite(*before)
             seen = measure(state.weights, probe, start_threshold, settings.recipe)
             fixed = [step + 1, terms.l0, terms.reconstruction / variance]
             fixed += [state.controller.coefficient, *seen]
@@ -570,9 +593,10 @@ def _run(
             entry = dict(zip(HISTORY, history[-1].tolist(), strict=True))
         if last or (store is not None and (step + 1) % checkpoint_every == 0):
             # Weights of after the step, which its loss says nothing about.
+            check_finite(*before)
             parameters = jax.tree.leaves((state.weights, state.skip))
             total = sum(jnp.sum(jnp.abs(value)) for value in parameters)
-            _check_finite(step + 1, total)
+            check_finite(step + 1, total, after=True)
             if store is not None:
                 state = devices.placed(state, shapes)
                 store.save(step + 1, (state, history))
@@ -623,12 +647,21 @@ def shortcomings(
     return found
 
 
-def _check_finite(step: int, value: Any) -> None:
-    if not math.isfinite(float(value)):
-        raise FloatingPointError(
-            f"the loss is not finite any more at step {step}: the run was stopped there. Pass a "
-            "smaller learning rate."
+def not_finite_at_first(recipe: Recipe, scale: float, start: Start | None) -> str:
+    """What is said of a loss that the first weights have, which no learning rate changes."""
+    begun = (
+        "the loss is not finite at step 1, before anything was learned: with inputs multiplied by "
+        f"{scale:.3g}, "
+    )
+    if start is not None:
+        return (
+            f"{begun}the weights of `start` give numbers that float32 does not have. Pass a "
+            "recipe with another `input_scaling`."
         )
+    return (
+        f"{begun}encoder rows of norm {recipe.initial_norm:.3g} give numbers that float32 does not "
+        "have. Pass a recipe with another `input_scaling` or `initial_norm`."
+    )
 
 
 def memory_needed(settings: Settings, dimension: int, output_dimension: int | None = None) -> int:

@@ -105,6 +105,8 @@ _OPTIONS = {
     "x should have one example per row": "DATA should have one example per row",
     "pass format='dictionary_learning'": "pass --to dictionary_learning",
     "pass format='gemma_scope_2' or 'saelens'": "pass --to gemma_scope_2 or saelens",
+    "a recipe with another `input_scaling` or `initial_norm`": "another --recipe or --initial-norm",
+    "a recipe with another `input_scaling`": "another --recipe",
     "`screen`": "--screen",
     "`sparse` is False": "--dense asks for them",
     "Pass a smaller learning rate": "Pass a smaller --learning-rate",
