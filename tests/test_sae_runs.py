@@ -367,8 +367,14 @@ def test_commands(tmp_path, capsys):
     out = ["--output", str(tmp_path / "out")]
     train = ["sae", "train", *base, "--l0", "4", *out]
     assert main([*train, "--steps", "20", "--resample-every", "0.25"]) == 0
+    assert "going on" not in capsys.readouterr().err
     assert main([*train, "--steps", "30", "--resample-every", "0.25"]) == 0
-    assert "resumed from step 20" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "resumed from step 20" in printed.out
+    assert printed.err.splitlines()[0] == "going on from step 20"
+    assert main([*train, "--steps", "30", "--resample-every", "0.25"]) == 0
+    finished = "this run of 30 steps was finished before, and nothing is trained: more --steps go"
+    assert finished in capsys.readouterr().err
     assert main([*train, "--steps", "20", "--resample-every", "0.25"]) == 2
     assert "or another --output, or --fresh." in capsys.readouterr().err
     quadratic = ["--recipe", "gemma_scope_2", "--coefficient", "30"]
@@ -389,6 +395,12 @@ def test_commands(tmp_path, capsys):
     lines = json.loads((tmp_path / "out" / "sweep.json").read_text())["runs"]
     assert [line["target_l0"] for line in lines] == [3, 3, 6, 6]
     assert f"{lines[3]['explained_variance']:.4f}" in printed
+    assert main(many) == 0
+    assert "this run of 20 steps was finished before" in capsys.readouterr().err
+    assert main([*many, "--steps", "22"]) == 0
+    assert "going on from step 20\n" in capsys.readouterr().err
+    assert main([*many, "--fresh"]) == 0
+    assert "step 20" not in capsys.readouterr().err
     for name in ("sweep.csv", "sweep.png", "sweep.svg"):
         assert (tmp_path / "out" / name).stat().st_size > 100
     model = sae.load(tmp_path / "out" / "l0-6-seed-1")

@@ -83,6 +83,11 @@ def test_rows_that_are_not_finite_are_named_with_their_file(tmp_path):
     words = rf"acts holds NaN or infinity in rows {first}, 899 \(counted .*; the first is row 1 of "
     with pytest.raises(ValueError, match=words + file):
         rows.statistics()
+    array[-1, 0] = 0
+    folder_of(tmp_path / "one", array, LENGTHS, "npy")
+    words = rf"one holds NaN or infinity in row {first} \(counted from 0; it is row 1 of {file}\)"
+    with pytest.raises(ValueError, match=words):
+        sae.train(tmp_path / "one", features=4, steps=1)
 
 
 def test_an_epoch_has_every_row_once_shuffled_across_files_and_the_same_each_time(tmp_path):

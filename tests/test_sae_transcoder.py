@@ -497,6 +497,46 @@ def test_what_is_refused(pairs):
         sae.train(x, targets=np.ones_like(y), **SHORT)
     with pytest.raises(ValueError, match="`targets` should have one example per row"):
         sae.train(x, targets=y[:, 0], **SHORT)
+    for bad, words in (
+        ((x, y), "should be one matrix .*, but is a tuple of 2 whose elements differ in shape"),
+        ([[1.0, 2.0], [3.0]], "should be one matrix .*, but is a list of 2 whose elements differ"),
+        ([], r"is empty: its shape is \(0,\)"),
+    ):
+        for call in (sae.train, sae.sweep):
+            with pytest.raises(ValueError, match=f"^`targets` {words}"):
+                call(x, targets=bad, features=8)
+            with pytest.raises(ValueError, match=f"^the data {words}"):
+                call(bad, features=8)
+    with pytest.raises(
+        TypeError, match=r"`skip` should be .*, but is an array of shape \(16, 24\)\."
+    ):
+        sae.train(x, targets=y, skip=np.zeros((D, 24)), **SHORT)
+
+
+def test_masks_are_not_lost(pairs, trained):
+    """Nor are masked arrays refused in which nothing is masked, as readers of files return them."""
+    (x, y), few = (v[:400] for v in pairs), {"features": 8, "steps": 1, "held_out": 0}
+    hidden = [np.ma.masked_greater(v, np.sort(v, axis=None)[-3]) for v in (x, y)]
+    words = "is a masked array, of which 2 entries are masked: pass the rows that have none, or"
+    for call in (sae.train, sae.sweep):
+        with pytest.raises(ValueError, match=f"^the data {words}"):
+            call(hidden[0], features=8)
+        with pytest.raises(ValueError, match=f"^`targets` {words}"):
+            call(x, targets=hidden[1], features=8)
+    for call in (sae.evaluate, sae.held_out):
+        with pytest.raises(ValueError, match=f"^x {words}"):
+            call(trained, hidden[0], targets=y)
+        with pytest.raises(ValueError, match=f"^`targets` {words}"):
+            call(trained, x, targets=hidden[1])
+    for call in (trained, trained.encode, trained.encode_sparse):
+        with pytest.raises(ValueError, match=f"^x {words}"):
+            call(hidden[0])
+    with pytest.raises(ValueError, match=f"^mine {words}"):
+        sae.Rows(hidden[0], "mine")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a step
+        plain, same = (sae.train(v, **few) for v in (x, np.ma.asarray(x)))
+    np.testing.assert_array_equal(plain.weights.encoder, same.weights.encoder)
 
 
 def test_a_transcoder_goes_on_from_one(pairs, trained):

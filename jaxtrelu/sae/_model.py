@@ -23,7 +23,14 @@ from jaxtrelu._activation import thresholded_relu
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._result import Result
-from jaxtrelu.sae._rows import Rows, check_numbers, not_finite, open_rows
+from jaxtrelu.sae._rows import (
+    Rows,
+    array_of,
+    check_numbers,
+    check_unmasked,
+    not_finite,
+    open_rows,
+)
 from jaxtrelu.sae._weights import Weights
 
 Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
@@ -358,6 +365,7 @@ class Autoencoder:
         Raises:
           ValueError: the row is not of length d.
         """
+        check_unmasked(row, "`row`")
         row = jnp.asarray(row)
         if row.shape not in ((self.dimension,), (1, self.dimension)):
             raise ValueError(
@@ -374,6 +382,7 @@ class Autoencoder:
                 f"{os.fspath(x)!r}. Pass np.load of it, or let encode_sparse, top_rows or "
                 "sae.evaluate read it in blocks."
             )
+        check_unmasked(x, "x")
         x = jnp.asarray(x)
         if x.shape[-1:] != (self.dimension,):
             raise ValueError(
@@ -406,7 +415,7 @@ def matrix(x: Any, name: str = "x") -> Any:
         x = open_rows(x)
     if isinstance(x, Rows):
         return x.array
-    array = np.asarray(x)
+    array = array_of(x, name)
     check_numbers(array, name)
     return array
 

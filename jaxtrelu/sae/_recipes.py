@@ -51,7 +51,7 @@ class Recipe:
       coefficient_warmup: steps over which λ ramps up from 0; a fraction of the run if at most 1.
       steer_from: the fraction of the run from which λ is steered, where there is a target; before,
         λ ramps up. 0: steered throughout, to an L0 that falls to the target in the ramp's time.
-        Not 0 without a target, or with the penalty "quadratic_l0", is refused.
+        Refused without a target, and with the penalty "quadratic_l0": there it has no effect.
       learning_rate, adam_b1, adam_b2, adam_eps: of Adam.
       learning_rate_warmup: steps of cosine warm-up from a tenth of the learning rate.
       learning_rate_decay: the last fraction of the run, in which the rate falls linearly to 0.
@@ -189,7 +189,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "adam_eps": _POSITIVE,
     "learning_rate_warmup": (
         "a whole number of steps, at least 0",
-        lambda value: isinstance(value, Integral) and value >= 0,
+        lambda value: isinstance(value, Integral) and int(value) >= 0,
     ),
     "learning_rate_decay": (
         "a fraction of the run, at least 0 and at most 1", lambda value: 0 <= value <= 1,
@@ -197,7 +197,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "clip_norm": ("greater than 0, or None", _POSITIVE[1]),
     "batch_size": (
         "a whole number greater than 0",
-        lambda value: isinstance(value, Integral) and value > 0,
+        lambda value: isinstance(value, Integral) and int(value) > 0,
     ),
     "resample_every": ("a number of steps, a fraction of the run, or 0", _NOT_NEGATIVE[1]),
     "resample_until": (

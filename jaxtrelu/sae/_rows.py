@@ -76,7 +76,7 @@ class Rows:
 
     Raises:
       TypeError: the numbers are neither floating point nor integers.
-      ValueError: the array is not a matrix, or empty.
+      ValueError: the array is not a matrix, or empty, or has masked entries.
     """
 
     def __init__(
@@ -88,7 +88,10 @@ class Rows:
         held_out: int = 0,
         group_bytes: int = _GROUP_BYTES,
     ):
+        check_unmasked(array, name)
         check_numbers(array, name)
+        if 0 in array.shape:
+            raise ValueError(f"{name} is empty: its shape is {array.shape}.")
         if array.ndim != 2:
             advice = "array.reshape(-1, array.shape[-1])"
             if array.ndim < 2:
@@ -97,8 +100,6 @@ class Rows:
                 f"{name} should have one example per row, shape (examples, dimension), but has "
                 f"shape {array.shape}. Pass {advice}."
             )
-        if 0 in array.shape:
-            raise ValueError(f"{name} is empty: its shape is {array.shape}.")
         self.array, self.name, self.seed, self.held_out = array, name, seed, held_out
         self._matrix, self._group_bytes = array, group_bytes  # what batches are read from
         if not 0 <= held_out < len(array):
@@ -447,6 +448,32 @@ class _Sums:
         }  # fmt: skip
 
 
+def array_of(x: Any, name: str) -> np.ndarray:
+    """The array that a user passes, or that the lists are which a user passes.
+
+    Raises ValueError where there is none, or where a mask would be lost.
+    """
+    check_unmasked(x, name)
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} should be one matrix with one example per row, but is a {type(x).__name__} of "
+            f"{len(x)} whose elements differ in shape."
+        ) from None
+
+
+def check_unmasked(x: Any, name: str) -> None:
+    """Raises ValueError where entries of a masked array would be taken in spite of its mask."""
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise ValueError(
+            f"{name} is a masked array, of which {np.ma.count_masked(x):,} entries are masked: "
+            "pass the rows that have none, or array.filled(value) with a value that is meant."
+        )
+
+
 def check_numbers(array: Any, name: str) -> None:
     """Raises TypeError where an array holds neither floating point numbers nor integers."""
     if array.dtype.kind not in "fiu" and array.dtype != BFLOAT16:
@@ -471,7 +498,7 @@ def not_finite(name: str, array: Any, bad: Sequence[int], count: int, why: str =
     there = ""
     if isinstance(array, Shards):
         file, row = array.place(bad[0])
-        there = f"; {'the' if count == 1 else 'the first'} is row {row} of {file}"
+        there = f"; {'it' if count == 1 else 'the first'} is row {row} of {file}"
     return (
         f"{name} holds NaN or infinity in {noun} {named}{more} (counted from 0{there}). "
         f"Remove or repair these rows{why}."

@@ -12,7 +12,7 @@ from jaxtrelu.sae._model import Autoencoder, check_targets, matrix
 from jaxtrelu.sae._pairs import Pairs
 from jaxtrelu.sae._recipes import Recipe, short_run
 from jaxtrelu.sae._result import Result
-from jaxtrelu.sae._rows import Rows, open_rows
+from jaxtrelu.sae._rows import Rows, array_of, open_rows
 from jaxtrelu.sae._start import Start, recipe_of, start_of
 from jaxtrelu.sae._store import load
 from jaxtrelu.sae._training import Settings, run
@@ -210,8 +210,8 @@ def _kept_aside(model: Autoencoder, x: Any, targets: Any) -> Any:
     for name, array, width in (
         ("x", x, model.dimension), ("`targets`", targets, model.output_dimension),
     ):  # fmt: skip
-        if array is not None and matrix(array).shape[1:] != (width,):
-            shape = matrix(array).shape
+        if array is not None and matrix(array, name).shape[1:] != (width,):
+            shape = matrix(array, name).shape
             return f"{name} should have {width} columns, but has shape {shape}: {which}"
     if len(matrix(x)) != known.get("rows"):
         return f"{which}, of {known.get('rows'):,} rows, and these are {len(matrix(x)):,}"
@@ -328,8 +328,11 @@ def _named_rows(x: Any, name: str, seed: int, aside: int) -> Rows:
         return x
     if isinstance(x, str | os.PathLike):
         return open_rows(x, seed, held_out=aside)
-    return Rows(np.asarray(x), name, seed, held_out=aside)
+    return Rows(array_of(x, name), name, seed, held_out=aside)
 
 
 def _length(x: Any) -> int:
-    return len(open_rows(x)) if isinstance(x, str | os.PathLike) else len(x)
+    if isinstance(x, str | os.PathLike):
+        return len(open_rows(x))
+    shape = np.shape(array_of(x, "the data"))
+    return shape[0] if shape else 0

@@ -72,6 +72,15 @@ def run(args: argparse.Namespace) -> int:
     if args.recipe is None and args.batch_size is None:
         recipe = with_batches_for(rows, recipe)
     with progress(args.steps, "training") as bar:
+        seen = 0
+
+        def on_step(step: int, entry: dict[str, float] | None) -> None:
+            nonlocal seen
+            if not seen and step > 1:
+                bar.log(f"going on from step {step - 1:,}")
+            bar.advance(step - seen, f"mean L0 {entry['l0']:.1f}" if entry else None)
+            seen = step
+
         found = sae.sweep(
             rows,
             features=args.features,
@@ -84,10 +93,10 @@ def run(args: argparse.Namespace) -> int:
             checkpoint_folder=folder / "checkpoints",
             checkpoint_every=args.checkpoint_every,
             fresh=args.fresh,
-            on_step=lambda step, entry: bar.advance(
-                1, f"mean L0 {entry['l0']:.1f}" if entry else None
-            ),
+            on_step=on_step,
         )
+        if not seen:
+            bar.log(train.FINISHED.format(args.steps))
     data = {"data": rows.name}
     if isinstance(rows, Pairs):
         data["targets"] = rows.targets_name

@@ -27,6 +27,10 @@ _RECIPES = ("short_run", "gemma_scope", "gemma_scope_2", "anthropic_2025")
 _FEATURES = 256
 INT32 = 2**31 - 1  # features, examples and steps are counted in int32
 _WRITING = 86400  # seconds that the first process may take for the results, while others wait
+FINISHED = (
+    "this run of {:,} steps was finished before, and nothing is trained: more --steps go on with "
+    "it, --fresh begins anew"
+)
 _AGAIN = "start the same command in each of them again, and it goes on from the last checkpoint."
 
 _DESCRIPTION = """\
@@ -370,13 +374,15 @@ def _train(
 
         def on_step(step: int, entry: dict[str, float] | None) -> None:
             nonlocal seen
+            if not seen and step > 1 and (mesh is None or _first()):
+                bar.log(f"going on from step {step - 1:,}")
             label = f"L0 {entry['l0']:.1f}" if entry else None
             bar.advance(step - seen, label)
             seen = step
             if entry and step % (10 * log_every) == 0 and (mesh is None or _first()):
                 bar.log(_line(entry))
 
-        return sae.train(
+        model = sae.train(
             rows,
             features=args.features,
             l0=args.l0,
@@ -395,6 +401,9 @@ def _train(
             on_read=on_read,
             on_step=on_step,
         )
+        if not seen and (mesh is None or _first()):
+            bar.log(FINISHED.format(args.steps))
+        return model
 
 
 def _check_l0(args: argparse.Namespace) -> None:

@@ -119,6 +119,8 @@ def metadata_of(path: str | os.PathLike) -> dict[str, str]:
 
 
 def _table(path: str | os.PathLike, data: bytes) -> tuple[dict[str, Any], memoryview]:
+    if not data:
+        raise _damaged(path, "it is empty")
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(_HEADER_LIMIT, len(data) - 8):
         raise _damaged(path, f"it says that its header has {length:,} bytes, and has {len(data):,}")
