@@ -389,8 +389,8 @@ def overview(
     ]  # fmt: skip
     found = versions(whole, alone, deep, sparse, small, one)
     return table(("", "without", "with jaxtrelu", ""), rows) + (
-        f"\nTwo CPU cores, float32, {found}. Times as fast: medians of ratios, each of two runs one\n"
-        "after the other. The last two rows with huge pages; without them `sparse_mlp` is "
+        f"\nTwo CPU cores, float32, {found}. Times as fast: medians of ratios, each of two runs\n"
+        "one after the other. The last two rows with huge pages; without them `sparse_mlp` is "
         f"{without} as fast.\n"
     )
 
