@@ -82,8 +82,8 @@ def main():
 
     # One for each channel: shaped so that it broadcasts against (rows, channels, height, width).
     start = {
-        "first.threshold": jnp.full((CHANNELS, 1, 1), 0.3),
-        "second.threshold": jnp.full(HIDDEN, 0.3),
+        "first.threshold": jnp.full((CHANNELS, 1, 1), 0.3, jnp.float32),
+        "second.threshold": jnp.full(HIDDEN, 0.3, jnp.float32),
     }
     network = network.replace(start)
     parameters = network.parameters

@@ -53,7 +53,8 @@ def thresholded_relu(
       x: array of any shape, floating point or integer.
       threshold: a number, or an array that broadcasts against x to x's shape (per channel, or one
         per element), in x's units. A Python number is taken in x's dtype; an array keeps its own
-        precision, and the comparison is made in the promoted dtype. Integer x needs integers.
+        precision, and the comparison is made in the promoted dtype. Integer x needs integers, and
+        x - threshold wraps where that dtype does not hold it.
       variant: ``"shift"``, ``"hard"`` or ``"clamp"``.
       ceiling: for ``shift``: the largest value, a positive Python number: min(x - threshold, m).
       fill: for ``hard``: the value where the gate is closed, a Python number.
@@ -70,8 +71,8 @@ def thresholded_relu(
 
     Raises:
       TypeError: an operand is not a real number or array, or a static argument is an array.
-      ValueError: shapes that do not broadcast, a NaN number as threshold, an unknown variant, or an
-        argument that the variant does not have.
+      ValueError: shapes that do not broadcast, a number as threshold that is NaN or does not fit in
+        the dtype, an unknown variant, or an argument that the variant does not have.
       NotImplementedError: the implementation asked for cannot compute this call, and why.
 
     Example:

@@ -77,8 +77,8 @@ def antiderivative(
 
     Continuous; 0 at ``x == threshold``, and below it for ``shift`` and for ``hard`` with fill 0.
     Its derivative with respect to x is `thresholded_relu`, with the same convention at the
-    threshold, and its second one is `derivative`. (From an infinity to itself the integral is 0,
-    and so are its derivatives.)
+    threshold, and its second one is `derivative`. NaN in x or in the threshold gives NaN, also as
+    the derivative. (From an infinity to itself the integral is 0, and so are its derivatives.)
 
     Args:
       x: floating-point array of any shape.

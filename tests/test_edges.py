@@ -29,7 +29,7 @@ from jaxtrelu import (
     thresholded_relu,
 )
 
-INF = float("inf")
+INF, NAN = float("inf"), float("nan")
 FAMILY = [Rectangle, Triangle, Gaussian, Sigmoid]
 
 
@@ -133,6 +133,35 @@ def test_antiderivative_has_its_slopes_where_an_end_is_infinite(x, threshold, op
     assert forward == dx == oracle.value(x, threshold, **options)
     if x > threshold:
         assert dt == -threshold
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ceiling": 2}, {"variant": "hard"}, {"variant": "hard", "fill": 2}, {"variant": "clamp"}],
+    ids=str,
+)
+def test_antiderivative_of_nan_has_the_slope_nan(options):
+    """As the function is NaN there, from x and from a threshold; the second derivative is 1."""
+    x = jnp.array([NAN, 1.0, NAN, INF, NAN, 0.0, 3.0])
+    threshold = jnp.array([1.0, NAN, NAN, NAN, INF, 1.0, 2.0])
+
+    def area(x, t):
+        return antiderivative(x, t, **options)
+
+    @jax.jit
+    def slopes(x, threshold):
+        dx = jax.vmap(jax.grad(area))
+        forward = jax.jvp(lambda x: area(x, threshold), (x,), (jnp.ones_like(x),))[1]
+        second = jax.vmap(jax.grad(jax.grad(area)))(x, threshold)
+        return area(x, threshold), dx(x, threshold), forward, second
+
+    value, backward, forward, second = slopes(x, threshold)
+    expected = oracle.value(x, threshold, **options)
+    assert np.isnan(expected).tolist() == [True] * 5 + [False] * 2  # as the laws ask for
+    np.testing.assert_array_equal(np.isnan(value), np.isnan(expected))
+    np.testing.assert_array_equal(backward, expected)
+    np.testing.assert_array_equal(forward, expected)
+    assert second[jnp.array([0, 1, 5, 6])].tolist() == [1, 1, 0, 1]
 
 
 # integers: as Python's, which do not wrap

@@ -94,6 +94,20 @@ VALUE_ERRORS = {
         lambda: thresholded_relu(jnp.arange(3, dtype=jnp.uint8), -1),
         r"does not fit in x's dtype uint8, which holds 0 to 255",
     ),
+    "number out of range": (
+        lambda: thresholded_relu(X.astype(jnp.float16), -1e5),
+        r"-100000.0 does not fit .* compared, float16, whose largest number is 65504",
+    ),
+    "number out of float32": (lambda: jaxtrelu.derivative(X, 1e39), r"does not fit .* float32"),
+    "integer out of float32": (lambda: thresholded_relu(X, 10**39), r"does not fit .* float32"),
+    "number out of a narrow dtype": (
+        lambda: thresholded_relu(X.astype(jnp.float8_e4m3fn), 1000.0),
+        r"does not fit .* float8_e4m3fn, whose largest number is 448",
+    ),
+    "number out of a block's range": (
+        lambda: jaxtrelu.sparse_mlp(X, X, X, 1e39),
+        r"does not fit .* float32",
+    ),
 }
 
 
@@ -114,6 +128,15 @@ def test_value_errors(call, words):
 def test_bandwidths(surrogate, bandwidth):
     with pytest.raises(ValueError, match=f"{surrogate.__name__}.*finite and greater than 0"):
         surrogate(bandwidth)
+
+
+def test_thresholds_that_fit():
+    """Infinities, the largest number, and where a block compares in a wider dtype than x's."""
+    x = X.astype(jnp.float16)
+    for threshold in (float("inf"), 65504.0, 10**4, 1e-30):
+        assert thresholded_relu(x, threshold).dtype == x.dtype
+    assert (thresholded_relu(x, -float("inf"), variant="clamp") == x).all()
+    assert not jaxtrelu.sparse_mlp(x, x, x, 1e5).any()
 
 
 def test_errors_come_under_jit_too():

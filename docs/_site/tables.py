@@ -148,7 +148,13 @@ def sparsity(figures: Figures) -> str:
 
 
 def uses(
-    narrow: Figures, wide: Figures, shares: Figures, one: Figures, newest: Figures, deep: Figures
+    narrow: Figures,
+    wide: Figures,
+    shares: Figures,
+    one: Figures,
+    newest: Figures,
+    deep: Figures,
+    shallow: Figures,
 ) -> str:
     """For users: what each of the three operations gives, and when not to use it."""
 
@@ -168,6 +174,7 @@ def uses(
         if suite == "time" and peer == "sparse_mlp" and row["ratio"] > 1
     }
     gradients = [f"{faster(run, 'product', '', 'gradient'):.1f} times" for run in (narrow, wide)]
+    slower = [short(run.ratio("time", "", "gradient step", "compact")) for run in (deep, shallow)]
     rows = [
         (
             "`sparse_mlp`",
@@ -175,7 +182,7 @@ def uses(
             "open entries",
             f"time: {gradients[0]} dense with 64 of 16,384 open, {gradients[1]} with 64 of 65,536",
             f"more than about one feature in 32 open, where it takes {' to '.join(sorted(lost))} "
-            "times dense; narrow rows (d near 100 needs one in 48); GPU and TPU",
+            "times dense at d = 768; narrow rows (d near 100 needs one in 48); GPU and TPU",
         ),
         (
             "`gated_mlp`",
@@ -189,8 +196,10 @@ def uses(
             "`compact_mlp`",
             "the first of them, with dense products, keeping the latent as words and values",
             f"memory: {short(deep.value('memory', '', 'growth', 'compact'))} bytes per hidden "
-            f"element, dense {bytes_of('dense')}, packed words {bytes_of('words')}",
-            "nothing of the weights is trained; then `thresholded_relu` keeps less",
+            f"element, dense {bytes_of('dense')}, packed words {bytes_of('words')}; not time: a "
+            f"gradient step takes {slower[0]} of dense with 48 layers, {slower[1]} with 12",
+            "nothing of the weights is trained; then `thresholded_relu` keeps less; small "
+            "layers, where making lists takes as long as the products",
         ),
     ]
     return table(("", "computes", "what it gives", "when not to use it"), rows)
@@ -332,7 +341,9 @@ def compact(deep: Figures, shallow: Figures, frozen: Figures) -> str:
 # the README
 
 
-def overview(whole: Figures, alone: Figures, deep: Figures, sparse: Figures, one: Figures) -> str:
+def overview(
+    whole: Figures, alone: Figures, deep: Figures, sparse: Figures, small: Figures, one: Figures
+) -> str:
     """What it gives, in one table."""
 
     def temporary(what: str, shape: str):
@@ -347,7 +358,7 @@ def overview(whole: Figures, alone: Figures, deep: Figures, sparse: Figures, one
     ]
     grown = [deep.value("memory", "", "growth", peer) for peer in ("dense", "compact")]
     key = ("product", "", "gradient")
-    times = [significant(sparse.ms(*key, peer)) for peer in ("dense JAX", "jaxtrelu")]
+    faster, without = (f"{1 / run.ratio(*key, 'jaxtrelu'):.1f} times" for run in (sparse, small))
     gates = [
         f"{1 / one.ratio('', f'1 x 2048 x 8192, {share}%', 'forward, cold', 'jaxtrelu'):.1f}"
         for share in (90, 99)
@@ -369,17 +380,18 @@ def overview(whole: Figures, alone: Figures, deep: Figures, sparse: Figures, one
         ),
         (
             "gradient step with 64 of 16,384 features open (`sparse_mlp`)",
-            f"{times[0]} ms", f"{times[1]} ms",
-            f"{1 / sparse.ratio(*key, 'jaxtrelu'):.1f} times as fast",
+            "", "", f"{faster} as fast",
         ),
         (
             "one row through a gated block, 90 / 99 % zeros (`gated_mlp`)",
             "", "", f"{' / '.join(gates)} times as fast",
         ),
     ]  # fmt: skip
-    return (
-        table(("", "without", "with jaxtrelu", ""), rows)
-        + f"\nTwo CPU cores, float32, {versions(whole, alone, deep, sparse, one)}.\n"
+    found = versions(whole, alone, deep, sparse, small, one)
+    return table(("", "without", "with jaxtrelu", ""), rows) + (
+        f"\nTwo CPU cores, float32, {found}. Times as fast: medians of ratios, each of two runs\n"
+        "one after the other. The last two rows with huge pages; without them `sparse_mlp` is "
+        f"{without} as fast.\n"
     )
 
 
@@ -643,7 +655,12 @@ class Made:
 
 TABLES = {
     "overview": Made(
-        overview, ("models", "activation", "compact_mlp", "sparse_mlp", "gated_mlp"), quietly=True
+        overview,
+        (
+            *("models", "activation", "compact_mlp"),
+            *("sparse_mlp", "sparse_mlp_small_pages", "gated_mlp"),
+        ),
+        quietly=True,
     ),
     "models": Made(models, ("models", "models_newest")),
     "costs": Made(costs, ("activation",)),
@@ -661,7 +678,7 @@ TABLES = {
         uses,
         (
             *("sparse_mlp", "sparse_mlp_wide", "sparsity"),
-            *("gated_mlp", "gated_mlp_newest", "compact_mlp"),
+            *("gated_mlp", "gated_mlp_newest", "compact_mlp", "compact_mlp_12"),
         ),
     ),
     "scaling": Made(scaling, ("scaling",)),

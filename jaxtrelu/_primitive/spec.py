@@ -287,7 +287,24 @@ def _python_threshold(threshold: int | float, dtype) -> jax.Array:
                 f"{limits.min} to {limits.max}. Cast x to a wider dtype first."
             )
         threshold = int(threshold)
+    elif not _fits(threshold, dtype):
+        raise ValueError(
+            f"`threshold` = {threshold!r} does not fit in the dtype in which it is compared, "
+            f"{jnp.dtype(dtype).name}, whose largest number is {float(jnp.finfo(dtype).max):g}. "
+            "Cast x to a wider dtype first, or pass an infinity."
+        )
     return jnp.asarray(threshold, dtype)
+
+
+def _fits(number: int | float, dtype) -> bool:
+    """Whether a Python number is in a floating dtype what it was: an infinity, or finite."""
+    if isinstance(number, float) and math.isinf(number):
+        return True
+    try:
+        with np.errstate(over="ignore"):
+            return math.isfinite(np.array(float(number)).astype(dtype))
+    except OverflowError:  # an integer beyond float64
+        return False
 
 
 def _weak_threshold(threshold: jax.Array, dtype) -> jax.Array:

@@ -90,11 +90,11 @@ def _clamp_integral(above, x, threshold, fill):
 
 
 def _area_above(above, x, threshold):
-    """The integral of x from the threshold on, 0 below it."""
-    zero, is_open = jnp.zeros_like(x), x > threshold
+    """The integral of x from the threshold on, 0 below it; NaN, and so its slopes, from NaN."""
+    zero, is_open = jnp.zeros_like(x), ~(x <= threshold)
     # Where one end is infinite, the difference of squares: in the slopes of the product, which
-    # rounds less, infinities would cancel.
-    far = is_open & (jnp.isinf(x) | jnp.isinf(threshold))
+    # rounds less, infinities would cancel. Beside NaN it would have infinite ones.
+    far = (x > threshold) & (jnp.isinf(x) | jnp.isinf(threshold))
     end, start = jnp.where(far, x, zero), jnp.where(far, threshold, zero)
     difference, total = jnp.where(far, zero, above), jnp.where(is_open & ~far, x + threshold, zero)
     return 0.5 * (difference * total + (end * end - start * start))
