@@ -99,7 +99,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "decoder norms of 1": {"unit_norm_decoder": True},
     "inputs to mean norm √d": {"scaling": "sqrt_dimension"},
     "inputs to mean square 1": {"scaling": "unit_mean_square"},
-    "λ as in SAELens": {"steered": False},
+    "λ as in SAELens": {"steered": False, "steer_from": 0.0},
     "λ rises over .3": {"ramp": 0.3, "steer_from": 0.3},
     "L0 falls over .1": {"ramp": 0.1, "steer_from": 0.0},
     "L0 falls over .8": {"ramp": 0.8, "steer_from": 0.0},
