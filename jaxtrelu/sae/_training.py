@@ -545,16 +545,10 @@ def _run(
             warn(sentence)
     given = probe, weights, wanted, skip
 
-    def check_finite(step: int, value: Any, after: bool = False) -> None:
-        if not math.isfinite(float(value)):
-            begun = (
-                None if after or step > 1 else not_finite_at_first(settings.recipe, scale, start)
-            )
-            raise FloatingPointError(
-                begun
-                or f"the loss is not finite any more at step {step}: the run was stopped "
-                "there. Pass a smaller learning rate."
-            )
+    def check_loss(step: int, loss: Any) -> None:
+        # That of the weights before the step: of step 1, of those at the start.
+        at_first = not_finite_at_first(settings.recipe, scale, start)
+        _check_finite(loss, at_first if step == 1 else _not_finite_at(step))
 
     def first(given):
         return initial_state(settings, *given)
@@ -578,14 +572,14 @@ def _run(
         state, terms = train_step(state, x, scale, settings, y, output_scale)
         # Looked at one step late, when it is there anyway: asking now would stop the pipeline.
         if before is not None:
-            check_finite(*before)
+            check_loss(*before)
         before = step + 1, terms.reconstruction
         if revives_after(step + 1, settings):
             state = revive(state, x, scale, settings, y, output_scale)
         entry = None
         last = step + 1 == settings.steps
         if (step + 1) % settings.log_every == 0 or last:
-            check_finite(*before)
+            check_loss(*before)
             seen = measure(state.weights, probe, start_threshold, settings.recipe)
             fixed = [step + 1, terms.l0, terms.reconstruction / variance]
             fixed += [state.controller.coefficient, *seen]
@@ -593,10 +587,10 @@ def _run(
             entry = dict(zip(HISTORY, history[-1].tolist(), strict=True))
         if last or (store is not None and (step + 1) % checkpoint_every == 0):
             # Weights of after the step, which its loss says nothing about.
-            check_finite(*before)
+            check_loss(*before)
             parameters = jax.tree.leaves((state.weights, state.skip))
             total = sum(jnp.sum(jnp.abs(value)) for value in parameters)
-            check_finite(step + 1, total, after=True)
+            _check_finite(total, _not_finite_at(step + 1))
             if store is not None:
                 state = devices.placed(state, shapes)
                 store.save(step + 1, (state, history))
@@ -645,6 +639,18 @@ def shortcomings(
             "batches."
         )
     return found
+
+
+def _check_finite(value: Any, sentence: str) -> None:
+    if not math.isfinite(float(value)):
+        raise FloatingPointError(sentence)
+
+
+def _not_finite_at(step: int) -> str:
+    return (
+        f"the loss is not finite any more at step {step}: the run was stopped there. Pass a "
+        "smaller learning rate."
+    )
 
 
 def not_finite_at_first(recipe: Recipe, scale: float, start: Start | None) -> str:
@@ -725,18 +731,13 @@ def _no_controller() -> L0Controller:
 
 def identity_of(settings: Settings, rows: Rows, fingerprint: str) -> dict[str, str]:
     """What has to agree between a checkpoint and the run that resumes from it."""
-    recipe = {f"recipe.{k}": repr(v) for k, v in vars(settings.recipe).items()}
-    for name in ("initial_norm", "steer_from"):  # checkpoints from before these go on without
-        if getattr(settings.recipe, name) == getattr(Recipe, name):
-            del recipe[f"recipe.{name}"]
-    later = {"screen": None, "skip": False}  # checkpoints from before these go on without
-    own = {
-        name: repr(value)
-        for name, value in vars(settings).items()
-        if name != "recipe" and (name not in later or value != later[name])
-    }
+    # Checkpoints from before these were settings go on without.
+    later = {"screen": None, "skip": False, "recipe.initial_norm": 1.0, "recipe.steer_from": 0.0}
+    values = {name: value for name, value in vars(settings).items() if name != "recipe"}
+    values |= {f"recipe.{name}": value for name, value in vars(settings.recipe).items()}
+    own = {k: repr(v) for k, v in values.items() if k not in later or v != later[k]}
     data = {"dimension": repr(rows.dimension), "data": fingerprint, "order": rows.order}
     if isinstance(rows, Pairs):
         data["output dimension"] = repr(rows.output_dimension)
     aside = {"rows kept aside": repr(len(rows) - rows.training_rows)}
-    return {**own, **data, **aside, "data seed": repr(rows.seed), **recipe}
+    return {**own, **data, **aside, "data seed": repr(rows.seed)}
