@@ -65,10 +65,13 @@ def test_goes_on_where_it_was():
 @pytest.mark.filterwarnings("ignore:.*L0")
 @pytest.mark.filterwarnings("ignore:.*L0")
 def test_a_ramp_is_not_gone_through_again():
-    late = dataclasses.replace(RECIPE, coefficient=0.5, coefficient_warmup=0.5, steer_from=0.25)
+    late = dataclasses.replace(
+        RECIPE, coefficient=0.5, coefficient_warmup=0.5, steer_from=0.25, resample_every=0.1
+    )
     first = sae.train(X, features=32, l0=4, steps=300, recipe=late, sparse=False)
     further = sae.train(X, start=first, l0=4, steps=60, log_every=5, sparse=False)
-    assert further.recipe.steer_from == 0 == further.recipe.coefficient_warmup
+    taken = further.recipe
+    assert taken.steer_from == taken.coefficient_warmup == taken.resample_every == 0
     last = first.about["training"]["coefficient"]
     assert further.training.history["coefficient"][0] == pytest.approx(last, rel=0.5)
     again = sae.train(X, start=first, l0=4, steps=60, log_every=5, recipe=late, sparse=False)

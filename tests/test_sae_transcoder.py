@@ -510,7 +510,9 @@ def test_what_is_refused(pairs):
     with pytest.raises(
         TypeError, match=r"`skip` should be .*, but is an array of shape \(16, 24\)\."
     ):
-        sae.train(x, targets=y, skip=np.zeros((D, 24)), **SHORT)
+        sae.train(x, targets=y, skip=np.zeros((D, 24)), features=8)
+    with pytest.raises(ValueError, match="`steps` should be a whole number ≥ 1, but is '8'"):
+        sae.train(x, features=8, steps="8")
 
 
 def test_masks_are_not_lost(pairs, trained):
@@ -523,6 +525,8 @@ def test_masks_are_not_lost(pairs, trained):
             call(hidden[0], features=8)
         with pytest.raises(ValueError, match=f"^`targets` {words}"):
             call(x, targets=hidden[1], features=8)
+        with pytest.raises(ValueError, match=r"^an element of the data is a masked array"):
+            call(list(hidden[0]), features=8)
     for call in (sae.evaluate, sae.held_out):
         with pytest.raises(ValueError, match=f"^x {words}"):
             call(trained, hidden[0], targets=y)

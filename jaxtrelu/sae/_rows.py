@@ -454,6 +454,8 @@ def array_of(x: Any, name: str) -> np.ndarray:
     Raises ValueError where there is none, or where a mask would be lost.
     """
     check_unmasked(x, name)
+    for part in x if isinstance(x, list | tuple) else ():
+        check_unmasked(part, f"an element of {name}")
     try:
         return np.asarray(x)
     except ValueError as error:

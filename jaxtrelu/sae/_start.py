@@ -73,12 +73,15 @@ def recipe_of(model: Autoencoder) -> Recipe | None:
     """How the model was trained, from the λ that the training ended with; None: it does not say.
 
     λ neither ramps up again nor waits to be steered: a model that is trained would first unlearn
-    its sparsity.
+    its sparsity. Nor are features revived, whose period, a fraction of a run that may be short,
+    would take those that are only rare for silent ones.
     """
     last = model.about.get("training", {}).get("coefficient")
     if model.recipe is None or last is None:
         return model.recipe
-    return dataclasses.replace(model.recipe, coefficient=last, coefficient_warmup=0, steer_from=0.0)
+    return dataclasses.replace(
+        model.recipe, coefficient=last, coefficient_warmup=0, steer_from=0.0, resample_every=0.0
+    )
 
 
 def start_of(model: Autoencoder, rows: Rows) -> Start:

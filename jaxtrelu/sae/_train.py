@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, array_of, open_rows
 from jaxtrelu.sae._start import Start, recipe_of, start_of
 from jaxtrelu.sae._store import load
-from jaxtrelu.sae._training import Settings, run
+from jaxtrelu.sae._training import Settings, flag, run
 from jaxtrelu.sparse._screen import Precision
 
 # λ at the start of a run with a skip connection, which explains most of the targets: from 1 all
@@ -64,7 +65,7 @@ def train(
       start: a model to begin with, which `load` may have read from another library's file, in place
         of random weights: the first step is taken from the very function that it is, with a new
         state of the optimiser. Its recipe, where it says one, is the default for `recipe`, from
-        the λ that it ended with, without a ramp. Or the path of its file or folder.
+        the λ that it ended with, without a ramp or revival. Or the path of its file or folder.
       skip: whether a transcoder has a skip connection, too: its output adds x @ W_skip, (d, d_out),
         which starts at 0 and learns with the rest (Paulo et al. 2025, arXiv 2501.18823). None: as
         `start` has it; without one, none.
@@ -146,6 +147,8 @@ def begin(rows: Rows, start: Any, features: int | None, skip: bool | None) -> Be
       TypeError: neither `features` nor `start` is passed, or `start` is no model.
       ValueError: `start` does not go together with the rest.
     """
+    if skip is not None:
+        skip = flag(skip, "skip")
     if start is None:
         if features is None:
             raise TypeError(
@@ -260,6 +263,8 @@ def with_batches_for(rows: Rows, recipe: Recipe) -> Recipe:
 
 def log_interval(steps: int, log_every: int | None) -> int:
     """Steps between two entries of a history: as asked for, or about twenty in a run."""
+    if not isinstance(steps, Integral):
+        return 1  # `Settings` refuses it
     return max(1, min(50, steps // 20)) if log_every is None else log_every
 
 

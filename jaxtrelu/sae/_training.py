@@ -104,8 +104,7 @@ class Settings:
                 raise ValueError(f"`{name}` should be a whole number ≥ 1, but is {value!r}.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
             raise ValueError(f"`seed` should be a whole number ≥ 0, but is {self.seed!r}.")
-        if not isinstance(self.skip, bool):
-            raise TypeError(f"`skip` should be True or False, but is {_briefly(self.skip)}.")
+        flag(self.skip, "skip")
         if not isinstance(self.recipe, Recipe):
             raise TypeError(
                 "`recipe` should be a recipe, such as jaxtrelu.sae.gemma_scope(), but is "
@@ -186,11 +185,17 @@ def steering(settings: Settings, target: Array | float) -> L0Controller | None:
     return l0_target_controller(path, initial_coefficient=settings.recipe.coefficient)
 
 
-def _briefly(value: object) -> str:
-    """A value in a message; an array by its shape."""
-    if hasattr(value, "shape"):
-        return f"an array of shape {value.shape}"
-    return f"{value!r:.80}"
+def flag(value: object, name: str) -> bool:
+    """A truth value, which a user passes under that name.
+
+    Raises:
+      TypeError: it is none.
+    """
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    shape = getattr(value, "shape", None)  # an array would fill the screen
+    found = f"{value!r:.80}" if shape is None else f"an array of shape {shape}"
+    raise TypeError(f"`{name}` should be True or False, but is {found}.")
 
 
 class TrainState(NamedTuple):
