@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -78,6 +79,48 @@ def test_sparse_and_dense_runs_have_the_same_loss_curve():
     assert sides == [True, False]
     rounds = [_rounds_to_int8(run, sample) for run in runs.values()]
     assert rounds == [False, False, True]
+
+
+def test_runs_that_differ_in_what_no_step_depends_on_share_its_program():
+    def trained(recipe=RECIPE, **changes):
+        return sae.run(rows(), settings(steps=4, log_every=2, recipe=recipe, **changes))
+
+    first = trained()
+    before = training._advance._cache_size(), training.measure._cache_size()
+    other = dataclasses.replace(RECIPE, name="other", coefficient=2.0, initial_threshold=0.9)
+    found = [trained(seed=1), trained(target_l0=7.0), trained(other)]
+    assert (training._advance._cache_size(), training.measure._cache_size()) == before
+    for one in found:
+        assert np.abs(one.weights.threshold - first.weights.threshold).max() > 1e-5
+    free = [dataclasses.replace(RECIPE, coefficient=c) for c in (0.5, 8.0)]
+    at_last = [trained(recipe, target_l0=None).history["coefficient"][-1] for recipe in free]
+    assert at_last == [0.5, 8.0]
+    assert training._advance._cache_size() == before[0] + 1
+
+
+def test_a_step_reads_no_field_that_its_program_leaves_out():
+    read = set()
+
+    class Watched(sae.Recipe):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    for recipe in (sae.gemma_scope_2(), sae.anthropic_2025(), RECIPE):
+        run = settings(recipe=dataclasses.replace(recipe, batch_size=128))
+        state = sae.initial_state(run, rows().batch(0, 128))
+        watched = Watched(**vars(training.program_of(run).recipe))
+        read.clear()
+        jax.eval_shape(
+            lambda state, watched=watched, run=run: training.advance(
+                state, jnp.ones((128, WORLD.dimension)), 1.0, training.asked(run),
+                training.program_of(run)._replace(recipe=watched), None, 1.0,
+            ),
+            state,
+        )  # fmt: skip
+        assert {"surrogate", "penalty", "learning_rate"} <= read
+        # λ itself is an operand: of the recipe's 1, its ramp is made.
+        assert read & set(training.UNREAD) <= {"coefficient"}, run.recipe.name
 
 
 def _rounds_to_int8(run, x):

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sae._checkpoints import Checkpoints
 from jaxtrelu.sae._evaluation import Evaluation, evaluate
 from jaxtrelu.sae._model import Autoencoder
@@ -28,6 +29,7 @@ from jaxtrelu.sae._train import Begin, begin, log_interval, model_of, recipe_for
 from jaxtrelu.sae._training import (
     HISTORY,
     Asked,
+    Program,
     Settings,
     TrainState,
     advance,
@@ -40,6 +42,7 @@ from jaxtrelu.sae._training import (
     measure,
     not_finite_at_first,
     off_centre,
+    program_of,
     revive,
     revives_after,
     scales_of,
@@ -268,9 +271,10 @@ def _run(
     )
     start = int(states.step[0])
     variance = found[-1].variance * output_scale**2
+    program = program_of(common)
     for step in range(start, common.steps):
         x, y = rows.split(rows.batch(step, size))
-        states, terms = _advance(states, x, scale, asked, common, y, output_scale)
+        states, terms = _advance(states, x, scale, asked, program, y, output_scale)
         if revives_after(step + 1, common):
             states = _revive(states, x, scale, common, y, output_scale)
         if not step and not np.isfinite(np.asarray(terms.reconstruction)).all():
@@ -278,7 +282,7 @@ def _run(
         entry = None
         last = step + 1 == common.steps
         if (step + 1) % common.log_every == 0 or last:
-            seen = _measure(states.weights, probe, threshold, common.recipe)
+            seen = _measure(states.weights, probe, threshold, common.recipe.surrogate)
             lost = np.asarray(terms.reconstruction) / variance
             fixed = [np.full(len(each), step + 1.0), terms.l0, lost, states.controller.coefficient]
             line = np.stack([np.asarray(v, np.float64) for v in (*fixed, *seen)], axis=1)
@@ -297,19 +301,20 @@ def _run(
     return _Ended(states, history, scale, output_scale, start, fingerprint)
 
 
-@partial(jax.jit, static_argnames="settings", donate_argnames="states")
+@partial(jax.jit, static_argnames="program", donate_argnames="states")
 def _advance(
     states: TrainState,
     x: Any,
     scale: float,
     asked: Asked,
-    settings: Settings,
+    program: Program,
     targets: Any,
     output_scale: float,
 ) -> tuple[TrainState, Any]:
-    one = partial(advance, settings=settings)
-    y = None if targets is None else targets * output_scale
-    return jax.vmap(one, in_axes=(0, None, None, 0))(states, x * scale, y, asked)
+    def one(state: TrainState, asked: Asked) -> tuple[TrainState, Any]:
+        return advance(state, x, scale, asked, program, targets, output_scale)
+
+    return jax.vmap(one)(states, asked)
 
 
 @partial(jax.jit, static_argnames="settings", donate_argnames="states")
@@ -328,6 +333,6 @@ def _revive(
 
 
 @partial(jax.jit, static_argnums=3)
-def _measure(weights: Any, x: Any, initial_threshold: Any, recipe: Recipe) -> Any:
-    one = partial(measure, recipe=recipe)
+def _measure(weights: Any, x: Any, initial_threshold: Any, surrogate: Surrogate) -> Any:
+    one = partial(measure, surrogate=surrogate)
     return jax.vmap(one, in_axes=(0, None, None))(weights, x, initial_threshold)

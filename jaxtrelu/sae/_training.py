@@ -7,6 +7,7 @@ for bit as if it had not been stopped (on the same machine, with the same versio
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.sae import _losses as losses
 from jaxtrelu.sae._checkpoints import Checkpoints
 from jaxtrelu.sae._controller import ControllerState, L0Controller, l0_target_controller
@@ -167,22 +169,56 @@ class Settings:
 
     def controller(self) -> L0Controller | None:
         """What steers λ, if anything does."""
-        return None if self.target_l0 is None else steering(self, self.target_l0)
+        if self.target_l0 is None:
+            return None
+        return steering(program_of(self), self.target_l0, self.recipe.coefficient)
 
 
-def steering(settings: Settings, target: Array | float) -> L0Controller | None:
-    """What steers λ to a target, which may be traced; None where the recipe does without."""
-    if settings.recipe.penalty == "quadratic_l0":
+class Program(NamedTuple):
+    """What the program of a step depends on: runs that agree in it compile it once."""
+
+    recipe: Recipe
+    """Without what no step reads: `UNREAD`."""
+    features: int
+    steps: int
+    sparse: bool
+    """Whether the zeros are skipped."""
+    screen: Precision | bool | None
+
+
+# What of a recipe no step reads: the start, the data and revival have it, or, of λ, an operand.
+UNREAD: dict[str, Any] = {
+    "name": "", "initial_threshold": 0.0, "input_scaling": 1.0, "initialisation": "tied_unit",
+    "initial_norm": 1.0, "coefficient": 1.0, "batch_size": 1, "resample_every": 0.0,
+    "resample_until": 1.0, "resample_from": "examples",
+}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=128)
+def program_of(settings: Settings) -> Program:
+    """The part of the settings that a step is compiled for."""
+    recipe = dataclasses.replace(settings.recipe, **UNREAD)
+    sparse = settings.visits_entries_only()
+    return Program(recipe, settings.features, settings.steps, sparse, settings.screen)
+
+
+def steering(program: Program, target: Array | float, first: float = 1.0) -> L0Controller | None:
+    """What steers λ from its first value to a target, which may be traced; None where nothing does.
+
+    Only the controller's first state depends on the first value.
+    """
+    recipe = program.recipe
+    if recipe.penalty == "quadratic_l0":
         return None
-    first, ramp = settings.features / 2, settings.recipe.warmup_steps(settings.steps)
+    half, ramp = program.features / 2, recipe.warmup_steps(program.steps)
 
     def path(updates: Array) -> Array:
-        if not ramp or settings.recipe.steer_from:
+        if not ramp or recipe.steer_from:
             return jnp.asarray(target, jnp.float32)
-        ratio = jnp.minimum(target / first, 1.0)
+        ratio = jnp.minimum(target / half, 1.0)
         return target / ratio * ratio ** jnp.minimum(updates / ramp, 1.0)
 
-    return l0_target_controller(path, initial_coefficient=settings.recipe.coefficient)
+    return l0_target_controller(path, initial_coefficient=first)
 
 
 def flag(value: object, name: str) -> bool:
@@ -292,26 +328,35 @@ def train_step(
     Returns:
       The state after the step, and the loss's `Terms` before it.
     """
-    y = None if targets is None else targets * output_scale
-    return advance(state, x * scale, y, asked(settings), settings)
+    return advance(state, x, scale, asked(settings), program_of(settings), targets, output_scale)
 
 
 def asked(settings: Settings) -> Asked:
     """What the settings ask for."""
-    return Asked(settings.target_l0, settings.recipe.coefficient)
+    target = None if settings.target_l0 is None else float(settings.target_l0)
+    return Asked(target, float(settings.recipe.coefficient))
 
 
 def advance(
-    state: TrainState, x: Array, y: Array | None, asked: Asked, settings: Settings
+    state: TrainState,
+    x: Array,
+    scale: Array | float,
+    asked: Asked,
+    program: Program,
+    targets: Array | None,
+    output_scale: Array | float,
 ) -> tuple[TrainState, losses.Terms]:
-    """One step, of what is asked for in place of what the settings say of it; x, y are scaled."""
-    recipe = settings.recipe
-    controller = None if asked.target is None else steering(settings, asked.target)
+    """One step, of what is asked for; x and targets are unscaled."""
+    recipe = program.recipe
+    x, y = x * scale, None if targets is None else targets * output_scale
+    controller = None if asked.target is None else steering(program, asked.target)
     coefficient = state.controller.coefficient
     if controller is None or recipe.steer_from:
-        ramp = recipe.coefficient_schedule(settings.steps)(state.step) / recipe.coefficient
-        scheduled = jnp.asarray(asked.coefficient * ramp)
-        late = state.step >= int(recipe.steer_from * settings.steps)
+        # The recipe's own λ is 1 here.
+        scheduled = jnp.asarray(
+            asked.coefficient * recipe.coefficient_schedule(program.steps)(state.step)
+        )
+        late = state.step >= int(recipe.steer_from * program.steps)
         coefficient = scheduled if controller is None else jnp.where(late, coefficient, scheduled)
 
     def objective(parameters: Any) -> tuple[Array, losses.Terms]:
@@ -324,15 +369,15 @@ def advance(
             targets=y,
             skip=skip,
             target_l0=asked.target,
-            sparse=settings.visits_entries_only(),
-            screen=settings.screen,
+            sparse=program.sparse,
+            screen=program.screen,
         )
 
     parameters = _parameters(state.weights, state.skip)
     gradient, terms = jax.grad(objective, has_aux=True)(parameters)
     of_weights, of_skip = _weights_and_skip(gradient)
     of_weights = constrained_gradient(of_weights, state.weights, recipe)
-    updates, optimizer = recipe.optimizer(settings.steps).update(
+    updates, optimizer = recipe.optimizer(program.steps).update(
         _parameters(of_weights, of_skip), state.optimizer, parameters
     )
     weights, skip = _weights_and_skip(optax.apply_updates(parameters, updates))
@@ -342,6 +387,9 @@ def advance(
         _, steered = controller.update(terms.l0, steered)
     silent = jnp.where(terms.opened, 0, state.silent + 1)
     return TrainState(weights, optimizer, steered, state.step + 1, silent, skip), terms
+
+
+_advance = partial(jax.jit, static_argnames="program", donate_argnames="state")(advance)
 
 
 def revives_after(step: int, settings: Settings) -> bool:
@@ -572,9 +620,10 @@ def _run(
         state = devices.made(first, given, shapes)
     resumed_from = int(state.step)
     before: tuple[int, Any] | None = None
+    program, wishes = program_of(settings), asked(settings)
     for step in range(resumed_from, settings.steps):
         x, y = rows.split(devices.batch(rows, step, size))
-        state, terms = train_step(state, x, scale, settings, y, output_scale)
+        state, terms = _advance(state, x, scale, wishes, program, y, output_scale)
         # Looked at one step late, when it is there anyway: asking now would stop the pipeline.
         if before is not None:
             check_loss(*before)
@@ -585,7 +634,7 @@ def _run(
         last = step + 1 == settings.steps
         if (step + 1) % settings.log_every == 0 or last:
             check_loss(*before)
-            seen = measure(state.weights, probe, start_threshold, settings.recipe)
+            seen = measure(state.weights, probe, start_threshold, settings.recipe.surrogate)
             fixed = [step + 1, terms.l0, terms.reconstruction / variance]
             fixed += [state.controller.coefficient, *seen]
             history = np.concatenate([history, [[float(v) for v in fixed]]])
@@ -593,9 +642,8 @@ def _run(
         if last or (store is not None and (step + 1) % checkpoint_every == 0):
             # Weights of after the step, which its loss says nothing about.
             check_loss(*before)
-            parameters = jax.tree.leaves((state.weights, state.skip))
-            total = sum(jnp.sum(jnp.abs(value)) for value in parameters)
-            _check_finite(total, _not_finite_at(step + 1))
+            parameters = state.weights, state.skip
+            _check_finite(_size_of(parameters), _not_finite_at(step + 1))
             if store is not None:
                 state = devices.placed(state, shapes)
                 store.save(step + 1, (state, history))
@@ -649,6 +697,12 @@ def shortcomings(
 def _check_finite(value: Any, sentence: str) -> None:
     if not math.isfinite(float(value)):
         raise FloatingPointError(sentence)
+
+
+@jax.jit
+def _size_of(parameters: Any) -> Array:
+    """The sum of all magnitudes, which is finite only where all are."""
+    return sum((jnp.sum(jnp.abs(v)) for v in jax.tree.leaves(parameters)), jnp.zeros(()))
 
 
 def _not_finite_at(step: int) -> str:
@@ -718,13 +772,13 @@ def check_memory(settings: Settings, rows: Rows, runs: int = 1) -> None:
         )
 
 
-@partial(jax.jit, static_argnames="recipe")
+@partial(jax.jit, static_argnames="surrogate")
 def measure(
-    weights: Weights, x: Array, initial_threshold: Array | float, recipe: Recipe
+    weights: Weights, x: Array, initial_threshold: Array | float, surrogate: Surrogate
 ) -> tuple[Array, ...]:
     """The columns of the history from "silent_share" on, for scaled inputs x."""
     pi = losses.pre_activations(weights, x)
-    seen = diagnostics(pi, weights.threshold, initial_threshold, recipe.surrogate)
+    seen = diagnostics(pi, weights.threshold, initial_threshold, surrogate)
     quantiles = jnp.quantile(weights.threshold, jnp.array(_QUANTILES))
     return seen.dead_share, seen.window_share, seen.threshold_distance, *quantiles
 
