@@ -12,7 +12,7 @@
 - `strict_promotion`, a fixture.
 - Compilation: quick, except under ``--optimised``; and with ``JAX_COMPILATION_CACHE_DIR``, which
   the Makefile sets, each program is compiled once for all workers and later runs.
-- At the end of a run, one line for each reason to skip a test.
+- At the end of a run, one line for each reason to skip a test, and how much memory it took.
 """
 
 import collections
@@ -62,7 +62,7 @@ pytest.register_assert_rewrite("cases", "kernel_back_ends")
 
 MEMORY = 1000
 GROWTH = 250
-_remained = 0.0  # MB in memory after compiled programs were last let go of
+_of_workers = []  # MB that each had in memory at most
 
 hypothesis.settings.register_profile(
     "quick",
@@ -83,6 +83,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    config.pluginmanager.register(LettingGo())
     config.addinivalue_line("markers", "slow: left out of `make test`; --all runs it")
     hypothesis.settings.load_profile("thorough" if config.getoption("--all") else "quick")
     if not config.getoption("--optimised"):
@@ -115,23 +116,48 @@ def _megabytes():
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-    except OSError:  # no Linux: then at most what it once had
+    except OSError:  # no Linux: then what it once had
+        return _most_megabytes()
+
+
+class LettingGo:
+    """Compiled programs are kept until they are let go of; unchecked, a worker grows to 5 GB.
+
+    It takes half a second, and what comes next compiles again: so not after every test. A plugin,
+    since the hooks of this file are not called for the examples in docstrings.
+    """
+
+    def __init__(self):
+        self.remained = 0.0  # MB in memory after the last time
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self):
+        if _megabytes() > max(MEMORY, self.remained + GROWTH):
+            jax.clear_caches()
+            gc.collect()
+            if sys.platform == "linux":
+                ctypes.CDLL(None).malloc_trim(0)
+            self.remained = _megabytes()
+
+
+def _most_megabytes():
+    """What this process once had in memory, at most."""
+    try:
         import resource
+    except ImportError:  # Windows
+        return 0.0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["megabytes"] = _most_megabytes()
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown():
-    # Compiled programs are kept until they are let go of; unchecked, a worker grows to 5 GB. It
-    # takes half a second, and what comes next compiles again: so not after every test.
-    global _remained
-    if _megabytes() > max(MEMORY, _remained + GROWTH):
-        jax.clear_caches()
-        gc.collect()
-        if sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)
-        _remained = _megabytes()
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    _of_workers.append(getattr(node, "workeroutput", {}).get("megabytes", 0.0))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -139,6 +165,8 @@ def pytest_terminal_summary(terminalreporter):
     reasons = collections.Counter(str(r.longrepr[2]).removeprefix("Skipped: ") for r in reports)
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"skipped {count}: {reason}")
+    most = max(_of_workers, default=_most_megabytes())
+    terminalreporter.write_line(f"memory: at most {most / 1000:.2f} GB in a process")
 
 
 @pytest.fixture
