@@ -334,6 +334,7 @@ def test_a_sweep_of_transcoders(skipping, skipped, tmp_path):
         np.testing.assert_allclose(model(x[:50]), skipped(x[:50]), rtol=1e-3, atol=0.05)
 
 
+@pytest.mark.slow  # the loss of both passes is compared below, their runs by those of autoencoders
 @pytest.mark.filterwarnings("ignore:.*(L0|explained)")
 def test_sparse_and_dense_runs_have_the_same_loss_curve(pairs):
     x, y = pairs

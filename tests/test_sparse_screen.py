@@ -276,7 +276,8 @@ def test_vmap():
     assert_close(screened, plain)
 
 
-@pytest.mark.parametrize("precision", quick(PRECISIONS, {"int8"}))
+@pytest.mark.slow  # `test_vmap` takes screens of each step, and prepared ones go through jit below
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_vmap_of_prepared_screens(precision):
     """Over rows with one screen, and over several weights, each with its own."""
     args = operands(1.7)
