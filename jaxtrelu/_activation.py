@@ -57,7 +57,7 @@ def thresholded_relu(
         x - threshold wraps where that dtype does not hold it.
       variant: ``"shift"``, ``"hard"`` or ``"clamp"``.
       ceiling: for ``shift``: the largest value, a positive Python number: min(x - threshold, m).
-      fill: for ``hard``: the value where the gate is closed, a Python number.
+      fill: for ``hard``: the value where the gate is closed, a Python number that x's dtype holds.
       surrogate: for ``hard``: what stands in for the impulse at the threshold in the backward pass,
         such as ``jaxtrelu.Rectangle(0.05)``; with its density D and height J = threshold - fill of
         the jump, the threshold receives -J D(x - threshold) times the cotangent, and with
@@ -71,8 +71,8 @@ def thresholded_relu(
 
     Raises:
       TypeError: an operand is not a real number or array, or a static argument is an array.
-      ValueError: shapes that do not broadcast, a number as threshold that is NaN or does not fit in
-        the dtype, an unknown variant, or an argument that the variant does not have.
+      ValueError: shapes that do not broadcast, a number as threshold or fill that is NaN or does
+        not fit in the dtype, an unknown variant, or an argument that the variant does not have.
       NotImplementedError: the implementation asked for cannot compute this call, and why.
 
     Example:

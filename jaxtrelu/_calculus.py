@@ -11,6 +11,7 @@ from jaxtrelu._primitive.spec import (
     VariantName,
     accumulator_dtype,
     activation_operands,
+    ceiling_in,
     checked_spec,
 )
 
@@ -112,8 +113,9 @@ def antiderivative(
     above = thresholded(x, threshold, Spec("shift"))
     integral = spec.traits.integral
     assert integral is not None, "every variant that can be passed has an integral"
-    if spec.ceiling is None:
-        return integral(above, x, threshold, spec.fill).astype(dtype)
+    ceiling, fill = ceiling_in(spec, accumulate), float(spec.fill)
+    if ceiling is None:
+        return integral(above, x, threshold, fill).astype(dtype)
     capped = thresholded(x, threshold, spec)
-    area = integral(capped, x, threshold, spec.fill) + spec.ceiling * (above - capped)
+    area = integral(capped, x, threshold, fill) + ceiling * (above - capped)
     return area.astype(dtype)

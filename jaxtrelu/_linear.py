@@ -85,7 +85,7 @@ def thresholded_linear(
     Source: the definition.
     """
     spec = checked_spec(variant, ceiling, fill, surrogate, implementation)
-    x, w, b, threshold = linear_operands(x, w, b, threshold)
+    x, w, b, threshold = linear_operands(x, w, b, threshold, spec)
     shape = (*x.shape[:-1], w.shape[1])
     # Inside a shard_map all operands vary together: the transpose of that sums the gradients.
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

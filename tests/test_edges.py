@@ -6,6 +6,7 @@ about something else.
 
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -245,6 +246,42 @@ def test_a_window_is_measured_in_float32():
     surrogate = Rectangle(258.0)
     (_, dt) = gradients(lambda x, t: step(x, t, surrogate=surrogate), x, threshold)
     assert dt[0] < 0
+
+
+BEYOND = [("float16", 1e6), ("float16", 10**6), ("bfloat16", 1e39), ("float32", 10**39)]
+
+
+@pytest.mark.parametrize(("dtype", "ceiling"), BEYOND, ids=str)
+@pytest.mark.parametrize("surrogate", [None, Gaussian(0.5)], ids=["", "smoothed"])
+def test_a_ceiling_that_the_dtype_does_not_hold_is_never_reached(dtype, ceiling, surrogate):
+    """Value, slopes and areas are those without one, and NumPy has nothing to warn of."""
+    largest = float(jnp.finfo(dtype).max)
+    x = jnp.array([-largest, 0.5, 1.0, 1.75, 300.0, largest], dtype)
+
+    def both(**options):
+        def program(x, threshold):
+            of = (x, threshold), (jnp.ones_like(x),) * 2
+            value, pushed = jax.jvp(
+                lambda x, t: thresholded_relu(x, t, surrogate=surrogate, **options), *of
+            )
+            area = jax.jvp(lambda x, t: antiderivative(x, t, **options), *of)
+            return value, pushed, derivative(x, threshold, **options), *area
+
+        return program(x, jnp.full_like(x, 1.0))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        capped = both(ceiling=ceiling)
+    jax.tree.map(np.testing.assert_array_equal, capped, both())
+    assert not any(np.isnan(oracle.wide(part)).any() for part in capped)
+
+
+def test_a_ceiling_beyond_16_bits_is_one_where_differences_reach_it():
+    """The gate is that of the definition, whose value no float16 is: x - threshold = 120,000."""
+    x, threshold = jnp.float16([60000.0, INF]), jnp.float16(-60000.0)
+    for ceiling, slope in ((1e5, [0, 0]), (1e6, [1, 0])):
+        assert thresholded_relu(x, threshold, ceiling=ceiling).tolist() == [INF, INF]
+        assert derivative(x, threshold, ceiling=ceiling).tolist() == slope
 
 
 # operands without size, and shapes that could not be allocated

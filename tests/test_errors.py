@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxtrelu
-from jaxtrelu import Gaussian, Rectangle, Sigmoid, Triangle, thresholded_relu
+from jaxtrelu import Gaussian, Rectangle, Sigmoid, Triangle, interop, nnx, thresholded_relu
 
 X = jnp.ones((8, 16))
 
@@ -78,6 +78,18 @@ VALUE_ERRORS = {
     "ceiling zero": (lambda: thresholded_relu(X, ceiling=0), r"`ceiling` should be greater than 0"),
     "ceiling nan": (lambda: thresholded_relu(X, ceiling=float("nan")), r"`ceiling` is NaN"),
     "fill of shift": (lambda: thresholded_relu(X, fill=1), r"`fill` belongs to variant='hard'"),
+    "fill of 400 digits": (
+        lambda: thresholded_relu(X, variant="hard", fill=10**400),
+        r"`fill` is larger than any dtype holds",
+    ),
+    "infinite fill of a narrow dtype": (
+        lambda: thresholded_relu(X.astype(jnp.float8_e4m3fn), variant="hard", fill=-float("inf")),
+        r"`fill` = -inf does not fit in the dtype of x, float8_e4m3fn, .* 448\. Cast .* first\.$",
+    ),
+    "infinity of a narrow dtype": (
+        lambda: thresholded_relu(X.astype(jnp.float8_e4m3fn), float("inf")),
+        r"`threshold` = inf does not fit .* float8_e4m3fn, .* 448\. Cast x to a wider .* first\.$",
+    ),
     "surrogate on clamp": (
         lambda: thresholded_relu(X, variant="clamp", surrogate=Rectangle(0.1)),
         r"nothing to estimate for variant='clamp', max\(x, threshold\).*pass variant='hard'",
@@ -137,6 +149,38 @@ def test_thresholds_that_fit():
         assert thresholded_relu(x, threshold).dtype == x.dtype
     assert (thresholded_relu(x, -float("inf"), variant="clamp") == x).all()
     assert not jaxtrelu.sparse_mlp(x, x, x, 1e5).any()
+
+
+def _linear(x, threshold, **options):
+    return jaxtrelu.thresholded_linear(x, jnp.eye(16, dtype=x.dtype), threshold, **options)
+
+
+def _layer(x, threshold, **options):
+    return nnx.ThresholdedReLU(threshold, **options)(x)
+
+
+def _network(x, threshold, **options):
+    return interop.activation(threshold, dtype=x.dtype, **options)(x)
+
+
+FILLED = [
+    thresholded_relu, jaxtrelu.derivative, jaxtrelu.antiderivative, _linear, _layer, _network,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FILLED, ids=lambda function: function.__name__)
+def test_a_fill_that_the_dtype_does_not_hold(function):
+    """It would be infinite in silence. An infinity that is meant is one."""
+    words = (
+        r"`fill` = 1000000\.0 does not fit in the dtype of x, float16, whose largest number is "
+        r"65504\. Cast x to a wider dtype first, or pass an infinity\."
+    )
+    x = X.astype(jnp.float16)
+    with pytest.raises(ValueError, match=words):
+        function(x, 2.0, variant="hard", fill=1e6)
+    for fill in (-65504, 1e-30, float("inf")):
+        assert function(x, 2.0, variant="hard", fill=fill).dtype == x.dtype
+    assert function(X.astype(jnp.bfloat16), 2.0, variant="hard", fill=1e6).shape == X.shape
 
 
 def test_errors_come_under_jit_too():

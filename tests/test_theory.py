@@ -611,6 +611,10 @@ def test_quantile_threshold_closes_the_share_and_no_less():
         (lambda: theory.moments(0.0, variant="soft"), "`variant` should be one of"),
         (lambda: theory.moments(0.0, ceiling=-1.0), "`ceiling` should be greater than 0"),
         (lambda: theory.moments(0.0, variant="hard", ceiling=1.0), "`ceiling` belongs to"),
+        (
+            lambda: theory.moments(np.float32(0), variant="hard", fill=1e39),
+            "`fill` = 1e\\+39 does not fit in the dtype of the operands, float32, .* Cast the ope",
+        ),
         (lambda: theory.variance_map(0.0, weight_variance=1.0), "`variance` should be .* greater"),
         (lambda: theory.variance_map(1.0, weight_variance=-1.0), "`weight_variance` should be"),
         (
@@ -669,6 +673,21 @@ def test_refusals(call, words):
 def test_refused_types(call):
     with pytest.raises(TypeError):
         call()
+
+
+@pytest.mark.parametrize("ceiling", [10**39, 1e39, np.inf])
+def test_a_ceiling_that_float32_does_not_hold_is_never_reached(ceiling):
+    theta = np.float32(0.75)
+
+    def all_of(**options):
+        return (
+            theory.moments(theta, **options),
+            theory.information(theta, **options),
+            theory.correlation_map(np.float32(0.5), theta, weight_variance=2.0, **options),
+        )
+
+    jax.tree.map(np.testing.assert_array_equal, all_of(ceiling=ceiling), all_of())
+    assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(all_of(ceiling=ceiling)))
 
 
 def test_what_looks_at_values_says_so_under_jit():

@@ -7,7 +7,7 @@ serves as XLA lowering, as the body of kernels, as reference and as abstract eva
 import jax
 import jax.numpy as jnp
 
-from jaxtrelu._primitive.spec import Spec, accumulator_dtype, computation_dtype
+from jaxtrelu._primitive.spec import Spec, accumulator_dtype, ceiling_in, computation_dtype
 
 
 def value(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
@@ -15,10 +15,10 @@ def value(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
     dtype = x.dtype
     x, threshold = _widened(x, threshold)
     opened = spec.traits.opened(x, threshold)
-    if spec.ceiling is not None:
+    if (ceiling := ceiling_in(spec, opened.dtype)) is not None:
         # Differences of integers may wrap, but not as unsigned ones, where the gate is open.
         opened = _unsigned(opened)
-        opened = jnp.minimum(opened, jnp.asarray(spec.ceiling, opened.dtype)).astype(x.dtype)
+        opened = jnp.minimum(opened, jnp.asarray(ceiling, opened.dtype)).astype(x.dtype)
     closed = spec.traits.closed(threshold, spec.fill)
     return jnp.where(x <= threshold, closed, opened).astype(dtype)
 
@@ -39,7 +39,8 @@ def gate(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
     closed = x <= threshold
     if spec.ceiling is not None:
         reach = _reach(x, threshold)
-        closed |= reach >= jnp.asarray(spec.ceiling, reach.dtype)
+        if (ceiling := ceiling_in(spec, reach.dtype)) is not None:
+            closed |= reach >= jnp.asarray(ceiling, reach.dtype)
     return ~closed
 
 
@@ -52,8 +53,8 @@ def window(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
         return jnp.abs(distance) < half_width
     # The smoothed gate of a continuous variant: zero only beyond the window, on the closed sides.
     closed = distance <= -half_width
-    if spec.ceiling is not None:
-        closed |= distance >= spec.ceiling + half_width
+    if (ceiling := ceiling_in(spec, distance.dtype)) is not None:
+        closed |= distance >= ceiling + half_width
     return ~closed
 
 
@@ -68,8 +69,8 @@ def smoothed(x: jax.Array, threshold: jax.Array, spec: Spec) -> jax.Array:
     if spec.traits.jump is not None:
         return spec.surrogate.density(distance).astype(dtype)
     slope = spec.surrogate.cumulative(distance)
-    if spec.ceiling is not None:
-        slope = slope - spec.surrogate.cumulative(distance - spec.ceiling)
+    if (ceiling := ceiling_in(spec, distance.dtype)) is not None:
+        slope = slope - spec.surrogate.cumulative(distance - ceiling)
     return slope.astype(dtype)
 
 

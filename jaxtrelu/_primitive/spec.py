@@ -143,7 +143,12 @@ def _static_number(number, name: str) -> int | float:
             f"`{name}` should be a Python number, but is {_described(number)}. It is part of the "
             f"compiled program, not an operand of it: pass a number, such as {name}=1.0."
         )
-    number = int(number) if isinstance(number, numbers.Integral) else float(number)
+    if isinstance(number, numbers.Integral) and abs(int(number)) < 1 << 64:
+        return int(number)  # a dtype of integers may hold it exactly
+    try:
+        number = float(number)
+    except OverflowError:
+        raise ValueError(f"`{name}` is larger than any dtype holds. Pass a smaller one.") from None
     if math.isnan(number):
         raise ValueError(f"`{name}` is NaN. Pass a number, such as {name}=1.0.")
     return number
@@ -211,7 +216,10 @@ def activation_operands(
         )
     threshold = _threshold_for(threshold, x.shape, x.dtype, name)
     if jnp.issubdtype(x.dtype, jnp.integer):
-        _check_integers(x, threshold, spec)
+        _check_integers(x, threshold)
+        if spec.ceiling is not None:  # in floating point one out of range is never reached
+            _check_held(spec.ceiling, "ceiling", x.dtype, name)
+    check_fill(spec, x.dtype, name)
     return x, threshold
 
 
@@ -288,23 +296,56 @@ def _python_threshold(threshold: int | float, dtype) -> jax.Array:
             )
         threshold = int(threshold)
     elif not _fits(threshold, dtype):
-        raise ValueError(
-            f"`threshold` = {threshold!r} does not fit in the dtype in which it is compared, "
-            f"{jnp.dtype(dtype).name}, whose largest number is {float(jnp.finfo(dtype).max):g}. "
-            "Cast x to a wider dtype first, or pass an infinity."
-        )
+        raise ValueError(_does_not_fit(threshold, "threshold", "in which it is compared", dtype))
     return jnp.asarray(threshold, dtype)
+
+
+def ceiling_in(spec: Spec, dtype) -> int | float | None:
+    """The ceiling, if there is one that a dtype holds: above its largest number none is reached."""
+    if spec.ceiling is None or jnp.issubdtype(dtype, jnp.integer):
+        return spec.ceiling
+    return float(spec.ceiling) if _fits(spec.ceiling, dtype) else None
+
+
+def check_fill(spec: Spec, dtype, of: str = "x") -> None:
+    """Refuses a fill that would be another number in the dtype of `of`, which is the result's."""
+    if spec.fill:  # any dtype holds 0
+        _check_held(spec.fill, "fill", dtype, of)
+
+
+def _check_held(number: int | float, name: str, dtype, of: str) -> None:
+    """Refuses a static number that a dtype does not hold."""
+    if not jnp.issubdtype(dtype, jnp.integer):
+        if not _fits(number, dtype):
+            raise ValueError(_does_not_fit(number, name, f"of {of}", dtype, of))
+        return
+    if isinstance(number, float) and not number.is_integer():
+        raise TypeError(
+            f"`{name}` should be an integer for {of} of dtype {dtype}, but is {number!r}."
+        )
+    limits = jnp.iinfo(dtype)
+    if not limits.min <= number <= limits.max:
+        raise ValueError(f"`{name}` = {number!r} does not fit in {of}'s dtype {dtype}.")
 
 
 def _fits(number: int | float, dtype) -> bool:
     """Whether a Python number is in a floating dtype what it was: an infinity, or finite."""
-    if isinstance(number, float) and math.isinf(number):
-        return True
     try:
-        with np.errstate(over="ignore"):
-            return math.isfinite(np.array(float(number)).astype(dtype))
+        with np.errstate(over="ignore", invalid="ignore"):
+            held = float(np.array(float(number)).astype(dtype))
     except OverflowError:  # an integer beyond float64
         return False
+    return math.isfinite(held) or held == number
+
+
+def _does_not_fit(number: int | float, name: str, which: str, dtype, what: str = "x") -> str:
+    """What is said of a number that is too large for a floating dtype."""
+    otherwise = ", or pass an infinity" if _fits(math.inf, dtype) else ""
+    return (
+        f"`{name}` = {number!r} does not fit in the dtype {which}, {jnp.dtype(dtype).name}, whose "
+        f"largest number is {float(jnp.finfo(dtype).max):g}. Cast {what} to a wider dtype first"
+        f"{otherwise}."
+    )
 
 
 def _weak_threshold(threshold: jax.Array, dtype) -> jax.Array:
@@ -315,7 +356,7 @@ def _weak_threshold(threshold: jax.Array, dtype) -> jax.Array:
     return threshold.astype(dtype)
 
 
-def _check_integers(x: jax.Array, threshold: jax.Array, spec: Spec) -> None:
+def _check_integers(x: jax.Array, threshold: jax.Array) -> None:
     if not jnp.issubdtype(threshold.dtype, jnp.integer):
         raise TypeError(
             f"`threshold` should be an integer for x of dtype {x.dtype}, but has dtype "
@@ -331,15 +372,6 @@ def _check_integers(x: jax.Array, threshold: jax.Array, spec: Spec) -> None:
             f"`threshold` of dtype {threshold.dtype} and x of dtype {x.dtype} have no common "
             f"integer dtype. Pass threshold.astype({x.dtype.name!r})."
         )
-    for name in ("ceiling", "fill"):
-        number = getattr(spec, name)
-        if isinstance(number, float) and not number.is_integer():
-            raise TypeError(
-                f"`{name}` should be an integer for x of dtype {x.dtype}, but is {number!r}."
-            )
-        limits = jnp.iinfo(x.dtype)
-        if number is not None and not limits.min <= number <= limits.max:
-            raise ValueError(f"`{name}` = {number!r} does not fit in x's dtype {x.dtype}.")
 
 
 def _described(x) -> str:
@@ -351,7 +383,9 @@ def _described(x) -> str:
 # the operands of products
 
 
-def linear_operands(x, w, b, threshold) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def linear_operands(
+    x, w, b, threshold, spec: Spec
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """x (..., d), w (d, n), b (n,) or zeros, and the threshold, 0-d or of the output's rank."""
     x, w = _matrix_operand(x, "x"), _matrix_operand(w, "w")
     if not x.ndim or w.ndim != 2 or x.shape[-1] != w.shape[0]:
@@ -365,6 +399,7 @@ def linear_operands(x, w, b, threshold) -> tuple[jax.Array, jax.Array, jax.Array
             f"Pass w.astype({x.dtype.name!r})."
         )
     b = jnp.zeros(w.shape[1], x.dtype) if b is None else _checked_bias(b, "b", w.shape[1])
+    check_fill(spec, x.dtype)
     return x, w, b, _threshold_for(threshold, (*x.shape[:-1], w.shape[1]), x.dtype, "x @ w + b")
 
 

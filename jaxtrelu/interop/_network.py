@@ -18,7 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Real, Shaped
 
 from jaxtrelu._activation import thresholded_relu
-from jaxtrelu._primitive.spec import VariantName, checked_spec
+from jaxtrelu._primitive.spec import VariantName, check_fill, checked_spec
 from jaxtrelu._surrogates import Surrogate
 from jaxtrelu.interop._operators import OPERATORS, OperatorError, static_array
 
@@ -305,7 +305,7 @@ def activation(
 
     Source: as `jaxtrelu.thresholded_relu`.
     """
-    checked_spec(variant, ceiling, fill, surrogate)
+    check_fill(checked_spec(variant, ceiling, fill, surrogate), jnp.dtype(dtype))
     if isinstance(threshold, numbers.Real):
         threshold = np.asarray(threshold, jnp.dtype(dtype))
     builder = Builder(surrogate)

@@ -8,7 +8,7 @@ from jax.scipy.special import xlogy
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from jaxtrelu._primitive.spec import VariantName
+from jaxtrelu._primitive.spec import VariantName, ceiling_in, checked_spec
 from jaxtrelu.theory._moments import moments, partial_moments, upper
 from jaxtrelu.theory._operands import floating, positive
 
@@ -69,8 +69,8 @@ def information(
     entropy = -(xlogy(share, share) + xlogy(1 - share, upper(-a))) / jnp.log(2.0)
     linear = 1 - found.cross * found.cross / jnp.where(found.variance > 0, found.variance, 1)
     best = _spread_above(-a)  # below θ: above −θ, mirrored
-    if ceiling is not None:
-        best = best + _spread_above(a + ceiling)
+    if (most := ceiling_in(checked_spec(variant, ceiling), a.dtype)) is not None:
+        best = best + _spread_above(a + most)
     return Information(upper(-a), entropy, linear, best)
 
 

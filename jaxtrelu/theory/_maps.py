@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from jaxtrelu._primitive.spec import Spec, VariantName, checked_spec
+from jaxtrelu._primitive.spec import Spec, VariantName, ceiling_in, checked_spec
 from jaxtrelu.theory._moments import density, moments, of_rank, partial_moments, parts, upper
 from jaxtrelu.theory._operands import between, floating, positive
 
@@ -170,8 +170,8 @@ def correlation_map(
 def _joint(rho: Array, threshold: Array, std: Array, spec: Spec) -> Array:
     """E f(x) f(y): f is a sum of ramps and steps, and each pair of those has a closed form."""
     a = threshold / std
-    if spec.ceiling is not None:
-        ends = [(1.0, a), (-1.0, a + spec.ceiling / std)]
+    if (ceiling := ceiling_in(spec, std.dtype)) is not None:
+        ends = [(1.0, a), (-1.0, a + ceiling / std)]
         pairs = [(s * t, p, q) for s, p in ends for t, q in ends]
         return std * std * sum(sign * _ramps(rho, p, q) for sign, p, q in pairs)
     # As in the moments: f is c and a step and a ramp above θ, or the line L and those below it.

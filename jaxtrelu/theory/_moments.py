@@ -24,7 +24,7 @@ from jax.scipy.special import erfc
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from jaxtrelu._primitive.spec import Spec, VariantName, checked_spec
+from jaxtrelu._primitive.spec import Spec, VariantName, ceiling_in, check_fill, checked_spec
 from jaxtrelu.theory._operands import finite, floating, positive
 
 # From here on the continued fraction: there 50 of its terms, the rest estimated, are off by 4e-15.
@@ -188,8 +188,9 @@ def moments(
     threshold, mean, std = floating(threshold=threshold, mean=mean, std=std)
     finite(threshold=threshold, mean=mean)
     positive(std=std)
-    if spec.ceiling is not None:
-        return _capped(threshold, mean, std, spec.ceiling)
+    check_fill(spec, threshold.dtype, "the operands")
+    if (ceiling := ceiling_in(spec, threshold.dtype)) is not None:
+        return _capped(threshold, mean, std, ceiling)
     return _of_a_row(threshold, mean, std, spec)
 
 
