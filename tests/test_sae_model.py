@@ -89,6 +89,32 @@ def test_indices_and_values_are_the_open_features(monkeypatch):
     assert closed.encode_sparse(ROWS).indices.shape == (200, 0)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_finite_are_named_where_they_are_looked_at(tmp_path, monkeypatch, value):
+    """NaN would count as open, or be passed over; in what `jit` compiles it stays NaN."""
+    monkeypatch.setattr(_model, "_BLOCK_ENTRIES", 30 * M)
+    model, x = sae.Autoencoder(weights()), ROWS.copy()
+    x[[42, 71], 3] = value
+    np.save(tmp_path / "bad.npy", x)
+    calls = (
+        model.encode_sparse,
+        lambda x: model.top_rows(x, 0),
+        lambda x: sae.dead_features(closed, x),
+        lambda x: sae.evaluate(model, x),
+    )
+    closed = dataclasses.replace(model, weights=model.weights._replace(threshold=np.full(M, 1e9)))
+    for call in calls:
+        for rows, name in ((x, "x"), (tmp_path / "bad.npy", "bad.npy")):
+            with pytest.raises(ValueError, match=rf"^{name} holds NaN or infinity in row 42 \("):
+                call(rows)
+    with pytest.raises(ValueError, match="`row` holds NaN or infinity"):
+        model.top_features(x[42])
+    if np.isnan(value):
+        for call in (model.encode, model.pre_activations, model):
+            found = np.isnan(jax.jit(call)(x))
+            assert found[[42, 71]].all() and found.sum() == 2 * found.shape[1]
+
+
 def test_top_rows_and_features(tmp_path, monkeypatch):
     monkeypatch.setattr(_model, "_BLOCK_ENTRIES", 30 * M)
     model = sae.Autoencoder(weights())

@@ -215,10 +215,8 @@ def evaluate(
         if not len(block):
             break
         y = block if wanted is None else np.asarray(wanted[start : start + len(block)], np.float32)
-        numbers = np.arange(start, start + len(block))
-        check_finite(x, "x", numbers, block)
         if wanted is not None:
-            check_finite(targets, "`targets`", numbers, y)
+            check_finite(targets, "`targets`", np.arange(start, start + len(block)), y)
         measured, opened = _measure(model, block, y)
         exact = np.asarray(y, np.float64)
         if centre is None:
@@ -274,6 +272,9 @@ def dead_features(model: Autoencoder, x: Any, *, rows: int | None = None) -> Dea
 
     Returns:
       `Dead`: the features and the number of rows.
+
+    Raises:
+      ValueError: x is no matrix of the model's columns, or rows that were read are not finite.
     """
     silent = np.ones(model.features, bool)
     looked = 0

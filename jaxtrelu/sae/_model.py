@@ -207,7 +207,7 @@ class Autoencoder:
         return self.skip is not None or self.normalisation != "none"
 
     def pre_activations(self, x: ArrayLike) -> Array:
-        """What thresholds are compared with.
+        """What thresholds are compared with. NaN in, NaN out.
 
         Args:
           x: (..., d), in the user's units.
@@ -221,7 +221,10 @@ class Autoencoder:
         return _pre_activations(self, self._checked(x))
 
     def encode(self, x: ArrayLike) -> Array:
-        """The features: π where π > θ, else 0.
+        """The features: π where π > θ, else 0. NaN in, NaN out.
+
+        A row that holds NaN has NaN in all features: values are not looked at here, so that this
+        works inside of `jax.jit`. `encode_sparse` refuses such rows.
 
         Args:
           x: (..., d), in the user's units.
@@ -246,7 +249,7 @@ class Autoencoder:
           `OpenFeatures`, in NumPy.
 
         Raises:
-          ValueError: x is no matrix of d columns.
+          ValueError: x is no matrix of d columns, or rows are not finite (says which).
         """
         parts = []
         for _, block in self._blocks(x):
@@ -293,7 +296,7 @@ class Autoencoder:
         return _decode(self, features, x)
 
     def __call__(self, x: ArrayLike) -> Array:
-        """The reconstruction of x, or what a transcoder makes of it."""
+        """The reconstruction of x, or what a transcoder makes of it. NaN in, NaN out."""
         x = self._checked(x)
         return _decode(self, _encode(self, x), x if self.needs_inputs else None)
 
@@ -311,7 +314,7 @@ class Autoencoder:
           `TopRows`; of equal values the earlier row comes first.
 
         Raises:
-          ValueError: there is no such feature, or x is no matrix of d columns.
+          ValueError: there is no such feature, x is no matrix of d columns, or rows are not finite.
         """
         (found,) = self.top_rows_of(x, [feature], count)
         return found
@@ -330,7 +333,7 @@ class Autoencoder:
           One `TopRows` per feature.
 
         Raises:
-          ValueError: there is no such feature, or x is no matrix of d columns.
+          ValueError: there is no such feature, x is no matrix of d columns, or rows are not finite.
         """
         chosen = np.asarray(features, int)
         wrong = chosen[(chosen < 0) | (chosen >= self.features)]
@@ -363,7 +366,7 @@ class Autoencoder:
           `TopFeatures`.
 
         Raises:
-          ValueError: the row is not of length d.
+          ValueError: the row is not of length d, or not finite.
         """
         check_unmasked(row, "`row`")
         row = jnp.asarray(row)
@@ -371,6 +374,8 @@ class Autoencoder:
             raise ValueError(
                 f"`row` should be one row of {self.dimension} numbers, but has shape {row.shape}."
             )
+        if not bool(jnp.isfinite(row).all()):
+            raise ValueError("`row` holds NaN or infinity. Pass a row that is finite.")
         values = np.asarray(self.encode(row.reshape(-1)))
         order = np.argsort(-values, kind="stable")[: np.count_nonzero(values)][:count]
         return TopFeatures(order.astype(np.int32), values[order])
@@ -392,7 +397,7 @@ class Autoencoder:
         return x
 
     def _blocks(self, x: Any) -> Iterator[tuple[int, np.ndarray]]:
-        """(number of the first row, rows) one after the other."""
+        """(number of the first row, rows) one after the other; raises where some are not finite."""
         array = matrix(x)
         if array.ndim != 2 or array.shape[1] != self.dimension:
             raise ValueError(
@@ -401,7 +406,9 @@ class Autoencoder:
             )
         size = max(1, min(_BLOCK_ENTRIES // max(self.features, self.dimension), len(array)))
         for start in range(0, max(len(array), 1), size):
-            yield start, np.asarray(array[start : start + size], np.float32)
+            block = np.asarray(array[start : start + size], np.float32)
+            check_finite(x, "x", np.arange(start, start + len(block)), block)
+            yield start, block
 
 
 def matrix(x: Any, name: str = "x") -> Any:
