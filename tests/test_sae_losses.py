@@ -1,6 +1,7 @@
 """Losses, recipes, weights, controller and diagnostics of sparse autoencoders."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -10,6 +11,8 @@ import pytest
 from cases import quick
 
 from jaxtrelu import Gaussian, Rectangle, sae
+from jaxtrelu.sae import _recipes
+from jaxtrelu.sae._formats.recipe import from_json, to_json
 
 RECIPES = {
     "gemma_scope": dataclasses.replace(sae.gemma_scope(), surrogate=Rectangle(0.1)),
@@ -252,7 +255,10 @@ def test_controller_refuses(changed, words):
         ("clip_norm", np.nan, "greater than 0, or None, but is nan"),
         ("clip_norm", "1", "a number greater than 0, or None, but is '1'"),
         ("learning_rate_decay", 2, "a fraction of the run, at least 0 and at most 1, but is 2"),
-        ("coefficient_warmup", -1, "a number of steps, a fraction of the run, or 0, but is -1"),
+        ("coefficient_warmup", -1, r"a number of steps, .* \(at most 1\), or 0, but is -1"),
+        ("coefficient_warmup", 1.5, r"a number of steps, .* \(at most 1\), or 0, but is 1\.5"),
+        ("resample_every", 1.25, r"a number of steps, .* \(at most 1\), or 0, but is 1\.25"),
+        ("resample_every", math.inf, r"a number of steps, .*, or 0, but is inf"),
         ("adam_b1", 1.5, "at least 0 and less than 1, but is 1.5"),
         ("adam_b2", 1, "at least 0 and less than 1, but is 1"),
         ("adam_eps", 0, "greater than 0, but is 0"),
@@ -280,12 +286,23 @@ def test_every_field_of_a_recipe_says_what_it_should_be(field, wrong, words):
         dataclasses.replace(sae.short_run(), **{field: wrong})
 
 
+@pytest.mark.parametrize("field", [*_recipes._NUMBERS, "input_scaling"])
+def test_no_number_of_a_recipe_is_a_truth_value(field):
+    for value in (True, np.False_):
+        with pytest.raises((TypeError, ValueError), match=f"^`{field}` of a .*, but is .*{value}"):
+            dataclasses.replace(sae.short_run(), **{field: value})
+
+
 def test_numbers_of_every_kind_are_numbers_of_a_recipe():
+    """Kept as Python's own, which a file and the identity of a run can hold."""
     found = dataclasses.replace(
         sae.short_run(), clip_norm=np.float32(0.5), batch_size=np.int64(8), initial_norm=1,
-        coefficient_warmup=np.float64(0.5), learning_rate_decay=1,
+        coefficient_warmup=np.float64(0.5), learning_rate_decay=1, input_scaling=np.float32(2),
     )  # fmt: skip
     assert found.clip_norm == 0.5
+    kinds = {type(value) for value in dataclasses.astuple(found)}
+    assert kinds <= {int, float, str, bool, tuple, dict}, kinds
+    assert from_json(json.loads(json.dumps(to_json(found)))) == found
     found.optimizer(10).init(np.zeros(3))
 
 

@@ -353,6 +353,18 @@ def test_a_sweep_refuses():
         sae.sweep(rows(), features=32, l0=4)
     with pytest.raises(ValueError, match="`checkpoint_every` should be a whole number ≥ 1"):
         sae.sweep(rows(), features=32, checkpoint_every=0)
+    # By the names that they have here.
+    with pytest.raises(ValueError, match=r"^`l0` should be between 0 and .* \(32\), but is 99\.$"):
+        sae.sweep(rows(), features=32, l0=(4, 99))
+    with pytest.raises(TypeError, match=r"^`l0` should be one number or None, but is True\.$"):
+        sae.sweep(rows(), features=32, l0=(True,))
+    with pytest.raises(ValueError, match=r"^each of `seeds` should be a whole number .* is True"):
+        sae.sweep(rows(), features=32, seeds=(True,))
+    for wrong in (True, "0.5"):
+        with pytest.raises(TypeError, match=r"^each of `coefficients` should be a number greater"):
+            sae.sweep(rows(), features=32, coefficients=(wrong,))
+    with pytest.raises(TypeError, match=r"^`fresh` should be True or False, but is 'no'"):
+        sae.sweep(rows(), features=32, fresh="no")
     wild = dataclasses.replace(RECIPE, learning_rate=1e38, learning_rate_warmup=0)
     with pytest.raises(FloatingPointError, match="of run 0 of the sweep is not finite"):
         sae.sweep(rows(), features=32, l0=(4.0,), steps=20, recipe=wild)

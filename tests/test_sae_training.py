@@ -402,8 +402,10 @@ def test_settings_refuse():
         sae.train(x, features=8, l0=9)
     with pytest.raises(TypeError, match=r"`l0` should be one number .* use jaxtrelu\.sae\.sweep"):
         sae.train(x, features=8, l0=[2, 4])
-    with pytest.raises(ValueError, match="`seed` should be a whole number ≥ 0, but is -1"):
+    with pytest.raises(ValueError, match="`seed` should be at least 0, but is -1"):
         sae.train(x, features=8, seed=-1)
+    with pytest.raises(ValueError, match="`seed` should be a whole number ≥ 0, but is -1"):
+        settings(seed=-1)
     for recipe in ("gemma_scope", sae.gemma_scope):
         with pytest.raises(TypeError, match=r"`recipe` should be a recipe, such as .*\(\)"):
             sae.train(x, features=8, recipe=recipe)
@@ -411,6 +413,45 @@ def test_settings_refuse():
         sae.train(x, features=8, checkpoint_every=0)
     with pytest.raises(TypeError, match=r"`model` should be a jaxtrelu\.sae\.Autoencoder"):
         sae.save(x, "there")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["features", "l0", "steps", "seed", "held_out", "log_every", "checkpoint_every"],
+)
+def test_no_number_is_a_truth_value(name):
+    x = np.ones((40, 4), np.float32)
+    with pytest.raises((TypeError, ValueError), match=f"^`{name}` should be .*, but is True"):
+        sae.train(x, **{"features": 8, "l0": 2, name: True})
+
+
+@pytest.mark.parametrize("name", ["sparse", "fresh"])
+def test_no_truth_value_is_a_word(name):
+    x = np.ones((40, 4), np.float32)
+    with pytest.raises(TypeError, match=f"^`{name}` should be True or False, but is 'no'"):
+        sae.train(x, features=8, **{name: "no"})
+
+
+def test_rows_kept_aside_are_counted_and_no_share():
+    words = r"`held_out` should be a whole number, but is 0\.1 \(float\)\. It is a number of rows"
+    with pytest.raises(TypeError, match=words):
+        sae.train(np.ones((40, 4), np.float32), features=8, held_out=0.1)
+
+
+def test_numbers_of_numpy_are_those_of_python(tmp_path):
+    """What a file and a checkpoint say of them, too."""
+    numbers = {
+        "features": np.int64(32), "steps": np.int32(4), "l0": np.float32(4),
+        "seed": np.int64(3), "held_out": np.int64(400), "log_every": np.int64(2),
+    }  # fmt: skip
+    told = {"checkpoint_folder": tmp_path / "run", "recipe": RECIPE}
+    x = np.array(rows().array)
+    model = sae.train(x, **numbers, **told)
+    sae.save(model, tmp_path / "m.safetensors")
+    again = sae.load(tmp_path / "m.safetensors").about["training"]
+    assert again == model.about["training"] and again["target_l0"] == 4
+    plain = {name: number.item() for name, number in numbers.items()}
+    assert sae.train(x, **plain, **told).training.resumed_from == 4
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for field, rule in _NUMBERS.items():
             _check_number(field, getattr(self, field), *rule)
+            object.__setattr__(self, field, plain(getattr(self, field)))
         for field, known in _CHOICES.items():
             value = getattr(self, field)
             if not isinstance(value, str) or value not in known:
@@ -108,6 +109,8 @@ class Recipe:
             raise ValueError(
                 f"`input_scaling` of a recipe should be {_but(wanted, self.input_scaling)}"
             )
+        if not isinstance(self.input_scaling, str):
+            object.__setattr__(self, "input_scaling", plain(self.input_scaling))
         if not isinstance(self.surrogate, Surrogate):
             wanted = "a surrogate such as jaxtrelu.Rectangle(0.05)"
             raise TypeError(
@@ -172,6 +175,10 @@ class Recipe:
 _POSITIVE = "greater than 0", lambda value: 0 < value < math.inf
 _NOT_NEGATIVE = "at least 0", lambda value: 0 <= value < math.inf
 _DECAY = "at least 0 and less than 1", lambda value: 0 <= value < 1
+_STEPS_OR_FRACTION = (
+    "a number of steps, a fraction of the run (at most 1), or 0",
+    lambda value: 0 <= value <= 1 or 2 <= value < math.inf,  # 1.5 would be read as one step
+)
 _NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "initial_threshold": (
         "at least 0 (below zero the gate would let negative pre-activations through)",
@@ -180,9 +187,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "tanh_scale": _POSITIVE,
     "pre_activation_penalty": _NOT_NEGATIVE,
     "coefficient": _POSITIVE,
-    "coefficient_warmup": (
-        "a number of steps, a fraction of the run, or 0", _NOT_NEGATIVE[1],
-    ),
+    "coefficient_warmup": _STEPS_OR_FRACTION,
     "learning_rate": _POSITIVE,
     "adam_b1": _DECAY,
     "adam_b2": _DECAY,
@@ -199,7 +204,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a whole number greater than 0",
         lambda value: isinstance(value, Integral) and int(value) > 0,
     ),
-    "resample_every": ("a number of steps, a fraction of the run, or 0", _NOT_NEGATIVE[1]),
+    "resample_every": _STEPS_OR_FRACTION,
     "resample_until": (
         "a fraction of the run, greater than 0 and at most 1", lambda value: 0 < value <= 1,
     ),
@@ -213,6 +218,13 @@ _CHOICES = {
     "initialisation": ("tied_unit", "uniform"),
     "resample_from": ("examples", "residuals"),
 }
+
+
+def plain(number: Any) -> Any:
+    """A number of Python's own kinds, which files and checkpoints hold, or None."""
+    if number is None:
+        return None
+    return int(number) if isinstance(number, Integral) else float(number)
 
 
 def _check_number(field: str, value: Any, words: str, is_good: Callable[[Any], bool]) -> None:

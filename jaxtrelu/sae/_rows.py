@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxtrelu._primitive.spec import whole_number
 from jaxtrelu.sae._processes import Processes
 from jaxtrelu.sae._shards import BFLOAT16, Shards, open_shards, open_tensor
 
@@ -75,8 +76,10 @@ class Rows:
         shuffled whole.
 
     Raises:
-      TypeError: the numbers are neither floating point nor integers.
-      ValueError: the array is not a matrix, or empty, or has masked entries.
+      TypeError: the numbers are neither floating point nor integers, or `seed` or `held_out` is no
+        whole number.
+      ValueError: the array is not a matrix, or empty, or has masked entries, or `held_out` leaves
+        no row to train on.
     """
 
     def __init__(
@@ -100,9 +103,11 @@ class Rows:
                 f"{name} should have one example per row, shape (examples, dimension), but has "
                 f"shape {array.shape}. Pass {advice}."
             )
+        seed = whole_number(seed, "seed", least=0)
+        held_out = whole_number(held_out, "held_out", least=0, hint=" It is a number of rows.")
         self.array, self.name, self.seed, self.held_out = array, name, seed, held_out
         self._matrix, self._group_bytes = array, group_bytes  # what batches are read from
-        if not 0 <= held_out < len(array):
+        if held_out >= len(array):
             raise ValueError(
                 f"`held_out` should leave some of the {len(array)} rows of {name} to train on, but "
                 f"is {held_out!r}."

@@ -25,7 +25,15 @@ from jaxtrelu.sae._model import Autoencoder
 from jaxtrelu.sae._pairs import Pairs
 from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._result import Result
-from jaxtrelu.sae._train import Begin, begin, log_interval, model_of, recipe_for, rows_of
+from jaxtrelu.sae._train import (
+    Begin,
+    begin,
+    log_interval,
+    model_of,
+    recipe_for,
+    renamed,
+    rows_of,
+)
 from jaxtrelu.sae._training import (
     HISTORY,
     Asked,
@@ -37,6 +45,7 @@ from jaxtrelu.sae._training import (
     check_memory,
     check_skip,
     checked_statistics,
+    flag,
     identity_of,
     initial_state,
     measure,
@@ -49,6 +58,13 @@ from jaxtrelu.sae._training import (
     shortcomings,
 )
 from jaxtrelu.sae._warn import warn
+
+# What settings of a run are called in `sweep`.
+_NAMES = {
+    "`target_l0`": "`l0`",
+    "`seed`": "each of `seeds`",
+    "`coefficient` of a recipe": "each of `coefficients`",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +162,7 @@ def sweep(
     rows = rows_of(x, 0, held_out, targets)
     first = begin(rows, start, features, skip)
     recipe = recipe_for(rows, recipe, first.model, first.skip)
-    lambdas = (recipe.coefficient,) if coefficients is None else tuple(map(float, coefficients))
+    lambdas = (recipe.coefficient,) if coefficients is None else coefficients
     for name, several in (("l0", l0), ("coefficients", lambdas), ("seeds", seeds)):
         if isinstance(several, str) or not isinstance(several, Sequence | np.ndarray):
             raise TypeError(f"`{name}` should be several values, such as a list, not {several!r}.")
@@ -159,21 +175,23 @@ def sweep(
     if steered and len(steered) < len(runs):
         raise ValueError("`l0` should be numbers, or None alone: one program does all the runs.")
     # Of the settings of each, those that differ are passed beside the common ones.
-    each = [
-        Settings(
-            features=first.features,
-            steps=steps,
-            recipe=dataclasses.replace(recipe, coefficient=coefficient),
-            target_l0=target,
-            seed=seed,
-            log_every=log_interval(steps, log_every),
-            sparse=False,
-            skip=first.skip,
-        )
-        for target, coefficient, seed in runs
-    ]
+    with renamed(_NAMES):
+        each = [
+            Settings(
+                features=first.features,
+                steps=steps,
+                recipe=_with(recipe, coefficient),
+                target_l0=target,
+                seed=seed,
+                log_every=log_interval(steps, log_every),
+                sparse=False,
+                skip=first.skip,
+            )
+            for target, coefficient, seed in runs
+        ]
     size = recipe.batch_size
     check_interval(checkpoint_every)
+    fresh = flag(fresh, "fresh")
     check_skip(each[0], rows)
     check_memory(each[0], rows, len(each))
     rows.check_batch(size)
@@ -201,8 +219,14 @@ def sweep(
         model = model_of(rows, settings, result, first)
         models.append(model)
         found.append(evaluate(model, seen, targets=wanted))
-    asked_for, coefficients_of, seeds_of = zip(*runs, strict=True)
-    return Sweep(tuple(models), tuple(found), asked_for, coefficients_of, seeds_of)
+    told = [(s.target_l0, s.recipe.coefficient, s.seed) for s in each]
+    return Sweep(tuple(models), tuple(found), *zip(*told, strict=True))
+
+
+def _with(recipe: Recipe, coefficient: float) -> Recipe:
+    """The recipe with another λ, a float: 1 and 1.0 are the same run."""
+    checked = dataclasses.replace(recipe, coefficient=coefficient)
+    return dataclasses.replace(checked, coefficient=float(checked.coefficient))
 
 
 class _Ended(NamedTuple):

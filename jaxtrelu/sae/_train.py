@@ -1,8 +1,9 @@
 """Training in one call: from an array or a file to a model, with rows kept aside to judge it by."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple, overload
 
@@ -100,7 +101,7 @@ def train(
     rows = rows_of(x, seed, held_out, targets)
     first = begin(rows, start, features, skip)
     recipe = recipe_for(rows, recipe, first.model, first.skip)
-    try:
+    with renamed({"`target_l0`": "`l0`"}):
         settings = Settings(
             features=first.features,
             steps=steps,
@@ -112,9 +113,6 @@ def train(
             screen=screen,
             skip=first.skip,
         )
-    except (TypeError, ValueError) as error:
-        # By the name that it has here.
-        raise type(error)(str(error).replace("`target_l0`", "`l0`")) from None
     result = run(
         rows,
         settings,
@@ -127,6 +125,18 @@ def train(
         on_step=on_step,
     )
     return model_of(rows, settings, result, first)
+
+
+@contextlib.contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors call what a user passed by the name that it has where it was passed."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        message = str(error)
+        for inside, outside in names.items():
+            message = message.replace(inside, outside)
+        raise type(error)(message) from None
 
 
 class Begin(NamedTuple):

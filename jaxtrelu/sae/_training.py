@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -32,7 +32,7 @@ from jaxtrelu.sae._devices import Devices
 from jaxtrelu.sae._diagnostics import diagnostics
 from jaxtrelu.sae._pairs import Pairs
 from jaxtrelu.sae._processes import Processes
-from jaxtrelu.sae._recipes import Recipe, gemma_scope
+from jaxtrelu.sae._recipes import Recipe, gemma_scope, plain
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, Statistics
 from jaxtrelu.sae._start import Start
@@ -100,29 +100,33 @@ class Settings:
     skip: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("features", "steps", "log_every"):
+        for name, least in (("features", 1), ("steps", 1), ("log_every", 1), ("seed", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` should be a whole number ≥ 1, but is {value!r}.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
-            raise ValueError(f"`seed` should be a whole number ≥ 0, but is {self.seed!r}.")
-        flag(self.skip, "skip")
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+                raise ValueError(
+                    f"`{name}` should be a whole number ≥ {least}, but is {value!r:.80}."
+                )
+            object.__setattr__(self, name, plain(value))
+        for name in ("sparse", "skip"):
+            object.__setattr__(self, name, flag(getattr(self, name), name))
         if not isinstance(self.recipe, Recipe):
             raise TypeError(
                 "`recipe` should be a recipe, such as jaxtrelu.sae.gemma_scope(), but is "
                 f"{self.recipe!r}."
             )
-        if self.target_l0 is not None and not isinstance(self.target_l0, Real):
+        no_number = isinstance(self.target_l0, bool) or not isinstance(self.target_l0, Real)
+        if self.target_l0 is not None and no_number:
+            several = isinstance(self.target_l0, Sequence | np.ndarray)
             raise TypeError(
-                f"`target_l0` should be one number or None, but is {self.target_l0!r}. For several "
-                "use jaxtrelu.sae.sweep."
+                f"`target_l0` should be one number or None, but is {self.target_l0!r:.80}."
+                f"{' For several use jaxtrelu.sae.sweep.' if several else ''}"
             )
+        object.__setattr__(self, "target_l0", plain(self.target_l0))
         if self.target_l0 is not None and not 0 < self.target_l0 < self.features:
             raise ValueError(
                 f"`target_l0` should be between 0 and the number of features ({self.features}), "
                 f"but is {self.target_l0!r}."
             )
-
         if self.recipe.penalty == "quadratic_l0" and self.target_l0 is None:
             raise ValueError(
                 f"the penalty of the recipe {self.recipe.name!r} is about a target: pass a "
@@ -491,6 +495,7 @@ def run(
       OSError: checkpoints cannot be written.
     """
     check_interval(checkpoint_every)
+    fresh = flag(fresh, "fresh")
     check_skip(settings, rows)
     check_memory(settings, rows)
     size = settings.recipe.batch_size
@@ -547,7 +552,7 @@ def off_centre(found: list[Statistics], rows: Rows) -> list[str]:
 
 def check_interval(checkpoint_every: int) -> None:
     """Raises where that is no number of steps."""
-    whole = isinstance(checkpoint_every, int) and not isinstance(checkpoint_every, bool)
+    whole = isinstance(checkpoint_every, Integral) and not isinstance(checkpoint_every, bool)
     if not whole or checkpoint_every < 1:
         raise ValueError(
             f"`checkpoint_every` should be a whole number ≥ 1, but is {checkpoint_every!r}."
