@@ -389,6 +389,10 @@ def test_commands(tmp_path, capsys):
     assert finished in capsys.readouterr().err
     assert main([*train, "--steps", "20", "--resample-every", "0.25"]) == 2
     assert "or another --output, or --fresh." in capsys.readouterr().err
+    assert main([*train, "--steps", "30", "--l0", "5", "--learning-rate", "0.01"]) == 2
+    error = capsys.readouterr().err
+    assert "another run: --learning-rate is 0.004 there and 0.01 here; --resample-every" in error
+    assert "; --l0 is 4.0 there and 5.0 here" in error
     quadratic = ["--recipe", "gemma_scope_2", "--coefficient", "30"]
     assert main([*train, "--steps", "20", *quadratic, "--fresh"]) == 0
     assert "note: L0 is" in capsys.readouterr().err  # 4 is out of reach in 20 steps
@@ -421,5 +425,10 @@ def test_commands(tmp_path, capsys):
     np.save(tmp_path / "few.npy", planted()[:300])  # fewer than the usual batch
     few = ["sae", "sweep", str(tmp_path / "few.npy"), "--features", "8", "--l0", "2"]
     assert main([*few, "--steps", "2", "--output", str(tmp_path / "few")]) == 0
-    assert main([*many, "--l0", "99"]) == 2
-    assert "--l0 should be between 0 and the number of --features" in capsys.readouterr().err
+    for l0 in ("99", "nan"):
+        assert main([*many, "--l0", l0]) == 2
+        assert "--l0 should be between 0 and the number of --features" in capsys.readouterr().err
+    assert main([*many, "--l0", "3", "5"]) == 2
+    error = capsys.readouterr().err
+    assert "another run: what is combined (--l0, λ, --seeds) is [(3.0, 1.0, 0), (3.0" in error
+    assert "target_l0" not in error

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import importlib
+import re
 import sys
 import warnings
 from typing import Any
@@ -128,9 +129,38 @@ _OPTIONS = {
 }
 
 
+# What a setting is called where a checkpoint is of another run, and the option that it is.
+_SETTINGS = {
+    "target_l0": "--l0",
+    "features": "--features",
+    "steps": "--steps",
+    "seed": "--seed",
+    "data seed": "--seed of the rows",
+    "rows kept aside": "--held-out",
+    "sparse": "skipping zeros (without --dense)",
+    "screen": "--screen",
+    "skip": "--skip",
+    "start": "the model of --start",
+    "recipe.name": "--recipe",
+    "recipe.batch_size": "--batch-size",
+    "recipe.learning_rate": "--learning-rate",
+    "recipe.surrogate": "the surrogate (--bandwidth)",
+    "recipe.initial_threshold": "--threshold",
+    "recipe.initial_norm": "--initial-norm",
+    "recipe.coefficient": "--coefficient",
+    "recipe.resample_every": "--resample-every",
+    "runs": "what is combined (--l0, λ, --seeds)",
+}
+
+
 def _in_options(message: str) -> str:
     for inside, outside in _OPTIONS.items():
         message = message.replace(inside, outside)
+    start, other, differing = message.partition(" belong to another run: ")
+    for inside, outside in _SETTINGS.items() if other else ():
+        name = rf"(^|; ){re.escape(inside)} is "
+        differing = re.sub(name, lambda found, to=outside: f"{found[1]}{to} is ", differing)
+    message = start + other + differing
     if message.startswith("`bandwidth` of "):
         message = "--bandwidth" + message[message.index(" should") :].partition(". Pass")[0] + "."
     return message
