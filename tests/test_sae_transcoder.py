@@ -9,6 +9,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType
 
 from jaxtrelu import sae
@@ -538,6 +539,15 @@ def test_masks_are_not_lost(pairs, trained):
             call(hidden[0])
     with pytest.raises(ValueError, match=f"^mine {words}"):
         sae.Rows(hidden[0], "mine")
+    recipe, rngs = sae.short_run(), nnx.Rngs(0)
+    with pytest.raises(ValueError, match=f"^`sample` {words}"):
+        sae.SparseAutoencoder(8, hidden[0], recipe=recipe, rngs=rngs)
+    with pytest.raises(ValueError, match=r"^an element of `sample` is a masked array"):
+        sae.SparseAutoencoder(8, list(hidden[0]), recipe=recipe, rngs=rngs)
+    module = sae.SparseAutoencoder(8, x, recipe=recipe, rngs=rngs)
+    for call in (module, module.encode, lambda x: module.loss(x, 1.0, sparse=False)):
+        with pytest.raises(ValueError, match=f"^x {words}"):
+            call(hidden[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a step
         plain, same = (sae.train(v, **few) for v in (x, np.ma.asarray(x)))

@@ -14,6 +14,7 @@ from jaxtrelu.nnx import Threshold
 from jaxtrelu.sae import _losses as losses
 from jaxtrelu.sae._model import Autoencoder, in_one_scale
 from jaxtrelu.sae._recipes import Recipe
+from jaxtrelu.sae._rows import array_of, check_unmasked
 from jaxtrelu.sae._weights import (
     Weights,
     constrained,
@@ -54,7 +55,7 @@ class SparseAutoencoder(nnx.Module):
 
     Raises:
       TypeError: `features` is not a whole number.
-      ValueError: the sample is not a matrix, or not finite, or all zero.
+      ValueError: the sample is not a matrix, or not finite, or all zero, or has masked entries.
 
     Example:
       >>> from flax import nnx
@@ -82,7 +83,7 @@ class SparseAutoencoder(nnx.Module):
 
     def __init__(self, features: int, sample: ArrayLike, *, recipe: Recipe, rngs: nnx.Rngs) -> None:
         features = whole_number(features, "features")
-        sample = np.asarray(sample, np.float32)
+        sample = np.asarray(array_of(sample, "`sample`"), np.float32)
         if sample.ndim != 2:
             raise ValueError(
                 f"`sample` should have shape (examples, dimension), but has shape {sample.shape}. "
@@ -316,6 +317,7 @@ class SparseAutoencoder(nnx.Module):
             getattr(self, name)[...] = value
 
     def _scaled(self, x: ArrayLike) -> Any:
+        check_unmasked(x, "x")
         x = jnp.asarray(x)
         if x.shape[-1:] != self.decoder_bias.shape:
             raise ValueError(
