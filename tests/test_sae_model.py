@@ -240,6 +240,9 @@ def test_the_module_folds_what_it_has_no_place_for():
     skip = sae.Autoencoder(weights(), random((D, D), 1), recipe=sae.short_run())
     with pytest.raises(ValueError, match="a skip connection"):
         sae.SparseAutoencoder.from_model(skip)
+    per_row = sae.Autoencoder(weights(), normalisation="layer_norm", recipe=sae.short_run())
+    with pytest.raises(ValueError, match=r"normalises each row \(layer_norm\) is no Sparse"):
+        sae.SparseAutoencoder.from_model(per_row)
 
 
 # --- figures -------------------------------------------------------------------------------------

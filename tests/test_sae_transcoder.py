@@ -116,6 +116,8 @@ def test_a_square_transcoder_is_not_taken_for_an_autoencoder(pairs, square, tmp_
             sae.evaluate(found, x)
         with pytest.raises(ValueError, match="pass `targets`, or the rows themselves as `targets`"):
             sae.train(x, start=found, steps=1)
+        with pytest.raises(ValueError, match=r"^a transcoder, .* train it further with .*start=mo"):
+            sae.SparseAutoencoder.from_model(found, RECIPE)
     with pytest.raises(ValueError, match="pass `targets`"):
         sae.report(model, x, tmp_path / "report.html")
     with pytest.raises(ValueError, match="pass `targets`"):
@@ -133,6 +135,13 @@ def test_a_square_transcoder_is_not_taken_for_an_autoencoder(pairs, square, tmp_
     plain = dataclasses.replace(model, about={})
     assert not plain.is_transcoder
     np.testing.assert_allclose(sae.evaluate(plain, x).explained_variance, meant)
+
+
+def test_the_module_holds_no_transcoder_and_says_what_does(trained):
+    with pytest.raises(ValueError, match=r"sae\.train\(x, targets=…, start=model\), or take the"):
+        sae.SparseAutoencoder.from_model(trained)
+    with pytest.raises(ValueError, match=r"transcoder, from 16 to 24 dim.*sae\.Autoencoder\(weig"):
+        sae.SparseAutoencoder.from_weights(trained.weights, 1.0, RECIPE)
 
 
 def test_pairs_that_were_not_kept_aside_say_why(pairs, square):

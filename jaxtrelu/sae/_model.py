@@ -578,10 +578,16 @@ def in_one_scale(model: Autoencoder) -> tuple[Weights, float]:
     Raises:
       ValueError: they cannot express the model.
     """
-    if model.needs_inputs or model.dimension != model.output_dimension:
+    if model.is_transcoder:
         raise ValueError(
-            "a transcoder, or a model with a skip connection or a normalisation of each row, "
-            "is no SparseAutoencoder: work with the model itself."
+            "a transcoder, with a skip connection or without, is no SparseAutoencoder: train it "
+            "further with jaxtrelu.sae.train(x, targets=…, start=model), or take the model itself, "
+            "which is a pytree, and jaxtrelu.sae.loss with its targets."
+        )
+    if model.needs_inputs:
+        raise ValueError(
+            f"a model that normalises each row ({model.normalisation}) is no SparseAutoencoder: "
+            "take the model itself, which is a pytree."
         )
     scale = float(model.input_scale)
     if model.subtract_decoder_bias or scale != float(model.output_scale):

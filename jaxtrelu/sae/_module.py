@@ -107,7 +107,8 @@ class SparseAutoencoder(nnx.Module):
           recipe: the recipe of the training.
 
         Raises:
-          ValueError: the weights' shapes do not go together, or the scale is not above 0.
+          ValueError: the weights' shapes do not go together, or are those of a transcoder, or the
+            scale is not above 0.
 
         Example:
           >>> import dataclasses
@@ -329,6 +330,13 @@ class SparseAutoencoder(nnx.Module):
 
 def _check_weights(weights: Weights, scale: float) -> None:
     m, d = jnp.shape(weights.encoder)
+    to = jnp.shape(weights.decoder_bias)
+    if to != (d,) and jnp.shape(weights.decoder) == (m, *to):
+        raise ValueError(
+            f"these are the weights of a transcoder, from {d} to {to[0]} dimensions, which is no "
+            "SparseAutoencoder: take jaxtrelu.sae.Autoencoder(weights), which is a pytree, and "
+            "jaxtrelu.sae.loss with its targets."
+        )
     wanted = Weights((m, d), (m,), (m,), (m, d), (d,))  # type: ignore[arg-type]
     for name, shape in wanted._asdict().items():
         found = jnp.shape(getattr(weights, name))
