@@ -135,6 +135,33 @@ def test_keras_relu_is_strict_at_its_threshold():
     assert interop.from_keras(model)(jnp.asarray(x)).tolist() == expected
 
 
+def test_operations_on_the_tensors_of_a_functional_model():
+    """The threshold of Keras is a function, and no layer."""
+    x = keras.Input((6,))
+    h = keras.ops.threshold(layers.Dense(8)(x), 0.25, -0.5)
+    h = keras.activations.relu(layers.Dense(8)(h), threshold=0.125)
+    model = keras.Model(x, layers.Dense(3)(h))
+    network = interop.from_keras(model, surrogate=Rectangle(0.5))
+    assert sorted(map(float, (network.parameters[name] for name in network.thresholds))) == [
+        0.125, 0.25,
+    ]  # fmt: skip
+    assert_close(network, model, 9, 6)
+    at = keras.Input((4,))
+    model = keras.Model(at, keras.ops.threshold(at, 0.5, 3.0))
+    x = jnp.float32([[0.25, 0.5, 0.75, -3.0]])
+    assert interop.from_keras(model)(x).tolist() == [[3.0, 3.0, 0.75, 3.0]]
+
+
+class Subclassed(keras.Model):
+    def call(self, x):
+        return x
+
+
+def of_operation(function):
+    x = keras.Input((4,))
+    return keras.Model(x, layers.Dense(2)(function(x)))
+
+
 def shared():
     x = keras.Input((4,))
     dense = layers.Dense(4)
@@ -149,6 +176,16 @@ def shared():
         (lambda: [layers.ReLU(max_value=1, threshold=0.5)], "a max_value beside a threshold"),
         (lambda: [layers.ReLU(negative_slope=0.1, threshold=0.5)], "a negative_slope beside"),
         (shared, "used more than once"),
+        (
+            lambda: of_operation(lambda x: keras.ops.hard_shrink(x, 0.5)),
+            r"^the operation 'hard_shrink\w*' is a HardShrink, which is not known here",
+        ),
+        # No layer Add, which has no scalars.
+        (lambda: of_operation(lambda x: x + 1.0), r"^the operation 'add\w*' is a Add, which is"),
+        (
+            lambda: of_operation(lambda x: keras.activations.relu(x, threshold=1, max_value=2)),
+            "a max_value beside a threshold",
+        ),
     ],
 )
 def test_what_is_not_known_is_named(model, message):
@@ -164,5 +201,7 @@ def test_what_is_no_model(tmp_path):
         interop.from_keras(layers.Dense(3))
     with pytest.raises(TypeError, match=r"should be a keras\.Input"):
         interop.from_keras(keras.Sequential([layers.Dense(3)]))
+    with pytest.raises(TypeError, match="a Sequential or functional model, but is a Subclassed"):
+        interop.from_keras(Subclassed())
     with pytest.raises(FileNotFoundError, match=r"no file .*nothing\.keras"):
         interop.from_keras(tmp_path / "nothing.keras")

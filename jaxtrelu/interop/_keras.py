@@ -1,4 +1,4 @@
-"""Networks from Keras 3 models: what is supported is a table of layers."""
+"""Networks from Keras 3 models: what is supported is a table of layers and of operations."""
 
 import os
 from collections.abc import Callable
@@ -22,8 +22,9 @@ def from_keras(
     ``keras.layers.ReLU(threshold=...)`` and the ``ThresholdedReLU(theta)`` of Keras 2 become
     thresholded activations of the variant ``hard``, ``ReLU(max_value=...)`` one of ``shift`` with a
     threshold of 0; the threshold is the parameter ``"<name of the layer>.threshold"``, a float32
-    scalar. Convention at the threshold: open where ``x > threshold``, strictly, as in Keras; NaN
-    stays NaN. Dropout and batch normalisation are those of ``model(x, training=False)``.
+    scalar. So do ``keras.ops.threshold`` and ``keras.activations.relu`` on the tensors of a
+    functional model. Convention at the threshold: open where ``x > threshold``, strictly, as in
+    Keras; NaN stays NaN. Dropout and batch normalisation are those of ``model(x, training=False)``.
 
     Args:
       model: a Sequential or functional model of Keras 3, on whatever back end; or the path of a
@@ -36,8 +37,9 @@ def from_keras(
 
     Raises:
       FileNotFoundError: there is no such file.
-      TypeError: it is no Keras model.
-      NotImplementedError: a layer, or an option of one, that is not known here; says which.
+      TypeError: it is no Keras model, or not of these kinds.
+      NotImplementedError: a layer or an operation, or an option of one, that is not known here;
+        says which.
       ImportError: Keras is not installed.
 
     Example:
@@ -59,8 +61,14 @@ def from_keras(
         )
     if isinstance(model, keras.Sequential) and not model.built:
         raise TypeError("the model is not built: its first layer should be a keras.Input(shape).")
+    if not isinstance(model, keras.Sequential) and getattr(model, "inputs", None) is None:
+        raise TypeError(
+            f"`model` should be a Sequential or functional model, but is a {type(model).__name__}, "
+            "of which only its code knows what follows on what. Write it with "
+            'model.export(path, format="onnx"), and read that with from_onnx.'
+        )
     builder = Builder(surrogate)
-    rules = _layers()
+    rules, of_operations = _layers(), _operations()
     names: dict[int, str] = {}
     inputs: dict[str, Value] = {}
     for tensor in model.inputs:
@@ -68,12 +76,14 @@ def from_keras(
         names[id(tensor)], inputs[name] = name, Value(tensor.dtype, tuple(tensor.shape))
 
     def added(layer, x):
-        rule = rules.get(type(layer).__name__)
+        is_layer = isinstance(layer, keras.layers.Layer)  # of both there is an Add, and so on
+        rule = (rules if is_layer else of_operations).get(type(layer).__name__)
         if rule is None:
+            what = "layer" if is_layer else "operation"
             raise NotImplementedError(
-                f"the layer {layer.name!r} is a {type(layer).__name__}, which is not known here. "
+                f"the {what} {layer.name!r} is a {type(layer).__name__}, which is not known here. "
                 'Write the model with model.export(path, format="onnx"), and read that with '
-                "from_onnx; or port that layer by hand."
+                f"from_onnx; or port that {what} by hand."
             )
         return rule(builder, layer.name, layer, x)
 
@@ -133,8 +143,8 @@ def _loaded(keras, path: Path):
 
 
 def _ordered(model) -> list:
-    """The layers in an order in which each comes after those that it takes from."""
-    left, made = list(model.layers), {id(tensor) for tensor in model.inputs}
+    """Layers and operations in an order in which each comes after those that it takes from."""
+    left, made = list(model.operations), {id(tensor) for tensor in model.inputs}
     ordered: list = []
     while left:
         for layer in left:
@@ -269,14 +279,14 @@ def _relu(b: Builder, name: str, layer, x: str) -> str:
     if slope:
         if threshold or most is not None:
             raise NotImplementedError(
-                f"the layer {name!r} has a negative_slope beside a threshold or a max_value."
+                f"{name!r} has a negative_slope beside a threshold or a max_value."
             )
         return b.add("LeakyRelu", x, name=name, alpha=float(slope))
     if most is None:
         return b.activation(x, name, np.float32(threshold), variant="hard")
     if threshold:
         raise NotImplementedError(
-            f"the layer {name!r} has a max_value beside a threshold, which is no variant of "
+            f"{name!r} has a max_value beside a threshold, which is no variant of "
             "jaxtrelu.thresholded_relu: a ceiling there belongs to max(0, x - threshold)."
         )
     return b.activation(x, name, np.float32(0), ceiling=float(most))
@@ -284,6 +294,11 @@ def _relu(b: Builder, name: str, layer, x: str) -> str:
 
 def _thresholded_relu(b: Builder, name: str, layer, x: str) -> str:
     return b.activation(x, name, np.float32(layer.theta), variant="hard")
+
+
+def _threshold(b: Builder, name: str, operation, x: str) -> str:
+    fill = float(operation.default_value)
+    return b.activation(x, name, np.float32(operation.threshold), variant="hard", fill=fill)
 
 
 def _joined(operator: str) -> Callable:
@@ -298,6 +313,11 @@ def _joined(operator: str) -> Callable:
 
 def _same(b: Builder, name: str, layer, x: str) -> str:
     return x
+
+
+def _operations() -> dict[str, Callable]:
+    """What functions do to the tensors of a functional model, which are no layers."""
+    return {"ReLU": _relu, "Threshold": _threshold}
 
 
 def _layers() -> dict[str, Callable]:
