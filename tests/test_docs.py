@@ -70,6 +70,15 @@ def test_lines_run(page, tmp_path, monkeypatch):
         names.update(test.globs)
 
 
+def test_arrays_of_examples_say_their_dtype():
+    """Without one jnp.full is of weak type: in a user's loop the first step is compiled twice."""
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "jaxtrelu").rglob("*.py")}
+    texts |= {page: "".join(code for _, code in blocks(page, "python")) for page in PAGES}
+    for file, text in texts.items():
+        for found in re.finditer(r"jnp\.full\((?:[^()]|\([^()]*\))*\)", text):
+            assert re.search(r"dtype|float\d|int\d", found[0]), (file, found[0])
+
+
 def test_most_pages_have_lines_that_run():
     assert len(PROGRAMS) >= 8
 

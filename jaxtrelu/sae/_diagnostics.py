@@ -48,7 +48,8 @@ def diagnostics(
 
     >>> from jaxtrelu import Rectangle
     >>> pi = jnp.array([[0.4, 0.52, 0.48, 1.0]])
-    >>> d = diagnostics(pi, jnp.full(4, 0.5), 0.25, Rectangle(0.1))
+    >>> theta = jnp.full(4, 0.5, jnp.float32)
+    >>> d = diagnostics(pi, theta, 0.25, Rectangle(0.1))
     >>> [value.item() for value in d]
     [2.0, 0.5, 0.5, 0.5, 0.25]
     """

@@ -92,7 +92,7 @@ def l0_penalty(
 
     >>> from jaxtrelu import Rectangle
     >>> pi = jnp.array([[0.4, 0.52, 0.48, 1.0]])
-    >>> theta = jnp.full(4, 0.5)
+    >>> theta = jnp.full(4, 0.5, jnp.float32)
     >>> l0_penalty(pi, theta, Rectangle(0.1)).item()
     2.0
     >>> jax.grad(l0_penalty, 1)(pi, theta, Rectangle(0.1)).tolist()
