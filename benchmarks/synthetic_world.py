@@ -90,6 +90,10 @@ FULL_SIZE: dict[str, dict[str, Any]] = {"before": {"learning_rate": 2e-3, "ramp"
 #: What each row of the ablation changes.
 CHANGES: dict[str, dict[str, Any]] = {
     "jaxtrelu": {},
+    # `sae.frequent_resampling`, whose inputs have a mean norm of √L0.
+    "by name": {"by_name": True},
+    "by name, λ doubled": {"by_name": True, "coefficient": 0.2},
+    "by name, λ halved": {"by_name": True, "coefficient": 0.05},
     "no revival": {"resample_every": 0.0},
     "revival at examples": {"resample_from": "examples"},
     "revival to half of run": {"resample_until": 0.5},
@@ -129,12 +133,25 @@ def ours(
 ) -> Any:
     """A model of this library, steered to an L0, which it then has on the inputs `scored`."""
     told = {**OURS, **changes}
+    if told.get("by_name"):  # λ, bandwidth and thresholds in units of the scaled inputs
+        recipe = sae.frequent_resampling(l0, coefficient=told["coefficient"])
+    else:
+        recipe = _recipe(rows, told)
+    target = l0 if told["steered"] else None
+    settings = sae.Settings(width, steps, recipe, target_l0=target, seed=seed, sparse=False)
+    result = sae.run(rows, settings)
+    weights = _at(result.weights, scored * np.float32(result.scale), l0)
+    return sae.Autoencoder(weights, input_scale=result.scale, output_scale=result.scale)
+
+
+def _recipe(rows: sae.Rows, told: dict[str, Any]) -> sae.Recipe:
+    """A recipe, of what is told in the units of the data."""
     seen = rows.statistics()
     norms = seen.mean_norm, seen.mean_square_norm
     scaling = norms[0] if told["scaling"] == "none" else told["scaling"]
     recipe = dataclasses.replace(sae.short_run(), input_scaling=scaling)
     scale = sae.input_scale(*norms, rows.dimension, recipe)
-    recipe = dataclasses.replace(
+    return dataclasses.replace(
         recipe,
         surrogate=_surrogate(told, scale),
         initial_threshold=told["first"] * scale,
@@ -152,11 +169,6 @@ def ours(
         initial_norm=told["norm"],
         steer_from=told["steer_from"],
     )
-    target = l0 if told["steered"] else None
-    settings = sae.Settings(width, steps, recipe, target_l0=target, seed=seed, sparse=False)
-    result = sae.run(rows, settings)
-    weights = _at(result.weights, scored * np.float32(result.scale), l0)
-    return sae.Autoencoder(weights, input_scale=result.scale, output_scale=result.scale)
 
 
 def _at(weights: sae.Weights, x: np.ndarray, l0: float) -> sae.Weights:

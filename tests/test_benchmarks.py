@@ -15,6 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import _harness
 import gated_mlp
 import sparse_mlp
+import synthetic_world
+
+from jaxtrelu import Rectangle, sae
 
 SIZES = {"rows": [1, 3, 16], "width": 24, "hidden": 96, "sparsity": [0.75], "layers": 2}
 
@@ -106,3 +109,25 @@ def test_updates_are_compared_not_the_weights_around_them(monkeypatch):
     monkeypatch.setattr(sparse_mlp, "_descend_touched", functools.partial(dense, rate=2e-3))
     with pytest.raises(SystemExit, match="jaxtrelu, touched differs"):
         compared(next(iter(sparse_mlp.touched(args))))
+
+
+def test_the_recipe_with_a_name_is_the_one_that_was_measured():
+    """That of "jaxtrelu" in the worlds, of inputs whose mean norm is √L0."""
+    told, recipe = synthetic_world.OURS, sae.frequent_resampling(9.0)
+    measured = {
+        "surrogate": Rectangle(told["bandwidth"], to_input=told["to_input"]),
+        "initial_threshold": told["first"],
+        "initial_norm": told["norm"],
+        "coefficient_warmup": told["ramp"],
+        "learning_rate_warmup": 0,
+        "learning_rate_decay": 0.2,
+        "clip_norm": 1.0,
+        "batch_size": synthetic_world.BATCH,
+        "input_scaling": 3.0,
+        "name": "frequent_resampling",
+    }
+    common = ("learning_rate", "steer_from", "coefficient", "unit_norm_decoder")
+    common += ("resample_every", "resample_until", "resample_from")
+    measured |= {name: told[name] for name in common}
+    assert not synthetic_world.CHANGES["jaxtrelu"]
+    assert recipe == dataclasses.replace(sae.short_run(), **measured)

@@ -1,6 +1,7 @@
 """`sae`: what it prints. What it trains is in test_sae_training.py."""
 
 import contextlib
+import inspect
 import io
 import json
 
@@ -9,8 +10,21 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxtrelu import sae
-from jaxtrelu._cli import console
-from jaxtrelu._cli.sae import results
+from jaxtrelu._cli import console, parser
+from jaxtrelu._cli.sae import results, train
+
+
+def test_every_recipe_of_the_library_is_a_choice():
+    functions = {name: value for name, value in vars(sae).items() if inspect.isfunction(value)}
+    made = {n for n, f in functions.items() if inspect.signature(f).return_annotation is sae.Recipe}
+    assert made == set(train._RECIPES) and len(made) > 3
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_a_recipe_of_an_l0_gets_the_one_that_is_asked_for(command):
+    words = ["sae", command, "--l0", "9", "--recipe", "frequent_resampling", "--coefficient", "2"]
+    recipe = train.recipe_of(parser.build().parse_args(words))
+    assert recipe == sae.frequent_resampling(9.0, coefficient=2.0) and recipe.input_scaling == 3
 
 
 @pytest.fixture(scope="module")

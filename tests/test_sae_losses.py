@@ -316,6 +316,9 @@ def test_a_scale_that_float32_cannot_hold_is_no_matter_of_the_learning_rate(run)
 
 
 def test_recipes_refuse():
+    for wrong, error in ((0, ValueError), (math.nan, ValueError), (True, TypeError)):
+        with pytest.raises(error, match=f"^`l0` of a recipe should be .*, but is {wrong}"):
+            sae.frequent_resampling(wrong)
     with pytest.raises(ValueError, match="`initial_threshold` of a recipe should be at least 0"):
         dataclasses.replace(sae.gemma_scope(), initial_threshold=-0.1)
     with pytest.raises(TypeError, match="without one the thresholds would not learn"):

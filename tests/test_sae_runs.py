@@ -425,6 +425,8 @@ def test_commands(tmp_path, capsys):
     np.save(tmp_path / "few.npy", planted()[:300])  # fewer than the usual batch
     few = ["sae", "sweep", str(tmp_path / "few.npy"), "--features", "8", "--l0", "2"]
     assert main([*few, "--steps", "2", "--output", str(tmp_path / "few")]) == 0
+    assert main([*many, "--recipe", "frequent_resampling"]) == 2
+    assert "--recipe frequent_resampling is for one --l0, to which" in capsys.readouterr().err
     for l0 in ("99", "nan"):
         assert main([*many, "--l0", l0]) == 2
         assert "--l0 should be between 0 and the number of --features" in capsys.readouterr().err

@@ -30,6 +30,7 @@ from jaxtrelu.sae._planted import PlantedScores, PlantedWorld, planted_scores
 from jaxtrelu.sae._recipes import (
     Recipe,
     anthropic_2025,
+    frequent_resampling,
     gemma_scope,
     gemma_scope_2,
     short_run,
@@ -88,6 +89,7 @@ __all__ = [
     "dead_features",
     "diagnostics",
     "evaluate",
+    "frequent_resampling",
     "gemma_scope",
     "gemma_scope_2",
     "held_out",

@@ -353,3 +353,56 @@ def short_run() -> Recipe:
         learning_rate_decay=0.2,
         batch_size=512,
     )
+
+
+def frequent_resampling(l0: float, *, coefficient: float = 0.1) -> Recipe:
+    """`short_run` with small norms at the start and neuron resampling, often; not a published one.
+
+    Against `short_run`: inputs scaled to a mean norm of √L0, so that single features have values
+    near 1; encoder rows of norm .1 at the start and free decoder rows; bandwidth and first
+    thresholds .1; λ ramps up over .8 of the run and is steered to the L0 from half of it; silent
+    features start again at residuals, every eightieth of the run until .9 of it; gradients clipped
+    to norm 1; no warm-up of the learning rate.
+
+    When to take it: data that are sums of a few sparse directions, runs of 2,000 steps and more. In
+    synthetic worlds with twice as many planted directions as features it finds more of them than
+    SAELens does. When not: on image patches it explains no more variance than `short_run`, and less
+    where λ is off. Nor was it tried with skip connections.
+
+    Args:
+      l0: the mean number of open features that the run is to be steered to.
+      coefficient: λ at the end of its ramp. Where it is steered first, after five eighths of the
+        ramp, it should be near the one that the L0 needs, or L0 comes late: a first run ends with
+        that one, `model.about["training"]["coefficient"]`, of which 1.6 times are to be passed.
+
+    Returns:
+      A `Recipe`.
+
+    Raises:
+      TypeError: `l0` or `coefficient` is no number.
+      ValueError: one of them is not greater than 0.
+
+    >>> frequent_resampling(16).input_scaling
+    4.0
+
+    Source: neuron resampling is that of Bricken et al. 2023; what each part is worth is in
+    docs/design/autoencoders.md.
+    """
+    _check_number("l0", l0, *_POSITIVE)
+    return dataclasses.replace(
+        short_run(),
+        name="frequent_resampling",
+        surrogate=Rectangle(0.1),
+        initial_threshold=0.1,
+        input_scaling=math.sqrt(l0),
+        unit_norm_decoder=False,
+        coefficient=coefficient,
+        coefficient_warmup=0.8,
+        learning_rate_warmup=0,
+        clip_norm=1.0,
+        resample_every=0.0125,
+        resample_until=0.9,
+        resample_from="residuals",
+        initial_norm=0.1,
+        steer_from=0.5,
+    )

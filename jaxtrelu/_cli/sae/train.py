@@ -23,7 +23,8 @@ from jaxtrelu._cli.sae.data import add_targets, open_data
 if TYPE_CHECKING:
     from jaxtrelu.sae import Autoencoder, Recipe, Rows
 
-_RECIPES = ("short_run", "gemma_scope", "gemma_scope_2", "anthropic_2025")
+_OF_AN_L0 = ("frequent_resampling",)  # which one has to be said
+_RECIPES = ("short_run", *_OF_AN_L0, "gemma_scope", "gemma_scope_2", "anthropic_2025")
 _FEATURES = 256
 INT32 = 2**31 - 1  # features, examples and steps are counted in int32
 _WRITING = 86400  # seconds that the first process may take for the results, while others wait
@@ -155,7 +156,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=_RECIPES,
         help="loss, optimiser and start: one for runs of a few thousand steps, or a published one; "
-        "gemma_scope_2 steers L0 by a quadratic penalty (default: short_run)",
+        "frequent_resampling suits sums of sparse directions, and wants a --coefficient near what "
+        "--l0 needs; gemma_scope_2 steers L0 by a quadratic penalty (default: short_run)",
     )
     add("--batch-size", int, text="examples in a step", low=1, high=INT32)
     add("--learning-rate", float, text="of Adam")
@@ -164,7 +166,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add(
         "--initial-norm", float, text="of the encoder's rows at the start, and of free decoder rows"
     )
-    add("--coefficient", float, text="λ at the start, or throughout with gemma_scope_2")
+    text = "λ at the start; with frequent_resampling after its ramp, with gemma_scope_2 throughout"
+    add("--coefficient", float, text=text)
     add(
         "--resample-every",
         float,
@@ -273,8 +276,8 @@ def run(args: argparse.Namespace) -> int:
     from jaxtrelu.sae._train import rows_of, with_batches_for
 
     start = open_start(args)
-    recipe = recipe_of(args, start)
     _check_l0(args)
+    recipe = recipe_of(args, start)
     rows = rows_of(open_data(args.data, args.seed, args.held_out), args.seed, None, args.targets)
     if args.recipe is None and args.batch_size is None:
         recipe = with_batches_for(rows, recipe)
@@ -421,7 +424,15 @@ def recipe_of(args: argparse.Namespace, start: "Autoencoder | None" = None) -> "
     from jaxtrelu.sae._train import usual_recipe
 
     if args.recipe is not None:
-        recipe: Recipe = getattr(sae, args.recipe)()
+        several = isinstance(args.l0, list) and len(args.l0) > 1
+        if several and args.recipe in _OF_AN_L0:
+            raise UserError(
+                f"--recipe {args.recipe} is for one --l0, to which it scales the inputs: sweep "
+                "over --seeds, or call the command for each --l0."
+            )
+        l0 = args.l0[0] if isinstance(args.l0, list) else args.l0
+        told = (l0,) if args.recipe in _OF_AN_L0 else ()
+        recipe: Recipe = getattr(sae, args.recipe)(*told)
     else:
         skip = args.skip or (start is not None and start.skip is not None)
         recipe = (start and known_recipe(start)) or usual_recipe(skip)
