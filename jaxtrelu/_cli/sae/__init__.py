@@ -159,7 +159,7 @@ def _in_options(message: str) -> str:
     start, other, differing = message.partition(" belong to another run: ")
     for inside, outside in _SETTINGS.items() if other else ():
         name = rf"(^|; ){re.escape(inside)} is "
-        differing = re.sub(name, lambda found, to=outside: f"{found[1]}{to} is ", differing)
+        differing = re.sub(name, rf"\g<1>{outside} is ", differing)
     message = start + other + differing
     if message.startswith("`bandwidth` of "):
         message = "--bandwidth" + message[message.index(" should") :].partition(". Pass")[0] + "."
