@@ -28,6 +28,9 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+_LEAST = float(np.finfo(np.float32).tiny)  # below it 1 / bandwidth overflows, or nearly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Surrogate(abc.ABC):
         scales with the inputs. A bandwidth of 0.001 for inputs of norm 1 is 0.048 for the same
         inputs scaled to norm sqrt(2304).
       to_input: if true the estimate also flows to ``x`` (Anthropic's January 2025 update), not only
-        to the threshold (Rajamanoharan et al.).
+        to the threshold (Rajamanoharan et al.). With ``shift``, whose gate is smoothed, it flows to
+        both in either case.
 
     Example:
       >>> import jaxtrelu
@@ -48,7 +52,8 @@ class Surrogate(abc.ABC):
 
     Raises:
       TypeError: `bandwidth` is not a Python or NumPy number.
-      ValueError: `bandwidth` is not finite and greater than 0.
+      ValueError: `bandwidth` is not finite and greater than 0, or less than float32 has an inverse
+        of.
     """
 
     bandwidth: float
@@ -72,6 +77,11 @@ class Surrogate(abc.ABC):
             raise ValueError(
                 f"`bandwidth` of {name} should be finite and greater than 0, in the units of x, "
                 f"but is {self.bandwidth!r}. Pass a positive number, such as {name}(0.05)."
+            )
+        if self.bandwidth < _LEAST:
+            raise ValueError(
+                f"`bandwidth` of {name} should be at least {_LEAST:.3g}, but is "
+                f"{self.bandwidth!r}: the density, 1 / bandwidth, would be infinite in float32."
             )
         object.__setattr__(self, "bandwidth", float(self.bandwidth))
 

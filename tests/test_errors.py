@@ -102,6 +102,22 @@ VALUE_ERRORS = {
         lambda: jaxtrelu.thresholded_linear(X, X, 0.5),
         r"`x` should have shape \(\.\.\., d\) and `w` \(d, n\), but.*\(8, 16\) and \(8, 16\)",
     ),
+    "a linear layer's weight turned": (
+        lambda: jaxtrelu.thresholded_linear(X, X[:3], 0.5),
+        r"`w` \(d, n\), but .* \(3, 16\)\. Pass w\.T if `w` is \(n, d\)\.$",
+    ),
+    "a gated product's weight turned": (
+        lambda: jaxtrelu.gated_mlp(X, X, X.T, X, 0.5),
+        r"`w_up` should have the shape of `w_gate`, .*\. Pass w_up\.T if it is \(d, m\)\.$",
+    ),
+    "an integer that JAX does not hold": (
+        lambda: thresholded_relu(10**12),
+        r"`x` = 1000000000000 does not fit in int32, which JAX takes a Python integer in",
+    ),
+    "a threshold of 400 digits": (
+        lambda: thresholded_relu(X, 10**400),
+        r"`threshold` = 10{39} does not fit .* float32",
+    ),
     "integer out of range": (
         lambda: thresholded_relu(jnp.arange(3, dtype=jnp.uint8), -1),
         r"does not fit in x's dtype uint8, which holds 0 to 255",
@@ -142,6 +158,14 @@ def test_bandwidths(surrogate, bandwidth):
         surrogate(bandwidth)
 
 
+@pytest.mark.parametrize("surrogate", [Rectangle, Triangle, Gaussian, Sigmoid])
+def test_a_bandwidth_whose_inverse_is_infinite(surrogate):
+    with pytest.raises(ValueError, match=r"at least 1.18e-38, but is 1e-39: the density"):
+        surrogate(1e-39)
+    slope = jax.grad(lambda t: jaxtrelu.jump_relu(jnp.float32(2), t, surrogate=surrogate(2e-38)))
+    assert slope(1.0) == 0
+
+
 def test_thresholds_that_fit():
     """Infinities, the largest number, and where a block compares in a wider dtype than x's."""
     x = X.astype(jnp.float16)
@@ -149,10 +173,15 @@ def test_thresholds_that_fit():
         assert thresholded_relu(x, threshold).dtype == x.dtype
     assert (thresholded_relu(x, -float("inf"), variant="clamp") == x).all()
     assert not jaxtrelu.sparse_mlp(x, x, x, 1e5).any()
+    assert not _linear(x, 1e5).any()
 
 
 def _linear(x, threshold, **options):
     return jaxtrelu.thresholded_linear(x, jnp.eye(16, dtype=x.dtype), threshold, **options)
+
+
+def _one_linear(x, threshold):
+    return jaxtrelu.thresholded_linear(x, jnp.ones((1, 1), x.dtype), threshold)
 
 
 def _layer(x, threshold, **options):
@@ -161,6 +190,32 @@ def _layer(x, threshold, **options):
 
 def _network(x, threshold, **options):
     return interop.activation(threshold, dtype=x.dtype, **options)(x)
+
+
+def _sparse(x, threshold):
+    return jaxtrelu.sparse_mlp(x, *[jnp.ones((1, 1), x.dtype)] * 2, threshold)
+
+
+@pytest.mark.parametrize("function", [thresholded_relu, jaxtrelu.step, _one_linear, _sparse])
+def test_thresholds_keep_their_precision_beside_a_narrow_dtype(function):
+    """An array of integers too: 259 is 260 in bfloat16, and 260 is above it."""
+    x = jnp.full((1, 1), 260, jnp.bfloat16)
+    for kind in (jnp.int32, jnp.int16, jnp.uint32, jnp.float32):
+        for threshold in (jnp.array(259, kind), jnp.array([259], kind), np.array([259], kind)):
+            assert function(x, threshold) == 1
+    assert jax.jit(function)(x, np.int32(259)) == 1
+
+
+def test_a_number_in_a_linear_layer_is_taken_in_float32_at_least():
+    """As in the blocks: .10004997 is above .1, and not above .1 in bfloat16, which is .1001."""
+    x, w = jnp.ones((1, 2), jnp.bfloat16), jnp.array([[0.10009765625], [-4.77e-5]], jnp.bfloat16)
+    one = jnp.ones((1, 1), jnp.bfloat16)
+    for threshold in (0.1, jnp.float32(0.1)):
+        linear = jaxtrelu.thresholded_linear(x, w, threshold, variant="hard")
+        block = jaxtrelu.compact_mlp(x, w.T, one, threshold, variant="hard")
+        assert linear == block and linear > 0
+        under_jit = jax.jit(lambda t: jaxtrelu.thresholded_linear(x, w, t, variant="hard"))
+        assert under_jit(threshold) == linear
 
 
 FILLED = [

@@ -241,7 +241,13 @@ def real_array(x, name: str) -> jax.Array:
     if dtype is None or not any(jnp.issubdtype(dtype, t) for t in (jnp.floating, jnp.integer)):
         advice = f"{name}.astype('float32')" if hasattr(x, "astype") else "a float32 array"
         raise TypeError(f"{wanted}, but is {_described(x)}. Pass for example {advice}.")
-    return jnp.asarray(x, dtype)
+    try:
+        return jnp.asarray(x, dtype)
+    except OverflowError:
+        raise ValueError(
+            f"`{name}` = {x!r:.40} does not fit in {dtype}, which JAX takes a Python integer in. "
+            "Pass a floating-point number."
+        ) from None
 
 
 def _is_odd(x) -> bool:
@@ -277,7 +283,11 @@ def _threshold_array(threshold, dtype) -> jax.Array:
         return _python_threshold(threshold, dtype)
     if isinstance(threshold, jax.Array) and threshold.weak_type:  # a Python number through jit
         threshold = _weak_threshold(threshold, dtype)
-    return real_array(threshold, "threshold")
+    threshold = real_array(threshold, "threshold")
+    if jnp.issubdtype(threshold.dtype, jnp.integer) and jnp.issubdtype(dtype, jnp.floating):
+        # JAX would take 259 in bfloat16, where it is 260.
+        threshold = threshold.astype(accumulator_dtype(dtype))
+    return threshold
 
 
 def _python_threshold(threshold: int | float, dtype) -> jax.Array:
@@ -291,7 +301,7 @@ def _python_threshold(threshold: int | float, dtype) -> jax.Array:
         limits = jnp.iinfo(dtype)
         if not limits.min <= threshold <= limits.max:
             raise ValueError(
-                f"`threshold` = {threshold!r} does not fit in x's dtype {dtype}, which holds "
+                f"`threshold` = {threshold!r:.40} does not fit in x's dtype {dtype}, which holds "
                 f"{limits.min} to {limits.max}. Cast x to a wider dtype first."
             )
         threshold = int(threshold)
@@ -342,9 +352,9 @@ def _does_not_fit(number: int | float, name: str, which: str, dtype, what: str =
     """What is said of a number that is too large for a floating dtype."""
     otherwise = ", or pass an infinity" if _fits(math.inf, dtype) else ""
     return (
-        f"`{name}` = {number!r} does not fit in the dtype {which}, {jnp.dtype(dtype).name}, whose "
-        f"largest number is {float(jnp.finfo(dtype).max):g}. Cast {what} to a wider dtype first"
-        f"{otherwise}."
+        f"`{name}` = {number!r:.40} does not fit in the dtype {which}, {jnp.dtype(dtype).name}, "
+        f"whose largest number is {float(jnp.finfo(dtype).max):g}. Cast {what} to a wider dtype "
+        f"first{otherwise}."
     )
 
 
@@ -389,9 +399,10 @@ def linear_operands(
     """x (..., d), w (d, n), b (n,) or zeros, and the threshold, 0-d or of the output's rank."""
     x, w = _matrix_operand(x, "x"), _matrix_operand(w, "w")
     if not x.ndim or w.ndim != 2 or x.shape[-1] != w.shape[0]:
+        turned = " Pass w.T if `w` is (n, d)." if w.ndim == 2 else ""
         raise ValueError(
             f"`x` should have shape (..., d) and `w` (d, n), but the shapes are {x.shape} and "
-            f"{w.shape}."
+            f"{w.shape}.{turned}"
         )
     if x.dtype != w.dtype:
         raise TypeError(
@@ -400,7 +411,8 @@ def linear_operands(
         )
     b = jnp.zeros(w.shape[1], x.dtype) if b is None else _checked_bias(b, "b", w.shape[1])
     check_fill(spec, x.dtype)
-    return x, w, b, _threshold_for(threshold, (*x.shape[:-1], w.shape[1]), x.dtype, "x @ w + b")
+    shape = (*x.shape[:-1], w.shape[1])
+    return x, w, b, _threshold_for(threshold, shape, accumulator_dtype(x.dtype), "x @ w + b")
 
 
 class Block(NamedTuple):
@@ -438,8 +450,10 @@ def block_operands(
         )
     for name, w in others:
         if w.shape != head.shape:
+            turned = f" Pass {name}.T if it is (d, m)." if w.ndim == 2 else ""
             raise ValueError(
                 f"`{name}` should have the shape of `{first}`, {head.shape}, but has {w.shape}."
+                f"{turned}"
             )
     features = head.shape[0]
     if w_out.ndim != 2 or w_out.shape[0] != features:
