@@ -688,6 +688,7 @@ TABLES = {
     "world-in-short": Made(functools.partial(scores, brief=True), ("world",)),
     "world-half": Made(scores, ("world_half",)),
     "world-quarter": Made(scores, ("world_quarter",)),
+    "world-full-by-name": Made(functools.partial(scores, brief=True), ("world_full_by_name",)),
     "world-by-name": Made(functools.partial(scores, brief=True), ("world_by_name",)),
     "world-quarter-in-short": Made(functools.partial(scores, brief=True), ("world_quarter",)),
     "start-deep": Made(start, ("depth_100",)),
