@@ -100,7 +100,7 @@ def test_nan_beside_zeros_in_several_blocks_of_rows(over):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_infinities_and_nan_are_summed_by_their_terms(seed):
-    """Of either sign, infinity and NaN, and numbers where they meet zeros alone."""
+    """Of either sign, infinity and NaN, also beside infinite factors, and beside zeros alone."""
     rng = np.random.default_rng(seed)
     a = np.maximum(rng.standard_normal((40, 300)), 0).astype("float32")
     a *= rng.choice(np.float32([1, -1, 0]), a.shape, p=[0.1, 0.1, 0.8])
@@ -108,6 +108,8 @@ def test_infinities_and_nan_are_summed_by_their_terms(seed):
     special = rng.choice(np.float32([np.inf, -np.inf, np.nan]), b.shape)
     b = np.where(rng.random(b.shape) < 5e-3, special, b)
     b[0, 0] = np.nan
+    a[0] = 0
+    a[0, np.flatnonzero(~np.isfinite(b).all(axis=1))[1]] = np.inf
     with np.errstate(invalid="ignore"):
         terms = a[:, :, None].astype("float64") * b[None].astype("float64")
         expected = np.where(a[:, :, None] != 0, terms, 0).sum(axis=1)

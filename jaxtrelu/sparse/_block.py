@@ -297,19 +297,22 @@ def _around_zeros(a: jax.Array, b: jax.Array, dtype, over: int) -> jax.Array:
     places = jnp.arange(length, dtype=jnp.int32)
 
     def add_block(k, y):
-        # The last block begins earlier where rows are left over; those it has seen are closed.
+        # The last block begins earlier where rows are left over; those it has seen are left out.
         first = jnp.minimum(k * length, rows - length)
         factors = lax.dynamic_slice_in_dim(a, first, length, axis=over)
-        seen = jnp.expand_dims(first + places < k * length, 1 - over)
-        factors = jnp.where(seen, 0, factors)
         terms = lax.dynamic_slice_in_dim(b, first, length)
-        bad = ~jnp.all(jnp.isfinite(terms), axis=1) & jnp.any(factors == 0, axis=1 - over)
-        y = y + _dot(factors, jnp.where(bad[:, None], 0, terms), (over, 0), dtype)
+        unseen = first + places >= k * length
+        bad = ~jnp.all(jnp.isfinite(terms), axis=1) & jnp.any(factors == 0, axis=1 - over) & unseen
+        # Of both factors: an infinite one beside a 0 would be NaN.
+        plain = unseen & ~bad
+        kept = jnp.where(jnp.expand_dims(plain, 1 - over), factors, 0)
+        y = y + _dot(kept, jnp.where(plain[:, None], terms, 0), (over, 0), dtype)
 
         def add(state):
             y, left = state
             place = jnp.argmax(left).astype(jnp.int32)
-            factor = lax.dynamic_index_in_dim(factors, place, axis=over, keepdims=False)
+            # From `a` itself: kept beside what is multiplied, the factors would be a second array.
+            factor = lax.dynamic_index_in_dim(a, first + place, axis=over, keepdims=False)
             factor = factor.astype(dtype)[:, None]
             term = factor * lax.dynamic_index_in_dim(terms, place, axis=0).astype(dtype)
             return y + jnp.where(factor != 0, term, 0), left & (places != place)
