@@ -40,7 +40,7 @@ def thresholded_relu(
     ``x == threshold`` it is closed, and the derivative there is 0, as it is where
     ``x >= threshold + ceiling``. NaN in x or in the threshold gives NaN, and the cotangent passes
     where x is NaN. Closed values are exactly +0.0 (or `fill`, or the threshold), and a closed gate
-    passes exactly 0 backwards, whatever the cotangent.
+    passes exactly 0 backwards, whatever the cotangent, unless a surrogate lets it pass.
 
     Gradients: dx is the cotangent where the gate is open, else 0. The threshold's is minus the
     cotangent where open (``shift``), plus the cotangent where closed (``clamp``), and 0 (``hard``)

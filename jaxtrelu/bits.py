@@ -157,12 +157,13 @@ def rank(
       int32 ranks of shape (..., k).
 
     Raises:
-      TypeError, ValueError: `words` are not words, or the other operand is a scalar.
+      TypeError, ValueError: `words` are not words, `index` is not of integers or is a scalar, or
+        their leading axes do not broadcast.
 
     >>> rank(jnp.array([5], jnp.uint32), jnp.array([0, 1, 2, 3])).tolist()
     [0, 1, 1, 2]
     """
-    operands = _one_lead(_checked(words), _integers(index, "index"))
+    operands = _one_lead(_checked(words), index, "index")
     return along_rows(_rank, operands, 1, 1)
 
 
@@ -192,12 +193,13 @@ def select(
       int32 indices of shape (..., j); 32 w where a row has no k-th set bit.
 
     Raises:
-      TypeError, ValueError: `words` are not words, or the other operand is a scalar.
+      TypeError, ValueError: `words` are not words, `k` is not of integers or is a scalar, or their
+        leading axes do not broadcast.
 
     >>> select(jnp.array([5], jnp.uint32), jnp.array([0, 1, 2])).tolist()
     [0, 2, 32]
     """
-    operands = _one_lead(_checked(words), _integers(k, "k"))
+    operands = _one_lead(_checked(words), k, "k")
     return along_rows(_select, operands, 1, 1)
 
 
@@ -240,7 +242,7 @@ def compact(
     ([0, 2, 32], [7.0, 9.0, 0.0], 2)
     """
     words = _checked(words)
-    size = whole_number(size, "size", 0, _STATIC)
+    size = _size(size, "size")
     if values is not None:
         values = jnp.asarray(values)
         if values.shape[:-1] != words.shape[:-1] or words_for(values.shape[-1]) != words.shape[-1]:
@@ -272,7 +274,8 @@ def expand(
     """Back from lists to a dense array: the inverse of `compact`.
 
     Args:
-      indices: (..., K) integers; those below 0 or not below `width` are padding.
+      indices: (..., K) integers; those below 0 or not below `width` are padding. Each once: of one
+        that is there twice, one value stays, and JAX does not say which.
       values: (..., K) of any dtype.
       width: n.
 
@@ -294,7 +297,7 @@ def expand(
         )
     if indices.ndim == 0:
         raise ValueError("`indices` should have at least one axis, but is a scalar.")
-    width = whole_number(width, "width", 0, _STATIC)
+    width = _size(width, "width")
     both = vary_together(indices, values)
     return along_rows(lambda indices, values: _expand(indices, values, width), both, 1, 1)
 
@@ -347,25 +350,28 @@ def _select_rows(words: jax.Array, k: jax.Array) -> jax.Array:
     return jnp.where(there, place * WORD_BITS + bit, width * WORD_BITS)
 
 
-def _one_lead(words: jax.Array, index: jax.Array) -> list[jax.Array]:
-    """Both with the leading axes to which those of the two broadcast."""
-    if not index.ndim:
+def _one_lead(words: jax.Array, numbers: ArrayLike, name: str) -> list[jax.Array]:
+    """Words, and the numbers called `name`, with the leading axes to which both broadcast."""
+    numbers = _integers(numbers, name)
+    if not numbers.ndim:
         raise ValueError(
-            "the second operand should have shape (..., k), but is a scalar. Pass several numbers, "
-            "or jnp.array([number])."
+            f"`{name}` should have at least one axis, but is a scalar. Pass several numbers, or "
+            f"jnp.array([{name}])."
         )
     try:
-        lead = jnp.broadcast_shapes(words.shape[:-1], index.shape[:-1])
+        lead = jnp.broadcast_shapes(words.shape[:-1], numbers.shape[:-1])
     except ValueError:
         raise ValueError(
-            "the leading axes of both operands should broadcast, but words have shape "
-            f"{words.shape} and the second operand has {index.shape}."
+            f"the leading axes of `words` and `{name}` should broadcast, but the shapes are "
+            f"{words.shape} and {numbers.shape}."
         ) from None
-    return [jnp.broadcast_to(array, (*lead, array.shape[-1])) for array in (words, index)]
+    return [jnp.broadcast_to(array, (*lead, array.shape[-1])) for array in (words, numbers)]
 
 
-# A size is part of a shape.
-_STATIC = " Under jax.jit, make it a static argument."
+def _size(size: int, name: str) -> int:
+    """A whole number that is part of a shape, so none that is traced."""
+    traced = isinstance(size, jax.core.Tracer)
+    return whole_number(size, name, 0, " Under jax.jit, make it a static argument." * traced)
 
 
 def _integers(array: ArrayLike, name: str) -> jax.Array:
@@ -380,7 +386,7 @@ def _integers(array: ArrayLike, name: str) -> jax.Array:
 
 
 def _check_width(words: jax.Array, width: int) -> None:
-    width = whole_number(width, "width", 0, _STATIC)
+    width = _size(width, "width")
     if not 0 <= width <= words.shape[-1] * WORD_BITS:
         raise ValueError(
             f"`width` should be between 0 and {words.shape[-1] * WORD_BITS}, the number of bits in "

@@ -110,10 +110,10 @@ def test_leading_axes_broadcast(function):
     np.testing.assert_array_equal(function(words[0], index[None]), together[:1])
 
 
-@pytest.mark.parametrize("function", [bits.select, bits.rank])
-def test_a_single_index_has_an_axis(function):
+@pytest.mark.parametrize(("function", "name"), [(bits.select, "k"), (bits.rank, "index")])
+def test_a_single_index_has_an_axis(function, name):
     words = jnp.array([5], jnp.uint32)
-    with pytest.raises(ValueError, match=r"should have shape \(\.\.\., k\), but is a scalar"):
+    with pytest.raises(ValueError, match=f"`{name}` should have at least one axis, but is a scal"):
         function(words, 1)
     assert jax.eval_shape(function, words, jnp.array([1])).shape == (1,)
 
@@ -198,16 +198,20 @@ def test_errors_say_what_to_pass():
     for values in (jnp.ones(33), jnp.ones((1, 3)), jnp.ones(0)):
         with pytest.raises(ValueError, match=r"`values` should have shape \(\.\.\., n\) beside"):
             bits.compact(word, 3, values)
-    for search in (bits.rank, bits.select):
-        with pytest.raises(TypeError, match="should be integers, but is an array of dtype float32"):
+    for search, name in ((bits.rank, "index"), (bits.select, "k")):
+        with pytest.raises(TypeError, match=f"`{name}` should be integers, but .* dtype float32"):
             search(word, jnp.array([1.0]))
-        with pytest.raises(ValueError, match="leading axes of both operands should broadcast"):
+        with pytest.raises(ValueError, match=f"leading axes of `words` and `{name}` should broad"):
             search(jnp.zeros((2, 1), jnp.uint32), jnp.zeros((3, 1), jnp.int32))
     with pytest.raises(TypeError, match="`indices` should be integers"):
         bits.expand(jnp.zeros(2), jnp.zeros(2), 4)
     for call in (bits.unpack, bits.compact, lambda w, n: bits.expand(w.astype(int), w, n)):
         with pytest.raises(TypeError, match=r"whole number.* make it a static argument"):
             jax.jit(call)(word, 3)
+        with pytest.raises(ValueError, match=r"should be at least 0, but is -1\.$"):
+            call(word, -1)
+        with pytest.raises(TypeError, match=r"should be a whole number, but is 1\.5 \(float\)\.$"):
+            call(word, 1.5)
 
 
 def test_indices_outside_are_padding():
@@ -216,3 +220,5 @@ def test_indices_outside_are_padding():
     expand = jax.jit(bits.expand, static_argnums=2)
     dense = expand(np.array([-1, 0, 4]), np.array([1.0, 2, 3], np.float32), 4)
     assert dense.tolist() == [2, 0, 0, 0]
+    *rest, one = expand(np.array([3, 3, 9]), np.array([1.0, 2, 4], np.float32), 4).tolist()
+    assert rest == [0, 0, 0] and one in (1, 2), "not their sum"

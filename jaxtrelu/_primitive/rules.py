@@ -74,10 +74,16 @@ def varying_like(array: jax.Array, *others: jax.Array) -> jax.Array:
     return lax.pcast(array, missing, to="varying") if missing else array
 
 
-def once(name: str, function: Callable, static: int = 0) -> Callable:
+def once(
+    name: str,
+    function: Callable,
+    static: int = 0,
+    *,
+    said: str = "can be differentiated once, in reverse mode",
+) -> Callable:
     """A part of a gradient, which says so where it is differentiated itself.
 
-    The first `static` arguments are no arrays.
+    The first `static` arguments are no arrays; `said` is what derivatives there are.
     """
 
     @functools.partial(jax.custom_jvp, nondiff_argnums=range(static))
@@ -87,8 +93,8 @@ def once(name: str, function: Callable, static: int = 0) -> Callable:
     @alone.defjvp
     def _(*arguments):
         raise NotImplementedError(
-            f"{name} can be differentiated once, in reverse mode. For forward mode and higher "
-            "derivatives write the same with jaxtrelu.thresholded_relu between dense products."
+            f"{name} {said}. For forward mode and higher derivatives write the same with "
+            "jaxtrelu.thresholded_relu between dense products."
         )
 
     return alone

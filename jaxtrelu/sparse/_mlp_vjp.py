@@ -162,7 +162,7 @@ def sparse_mlp_vjp(
         touched = whole_number(touched, "touched", hint=" Pass None for the default.")
     size = at_most(features, plan.size if touched is None else touched)
     screen = checked_screen(screen, operands.w_in)
-    found = once("sparse_mlp_vjp", partial(forward, plan))(operands, screen)
+    found = once("sparse_mlp_vjp", partial(forward, plan), said=_PULLED_BACK)(operands, screen)
     (total, activity), residuals = found
     y = finished(total, block.b_out, block.lead, block.x.dtype)
 
@@ -186,6 +186,12 @@ def sparse_mlp_vjp(
         )
 
     return ((y, in_shape(plan, activity, block.lead)) if with_activity else y), pullback
+
+
+_PULLED_BACK = (
+    "cannot be differentiated: its gradient is what the pullback returns. "
+    "Call that, or take jax.grad of jaxtrelu.sparse_mlp"
+)
 
 
 def _cotangent(cotangent, name: str, of: str, shape: tuple, dtype) -> jax.Array:
