@@ -98,6 +98,10 @@ VALUE_ERRORS = {
         lambda: jaxtrelu.thresholded_glu(X, X, variant="clamp"),
         r"'clamp' has no zeros to skip: it is max\(x, threshold\). Pass 'shift' or 'hard'",
     ),
+    "a fill of a gated unit": (
+        lambda: jaxtrelu.thresholded_glu(X, X, variant="hard", fill=2.0),
+        r"`fill` should be 0 here, but is 2\.0: .* Write the same with jaxtrelu\.thresholded_relu",
+    ),
     "shapes of a linear layer": (
         lambda: jaxtrelu.thresholded_linear(X, X, 0.5),
         r"`x` should have shape \(\.\.\., d\) and `w` \(d, n\), but.*\(8, 16\) and \(8, 16\)",

@@ -175,13 +175,13 @@ def check_zeros(spec: Spec) -> None:
         with_zeros = [name for name in selectable_variants() if VARIANTS[name].has_zeros]
         raise ValueError(
             f"variant={spec.variant!r} has no zeros to skip: it is {spec.traits.formula}. Pass "
-            f"{' or '.join(map(repr, with_zeros))}, or use jaxtrelu.thresholded_relu between dense "
-            "products."
+            f"{' or '.join(map(repr, with_zeros))}, or write the same with "
+            "jaxtrelu.thresholded_relu."
         )
     if spec.fill != 0:
         raise ValueError(
             f"`fill` should be 0 here, but is {spec.fill!r}: closed entries contribute nothing. "
-            "Use jaxtrelu.thresholded_relu between dense products."
+            "Write the same with jaxtrelu.thresholded_relu."
         )
 
 
@@ -585,7 +585,7 @@ def checked_block_layer(
         implementation=implementation,
         param_dtype=threshold_dtype,
     )
-    check_skips(spec, "this block")
+    check_skips(spec, "CompactMLP")
     entries_for(capacity, 1, features, 1)
     one_for_all = not callable(threshold) and np.shape(threshold) == ()  # type: ignore[arg-type]
     shape = threshold_shape(threshold, features)
