@@ -61,7 +61,7 @@ import pytest
 pytest.register_assert_rewrite("cases", "kernel_back_ends")
 
 MEMORY = 1000
-GROWTH = 250
+GROWTH = 150
 _of_workers = []  # MB that each had in memory at most
 
 hypothesis.settings.register_profile(
