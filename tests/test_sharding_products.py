@@ -195,7 +195,8 @@ def test_training_step_of_an_autoencoder(sharding):
             initial_state(settings, x),
         )
         batch = jax.device_put(x, NamedSharding(mesh, P(examples)))
-        program = train_step.lower(state, batch, 1.0, settings).compile()
+        step = jax.jit(train_step, static_argnames="settings", donate_argnames="state")
+        program = step.lower(state, batch, 1.0, settings).compile()
         return program, program(state, batch, 1.0)
 
     (ours, after), (dense, expected) = compiled(True), compiled(False)

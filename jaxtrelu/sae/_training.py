@@ -309,7 +309,6 @@ def _weights_and_skip(parameters: Any) -> tuple[Weights, Array | None]:
     return (parameters, None) if isinstance(parameters, Weights) else parameters
 
 
-@partial(jax.jit, static_argnames="settings", donate_argnames="state")
 def train_step(
     state: TrainState,
     x: Float[Array, "batch d"],
@@ -319,6 +318,8 @@ def train_step(
     output_scale: Float[Array, ""] | float = 1.0,
 ) -> tuple[TrainState, losses.Terms]:
     """One step. Pure, and jitted; donates `state`.
+
+    Settings that differ in seed, target, λ, name or start share its program (`Program`).
 
     Args:
       state: the state before the step, whose buffers are used for the one after it.
@@ -332,7 +333,7 @@ def train_step(
     Returns:
       The state after the step, and the loss's `Terms` before it.
     """
-    return advance(state, x, scale, asked(settings), program_of(settings), targets, output_scale)
+    return _advance(state, x, scale, asked(settings), program_of(settings), targets, output_scale)
 
 
 def asked(settings: Settings) -> Asked:
@@ -625,10 +626,9 @@ def _run(
         state = devices.made(first, given, shapes)
     resumed_from = int(state.step)
     before: tuple[int, Any] | None = None
-    program, wishes = program_of(settings), asked(settings)
     for step in range(resumed_from, settings.steps):
         x, y = rows.split(devices.batch(rows, step, size))
-        state, terms = _advance(state, x, scale, wishes, program, y, output_scale)
+        state, terms = train_step(state, x, scale, settings, y, output_scale)
         # Looked at one step late, when it is there anyway: asking now would stop the pipeline.
         if before is not None:
             check_loss(*before)
@@ -640,7 +640,7 @@ def _run(
         if (step + 1) % settings.log_every == 0 or last:
             check_loss(*before)
             seen = measure(state.weights, probe, start_threshold, settings.recipe.surrogate)
-            fixed = [step + 1, terms.l0, terms.reconstruction / variance]
+            fixed: list[Any] = [step + 1, terms.l0, terms.reconstruction / variance]
             fixed += [state.controller.coefficient, *seen]
             history = np.concatenate([history, [[float(v) for v in fixed]]])
             entry = dict(zip(HISTORY, history[-1].tolist(), strict=True))
