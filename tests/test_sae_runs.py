@@ -13,7 +13,7 @@ import pytest
 
 from jaxtrelu import sae
 from jaxtrelu.__main__ import main
-from jaxtrelu.sae import _training as training
+from jaxtrelu.sae import _settings, _step, _training
 
 RECIPE = dataclasses.replace(sae.short_run(), batch_size=128, learning_rate_warmup=10)
 WORLD = sae.PlantedWorld(features=32, dimension=16, mean_l0=3.0)
@@ -117,16 +117,16 @@ def test_only_features_that_were_silent_for_the_period_start_again():
     recipe = dataclasses.replace(RECIPE, resample_every=0.25, adam_b1=0.9)
     run = settings(recipe=recipe, steps=40)
     assert recipe.resampling_steps(40) == 10 and RECIPE.resampling_steps(40) == 0
-    assert [s for s in range(1, 41) if training.revives_after(s, run)] == [10, 20]
+    assert [s for s in range(1, 41) if _step.revives_after(s, run)] == [10, 20]
     longer = dataclasses.replace(run, recipe=dataclasses.replace(recipe, resample_until=0.75))
-    assert [s for s in range(1, 41) if training.revives_after(s, longer)] == [10, 20, 30]
+    assert [s for s in range(1, 41) if _step.revives_after(s, longer)] == [10, 20, 30]
     state = sae.initial_state(run, planted()[:128])
     for _ in range(3):
         state, terms = sae.train_step(state, planted()[:128], 1.0, run)
     np.testing.assert_array_equal(np.asarray(state.silent)[np.asarray(terms.opened)], 0)
     state = state._replace(silent=jnp.zeros(48, jnp.int32).at[jnp.array([5, 9])].set(10))
     before = jax.tree.map(np.asarray, state)
-    after = training.revive(state, planted()[:128], 1.0, run)
+    after = _step.revive(state, planted()[:128], 1.0, run)
     changed = (np.asarray(after.weights.decoder) != before.weights.decoder).any(axis=1)
     assert np.flatnonzero(changed).tolist() == [5, 9]
     assert not np.asarray(after.silent)[[5, 9]].any()
@@ -240,9 +240,9 @@ def test_steering_late_without_a_target_has_no_effect_and_is_refused():
 
 
 def test_checkpoints_from_before_these_settings_go_on():
-    plain = training.identity_of(settings(), rows(), "data")
+    plain = _settings.identity_of(settings(), rows(), "data")
     assert not {"recipe.initial_norm", "recipe.steer_from"} & set(plain)
-    later = training.identity_of(settings(recipe=LATE), rows(), "data")
+    later = _settings.identity_of(settings(recipe=LATE), rows(), "data")
     assert later["recipe.initial_norm"] == "0.5" and later["recipe.steer_from"] == "0.25"
 
 
@@ -279,16 +279,16 @@ def test_what_a_run_did_not_reach_is_said():
         sae.train(planted(), features=48, steps=3, l0=1.6, recipe=RECIPE)
     assert {w.filename for w in warned} == {__file__}
     frozen = dataclasses.replace(RECIPE, surrogate=dataclasses.replace(RECIPE.surrogate))
-    history = {name: np.full(9, 1e-3) for name in training.HISTORY} | {"l0": np.full(9, 5.0)}
-    (said,) = training.shortcomings(history, settings(recipe=frozen, steps=500), 5.0)
+    history = {name: np.full(9, 1e-3) for name in _training.HISTORY} | {"l0": np.full(9, 5.0)}
+    (said,) = _training.shortcomings(history, settings(recipe=frozen, steps=500), 5.0)
     assert "the thresholds moved by 0.001 on average" in said
     assert "0.13 entries per feature and batch" in said  # a share of .001, of 128 examples
-    assert not training.shortcomings(history, settings(steps=50), 5.0)  # too early to say
+    assert not _training.shortcomings(history, settings(steps=50), 5.0)  # too early to say
     worse = history | {"reconstruction": np.linspace(0.2, 1.8, 9)}  # the last five: 1.4
-    (said,) = training.shortcomings(worse, settings(steps=50), 5.0)
+    (said,) = _training.shortcomings(worse, settings(steps=50), 5.0)
     assert "the explained variance is -0.4 at the end of the run" in said
     quadratic = dataclasses.replace(RECIPE, penalty="quadratic_l0")
-    (said,) = training.shortcomings(history, settings(recipe=quadratic), 4.0)
+    (said,) = _training.shortcomings(history, settings(recipe=quadratic), 4.0)
     assert "a larger coefficient brings it nearer" in said
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -22,7 +22,7 @@ import pytest
 
 from jaxtrelu import sae, sparse_mlp
 from jaxtrelu.__main__ import main
-from jaxtrelu.sae import _training as training
+from jaxtrelu.sae import _settings, _step, _training
 from jaxtrelu.sae._formats import safetensors
 
 RECIPE = dataclasses.replace(sae.short_run(), batch_size=128, learning_rate_warmup=10)
@@ -86,16 +86,16 @@ def test_runs_that_differ_in_what_no_step_depends_on_share_its_program():
         return sae.run(rows(), settings(steps=4, log_every=2, recipe=recipe, **changes))
 
     first = trained()
-    before = training._advance._cache_size(), training.measure._cache_size()
+    before = _step._advance._cache_size(), _step.measure._cache_size()
     other = dataclasses.replace(RECIPE, name="other", coefficient=2.0, initial_threshold=0.9)
     found = [trained(seed=1), trained(target_l0=7.0), trained(other)]
-    assert (training._advance._cache_size(), training.measure._cache_size()) == before
+    assert (_step._advance._cache_size(), _step.measure._cache_size()) == before
     for one in found:
         assert np.abs(one.weights.threshold - first.weights.threshold).max() > 1e-5
     free = [dataclasses.replace(RECIPE, coefficient=c) for c in (0.5, 8.0)]
     at_last = [trained(recipe, target_l0=None).history["coefficient"][-1] for recipe in free]
     assert at_last == [0.5, 8.0]
-    assert training._advance._cache_size() == before[0] + 1
+    assert _step._advance._cache_size() == before[0] + 1
 
 
 def test_a_step_reads_no_field_that_its_program_leaves_out():
@@ -109,18 +109,18 @@ def test_a_step_reads_no_field_that_its_program_leaves_out():
     for recipe in (sae.gemma_scope_2(), sae.anthropic_2025(), RECIPE):
         run = settings(recipe=dataclasses.replace(recipe, batch_size=128))
         state = sae.initial_state(run, rows().batch(0, 128))
-        watched = Watched(**vars(training.program_of(run).recipe))
+        watched = Watched(**vars(_settings.program_of(run).recipe))
         read.clear()
         jax.eval_shape(
-            lambda state, watched=watched, run=run: training.advance(
-                state, jnp.ones((128, WORLD.dimension)), 1.0, training.asked(run),
-                training.program_of(run)._replace(recipe=watched), None, 1.0,
+            lambda state, watched=watched, run=run: _step.advance(
+                state, jnp.ones((128, WORLD.dimension)), 1.0, _settings.asked(run),
+                _settings.program_of(run)._replace(recipe=watched), None, 1.0,
             ),
             state,
         )  # fmt: skip
         assert {"surrogate", "penalty", "learning_rate"} <= read
         # λ itself is an operand: of the recipe's 1, its ramp is made.
-        assert read & set(training.UNREAD) <= {"coefficient"}, run.recipe.name
+        assert read & set(_settings.UNREAD) <= {"coefficient"}, run.recipe.name
 
 
 def _rounds_to_int8(run, x):
@@ -375,13 +375,13 @@ def test_data_without_variance_are_refused(array, words):
         sae.run(sae.Rows(array), settings(recipe=recipe))
 
 
-@pytest.mark.skipif(training.memory_free() is None, reason="the system does not say")
+@pytest.mark.skipif(_training.memory_free() is None, reason="the system does not say")
 def test_a_run_that_needs_more_memory_than_there_is_is_refused_with_the_figure():
     with pytest.raises(MemoryError, match=r"1,000,000,000,000 features .* needs about [\d,.]+ GB"):
         sae.run(rows(), settings(features=10**12))
-    small = training.memory_needed(settings(), 16)
+    small = _training.memory_needed(settings(), 16)
     assert small < 10**6
-    assert training.memory_needed(settings(features=6400), 16) == pytest.approx(
+    assert _training.memory_needed(settings(features=6400), 16) == pytest.approx(
         100 * small, rel=0.1
     )
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxtrelu
 from jaxtrelu import sae
-from jaxtrelu.sae._training import Settings, initial_state, train_step
+from jaxtrelu.sae import Settings, initial_state, train_step
 from jaxtrelu.sparse import compact_mlp, entry_sum, prepare_screen, sparse_mlp_vjp
 
 ROWS, WIDTH, OUT = 32, 16, 24

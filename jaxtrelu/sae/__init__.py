@@ -38,11 +38,13 @@ from jaxtrelu.sae._recipes import (
 from jaxtrelu.sae._report._page import report
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, Statistics, open_rows
+from jaxtrelu.sae._settings import Settings
+from jaxtrelu.sae._step import TrainState, initial_state, train_step
 from jaxtrelu.sae._store import load, save
 from jaxtrelu.sae._sweep import Sweep, sweep
 from jaxtrelu.sae._synthetic import SyntheticScores, SyntheticWorld, synthetic_scores
 from jaxtrelu.sae._train import held_out, train
-from jaxtrelu.sae._training import Settings, TrainState, initial_state, run, train_step
+from jaxtrelu.sae._training import run
 from jaxtrelu.sae._weights import (
     Weights,
     constrained,

@@ -25,6 +25,15 @@ from jaxtrelu.sae._model import Autoencoder
 from jaxtrelu.sae._pairs import Pairs
 from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._result import Result
+from jaxtrelu.sae._settings import Asked, Program, Settings, flag, identity_of, program_of
+from jaxtrelu.sae._step import (
+    TrainState,
+    advance,
+    initial_state,
+    measure,
+    revive,
+    revives_after,
+)
 from jaxtrelu.sae._train import (
     Begin,
     begin,
@@ -36,24 +45,12 @@ from jaxtrelu.sae._train import (
 )
 from jaxtrelu.sae._training import (
     HISTORY,
-    Asked,
-    Program,
-    Settings,
-    TrainState,
-    advance,
     check_interval,
     check_memory,
     check_skip,
     checked_statistics,
-    flag,
-    identity_of,
-    initial_state,
-    measure,
     not_finite_at_first,
     off_centre,
-    program_of,
-    revive,
-    revives_after,
     scales_of,
     shortcomings,
 )

@@ -15,9 +15,10 @@ from jaxtrelu.sae._pairs import Pairs
 from jaxtrelu.sae._recipes import Recipe, short_run
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, array_of, open_rows
+from jaxtrelu.sae._settings import Settings, flag
 from jaxtrelu.sae._start import Start, recipe_of, start_of
 from jaxtrelu.sae._store import load
-from jaxtrelu.sae._training import Settings, flag, run
+from jaxtrelu.sae._training import run
 from jaxtrelu.sparse._screen import Precision
 
 # λ at the start of a run with a skip connection, which explains most of the targets: from 1 all

@@ -1,4 +1,4 @@
-"""Training a sparse autoencoder: a pure step, and a loop that can be killed at any moment.
+"""A training run: a loop that can be killed at any moment.
 
 Everything that a run depends on is in its `Settings`, its rows and its `TrainState`; the state is
 checkpointed, and batches are a function of the step's number. So a run that is resumed goes on bit
@@ -6,47 +6,31 @@ for bit as if it had not been stopped (on the same machine, with the same versio
 """
 
 import contextlib
-import dataclasses
-import functools
 import math
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
-from numbers import Integral, Real
+from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float
 
-from jaxtrelu._surrogates import Surrogate
-from jaxtrelu.sae import _losses as losses
 from jaxtrelu.sae._checkpoints import Checkpoints
-from jaxtrelu.sae._controller import ControllerState, L0Controller, l0_target_controller
 from jaxtrelu.sae._devices import Devices
-from jaxtrelu.sae._diagnostics import diagnostics
 from jaxtrelu.sae._pairs import Pairs
 from jaxtrelu.sae._processes import Processes
-from jaxtrelu.sae._recipes import Recipe, gemma_scope, plain
+from jaxtrelu.sae._recipes import Recipe
 from jaxtrelu.sae._result import Result
 from jaxtrelu.sae._rows import Rows, Statistics
+from jaxtrelu.sae._settings import Settings, flag, identity_of
 from jaxtrelu.sae._start import Start
+from jaxtrelu.sae._step import TrainState, initial_state, measure, revive, revives_after, train_step
 from jaxtrelu.sae._warn import warn
-from jaxtrelu.sae._weights import (
-    Weights,
-    constrained,
-    constrained_gradient,
-    initial_weights,
-    input_scale,
-    revived,
-)
-from jaxtrelu.sparse._block import CROSSOVER
-from jaxtrelu.sparse._screen import Precision
+from jaxtrelu.sae._weights import Weights, input_scale
 
 #: The columns of `Result.history`. Thresholds are given by their quantiles; silent_share is the
 #: share of features that are open nowhere in one batch, which few would be called dead for.
@@ -55,398 +39,10 @@ HISTORY = (
     "threshold_distance", "threshold_05", "threshold_25", "threshold_50", "threshold_75",
     "threshold_95",
 )  # fmt: skip
-_LISTED = 32  # open features, at least, for which lists are made without a target
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # What is said at the end: of an L0 that is further from its target than this, and of thresholds
 # that moved by less than this part of the bandwidth, in as many steps or more.
 _L0_TOLERANCE, _STILL, _LONG_ENOUGH = 0.15, 0.02, 200
 _OFF_CENTRE = 3.0  # docs/autoencoders.md has what was measured
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """A run: its size, its length and its recipe.
-
-    Args:
-      features: m.
-      steps: number of optimiser steps.
-      recipe: a recipe; its batch size counts.
-      target_l0: mean number of open features to steer λ to; None: λ follows the recipe. The target
-        itself falls geometrically to this, from half of all features, over the steps in which the
-        recipe ramps λ up: features that are closed before they mean anything stay dead. With
-        `steer_from` in the recipe λ ramps up first, and is then steered to this. With the penalty
-        "quadratic_l0" λ is not steered and follows the recipe: the target is the penalty's.
-      seed: of the initial weights. (The rows have one of their own.)
-      log_every: steps between two rows of the history.
-      sparse: whether to use `jaxtrelu.sparse_mlp` where it pays: the same run to rounding, in down
-        to half the time for wide dictionaries (docs/sparse.md). Not where the recipe needs the
-        dense latent, nor where `target_l0` (without one: 32) is more than one feature in 32, the
-        share for which lists are made.
-      screen: how the first product is screened where zeros are skipped, "int8" (or True) or
-        "bfloat16", as in `jaxtrelu.sparse_mlp`: the same run to rounding; whether it is a faster
-        one depends on the processor (docs/screening.md). None: not at all.
-      skip: whether a transcoder has a skip connection, too, which adds x @ W_skip to its output,
-        starts at 0 and learns with the rest.
-    """
-
-    features: int
-    steps: int
-    recipe: Recipe = dataclasses.field(default_factory=gemma_scope)
-    target_l0: float | None = None
-    seed: int = 0
-    log_every: int = 50
-    sparse: bool = True
-    screen: Precision | bool | None = None
-    skip: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("features", 1), ("steps", 1), ("log_every", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-                raise ValueError(
-                    f"`{name}` should be a whole number ≥ {least}, but is {value!r:.80}."
-                )
-            object.__setattr__(self, name, plain(value))
-        for name in ("sparse", "skip"):
-            object.__setattr__(self, name, flag(getattr(self, name), name))
-        if not isinstance(self.recipe, Recipe):
-            raise TypeError(
-                "`recipe` should be a recipe, such as jaxtrelu.sae.gemma_scope(), but is "
-                f"{self.recipe!r}."
-            )
-        no_number = isinstance(self.target_l0, bool) or not isinstance(self.target_l0, Real)
-        if self.target_l0 is not None and no_number:
-            several = isinstance(self.target_l0, Sequence | np.ndarray)
-            raise TypeError(
-                f"`target_l0` should be one number or None, but is {self.target_l0!r:.80}."
-                f"{' For several use jaxtrelu.sae.sweep.' if several else ''}"
-            )
-        object.__setattr__(self, "target_l0", plain(self.target_l0))
-        if self.target_l0 is not None and not 0 < self.target_l0 < self.features:
-            raise ValueError(
-                f"`target_l0` should be between 0 and the number of features ({self.features}), "
-                f"but is {self.target_l0!r}."
-            )
-        if self.recipe.penalty == "quadratic_l0" and self.target_l0 is None:
-            raise ValueError(
-                f"the penalty of the recipe {self.recipe.name!r} is about a target: pass a "
-                "`target_l0`."
-            )
-        if self.recipe.steer_from and self.target_l0 is None:
-            raise ValueError(
-                "`steer_from` of a recipe is for runs that are steered to a target, and this one "
-                "has none: pass a `target_l0`, or leave it out."
-            )
-        if isinstance(self.screen, bool | np.bool_):
-            object.__setattr__(self, "screen", "int8" if self.screen else None)
-        known_name = isinstance(self.screen, str) and self.screen in get_args(Precision)
-        if self.screen is not None and not known_name:
-            known = " or ".join(map(repr, get_args(Precision)))
-            raise ValueError(f"`screen` should be {known}, or a bool, but is {self.screen!r}.")
-        if self.screen is not None and not self.visits_entries_only():
-            raise ValueError(
-                "`screen` is for runs that skip the zeros, and this one takes dense products: "
-                f"{self._why_dense()}. Leave it out."
-            )
-
-    def _why_dense(self) -> str:
-        """Why the run does not skip the zeros."""
-        if not self.sparse:
-            return "`sparse` is False"
-        if not losses.visits_entries_only(self.recipe):
-            return f"the recipe {self.recipe.name!r} needs the dense latent"
-        few = f"more than one in {round(1 / CROSSOVER)} of {self.features}"
-        if self.target_l0 is None:
-            return (
-                f"without a `target_l0`, {self._wanted():g} open features are reckoned with, {few}"
-            )
-        return f"{self._wanted():g} open features are {few}"
-
-    def _wanted(self) -> float:
-        # Without a target nobody knows how many will be open; in a small latent lists cannot pay.
-        return _LISTED if self.target_l0 is None else self.target_l0
-
-    def visits_entries_only(self) -> bool:
-        """Whether the run skips the zeros."""
-        few = self._wanted() <= self.features * CROSSOVER
-        return self.sparse and few and losses.visits_entries_only(self.recipe)
-
-    def controller(self) -> L0Controller | None:
-        """What steers λ, if anything does."""
-        if self.target_l0 is None:
-            return None
-        return steering(program_of(self), self.target_l0, self.recipe.coefficient)
-
-
-class Program(NamedTuple):
-    """What the program of a step depends on: runs that agree in it compile it once."""
-
-    recipe: Recipe
-    """Without what no step reads: `UNREAD`."""
-    features: int
-    steps: int
-    sparse: bool
-    """Whether the zeros are skipped."""
-    screen: Precision | bool | None
-
-
-# What of a recipe no step reads: the start, the data and revival have it, or, of λ, an operand.
-UNREAD: dict[str, Any] = {
-    "name": "", "initial_threshold": 0.0, "input_scaling": 1.0, "initialisation": "tied_unit",
-    "initial_norm": 1.0, "coefficient": 1.0, "batch_size": 1, "resample_every": 0.0,
-    "resample_until": 1.0, "resample_from": "examples",
-}  # fmt: skip
-
-
-@functools.lru_cache(maxsize=128)
-def program_of(settings: Settings) -> Program:
-    """The part of the settings that a step is compiled for."""
-    recipe = dataclasses.replace(settings.recipe, **UNREAD)
-    sparse = settings.visits_entries_only()
-    return Program(recipe, settings.features, settings.steps, sparse, settings.screen)
-
-
-def steering(program: Program, target: Array | float, first: float = 1.0) -> L0Controller | None:
-    """What steers λ from its first value to a target, which may be traced; None where nothing does.
-
-    Only the controller's first state depends on the first value.
-    """
-    recipe = program.recipe
-    if recipe.penalty == "quadratic_l0":
-        return None
-    half, ramp = program.features / 2, recipe.warmup_steps(program.steps)
-
-    def path(updates: Array) -> Array:
-        if not ramp or recipe.steer_from:
-            return jnp.asarray(target, jnp.float32)
-        ratio = jnp.minimum(target / half, 1.0)
-        return target / ratio * ratio ** jnp.minimum(updates / ramp, 1.0)
-
-    return l0_target_controller(path, initial_coefficient=first)
-
-
-def flag(value: object, name: str) -> bool:
-    """A truth value, which a user passes under that name.
-
-    Raises:
-      TypeError: it is none.
-    """
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    shape = getattr(value, "shape", None)  # an array would fill the screen
-    found = f"{value!r:.80}" if shape is None else f"an array of shape {shape}"
-    raise TypeError(f"`{name}` should be True or False, but is {found}.")
-
-
-class TrainState(NamedTuple):
-    """All that changes during a run, a pytree."""
-
-    weights: Weights
-    """The parameters."""
-    optimizer: Any
-    """The state of the recipe's optimiser."""
-    controller: ControllerState
-    """What steers λ; where λ follows a schedule, its coefficient alone means something."""
-    step: Array
-    """Number of steps done, int32."""
-    silent: Array
-    """(m,), int32: for how many steps each feature was open in no example."""
-    skip: Array | None = None
-    """(d, d_out): a transcoder's skip connection, of scaled inputs to scaled targets, if any."""
-
-
-class Asked(NamedTuple):
-    """What may differ between runs that are trained at once."""
-
-    target: Array | float | None
-    """The L0 to reach, if any."""
-    coefficient: Array | float
-    """λ where it is not steered; where it is, the first one."""
-
-
-def initial_state(
-    settings: Settings,
-    sample: np.ndarray,
-    weights: Weights | None = None,
-    targets: np.ndarray | None = None,
-    skip: np.ndarray | None = None,
-) -> TrainState:
-    """The state before the first step.
-
-    Args:
-      settings: size, length and recipe.
-      sample: some scaled inputs, (n, d), that the first weights are taken from.
-      weights: what to begin with, for scaled inputs; None: as the recipe says.
-      targets: what a transcoder should make of the sample, scaled, (n, d_out); None: the sample.
-      skip: (d, d_out), the skip connection to begin with, where the settings have one; None: 0.
-
-    Returns:
-      A `TrainState`.
-    """
-    if weights is None:
-        key = jax.random.key(settings.seed)
-        weights = initial_weights(key, settings.features, sample, settings.recipe, targets)
-    else:
-        # Copies: a training step donates its state.
-        weights = Weights(*(jnp.array(value) for value in weights))
-    begin: Array | None = None
-    if settings.skip:
-        ends = weights.encoder.shape[1], weights.decoder.shape[1]
-        begin = jnp.zeros(ends, jnp.float32) if skip is None else jnp.array(skip)
-    controller = settings.controller() or _no_controller()
-    optimizer = settings.recipe.optimizer(settings.steps).init(_parameters(weights, begin))
-    silent = jnp.zeros((settings.features,), jnp.int32)
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(weights, optimizer, controller.init(), step, silent, begin)
-
-
-def _parameters(weights: Weights, skip: Array | None) -> Any:
-    """What the optimiser changes; without a skip connection the weights alone."""
-    return weights if skip is None else (weights, skip)
-
-
-def _weights_and_skip(parameters: Any) -> tuple[Weights, Array | None]:
-    return (parameters, None) if isinstance(parameters, Weights) else parameters
-
-
-def train_step(
-    state: TrainState,
-    x: Float[Array, "batch d"],
-    scale: Float[Array, ""] | float,
-    settings: Settings,
-    targets: Float[Array, "batch d_out"] | None = None,
-    output_scale: Float[Array, ""] | float = 1.0,
-) -> tuple[TrainState, losses.Terms]:
-    """One step. Pure, and jitted; donates `state`.
-
-    Settings that differ in seed, target, λ, name or start share its program (`Program`).
-
-    Args:
-      state: the state before the step, whose buffers are used for the one after it.
-      x: an unscaled batch, (batch, d).
-      scale: what inputs are multiplied with; see `input_scale`.
-      settings: size, length and recipe.
-      targets: what a transcoder should make of the batch, unscaled, (batch, d_out); None: the
-        batch itself.
-      output_scale: what targets are multiplied with.
-
-    Returns:
-      The state after the step, and the loss's `Terms` before it.
-    """
-    return _advance(state, x, scale, asked(settings), program_of(settings), targets, output_scale)
-
-
-def asked(settings: Settings) -> Asked:
-    """What the settings ask for."""
-    target = None if settings.target_l0 is None else float(settings.target_l0)
-    return Asked(target, float(settings.recipe.coefficient))
-
-
-def advance(
-    state: TrainState,
-    x: Array,
-    scale: Array | float,
-    asked: Asked,
-    program: Program,
-    targets: Array | None,
-    output_scale: Array | float,
-) -> tuple[TrainState, losses.Terms]:
-    """One step, of what is asked for; x and targets are unscaled."""
-    recipe = program.recipe
-    x, y = x * scale, None if targets is None else targets * output_scale
-    controller = None if asked.target is None else steering(program, asked.target)
-    coefficient = state.controller.coefficient
-    if controller is None or recipe.steer_from:
-        # The recipe's own λ is 1 here.
-        scheduled = jnp.asarray(
-            asked.coefficient * recipe.coefficient_schedule(program.steps)(state.step)
-        )
-        late = state.step >= int(recipe.steer_from * program.steps)
-        coefficient = scheduled if controller is None else jnp.where(late, coefficient, scheduled)
-
-    def objective(parameters: Any) -> tuple[Array, losses.Terms]:
-        weights, skip = _weights_and_skip(parameters)
-        return losses.loss(
-            weights,
-            x,
-            coefficient,
-            recipe,
-            targets=y,
-            skip=skip,
-            target_l0=asked.target,
-            sparse=program.sparse,
-            screen=program.screen,
-        )
-
-    parameters = _parameters(state.weights, state.skip)
-    gradient, terms = jax.grad(objective, has_aux=True)(parameters)
-    of_weights, of_skip = _weights_and_skip(gradient)
-    of_weights = constrained_gradient(of_weights, state.weights, recipe)
-    updates, optimizer = recipe.optimizer(program.steps).update(
-        _parameters(of_weights, of_skip), state.optimizer, parameters
-    )
-    weights, skip = _weights_and_skip(optax.apply_updates(parameters, updates))
-    weights = constrained(weights, recipe)
-    steered = state.controller._replace(coefficient=coefficient.astype(jnp.float32))
-    if controller is not None:
-        _, steered = controller.update(terms.l0, steered)
-    silent = jnp.where(terms.opened, 0, state.silent + 1)
-    return TrainState(weights, optimizer, steered, state.step + 1, silent, skip), terms
-
-
-_advance = partial(jax.jit, static_argnames="program", donate_argnames="state")(advance)
-
-
-def revives_after(step: int, settings: Settings) -> bool:
-    """Whether silent features start again after that many steps."""
-    every = settings.recipe.resampling_steps(settings.steps)
-    last = int(settings.recipe.resample_until * settings.steps)
-    return bool(every) and step % every == 0 and step <= last
-
-
-@partial(jax.jit, static_argnames="settings", donate_argnames="state")
-def revive(
-    state: TrainState,
-    x: Array,
-    scale: Array | float,
-    settings: Settings,
-    targets: Array | None = None,
-    output_scale: Array | float = 1.0,
-) -> TrainState:
-    """Features that were silent for the recipe's period start again, with fresh moments of Adam.
-
-    Args:
-      state: the state, whose buffers are used for the new one.
-      x: an unscaled batch, (batch, d), of which the examples are taken.
-      scale: what inputs are multiplied with.
-      settings: size, length and recipe.
-      targets: as in `train_step`.
-      output_scale: as in `train_step`.
-    """
-    recipe = settings.recipe
-    silent = state.silent >= recipe.resampling_steps(settings.steps)
-    x = jnp.asarray(x) * scale
-    y = None if targets is None else jnp.asarray(targets) * output_scale
-    pi = losses.pre_activations(state.weights, x)
-    features = jnp.where(pi > state.weights.threshold, pi, 0)
-    if state.skip is not None and y is not None:
-        y = y - x @ state.skip  # what is left to the features
-    residual = (x if y is None else y) - losses.reconstruct(state.weights, features)
-    key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-    weights = revived(state.weights, silent, x, residual, key, recipe, y)
-
-    def forgotten(moments: Any) -> Any:
-        if not isinstance(moments, Weights):
-            return moments
-        rows = [jnp.where(silent.reshape(-1, *[1] * (v.ndim - 1)), 0, v) for v in moments[:4]]
-        return Weights(*rows, moments.decoder_bias)  # type: ignore[call-arg]
-
-    optimizer = jax.tree.map(
-        forgotten, state.optimizer, is_leaf=lambda node: isinstance(node, Weights)
-    )
-    return state._replace(
-        weights=weights, optimizer=optimizer, silent=jnp.where(silent, 0, state.silent)
-    )
 
 
 def run(
@@ -775,33 +371,3 @@ def check_memory(settings: Settings, rows: Rows, runs: int = 1) -> None:
             f"memory, and {free / 1e9:,.1f} GB are free. Pass fewer features, or a smaller batch "
             "size."
         )
-
-
-@partial(jax.jit, static_argnames="surrogate")
-def measure(
-    weights: Weights, x: Array, initial_threshold: Array | float, surrogate: Surrogate
-) -> tuple[Array, ...]:
-    """The columns of the history from "silent_share" on, for scaled inputs x."""
-    pi = losses.pre_activations(weights, x)
-    seen = diagnostics(pi, weights.threshold, initial_threshold, surrogate)
-    quantiles = jnp.quantile(weights.threshold, jnp.array(_QUANTILES))
-    return seen.dead_share, seen.window_share, seen.threshold_distance, *quantiles
-
-
-def _no_controller() -> L0Controller:
-    """Something with a controller's state, where λ follows a schedule."""
-    return l0_target_controller(1.0, initial_coefficient=1.0)
-
-
-def identity_of(settings: Settings, rows: Rows, fingerprint: str) -> dict[str, str]:
-    """What has to agree between a checkpoint and the run that resumes from it."""
-    # Checkpoints from before these were settings go on without.
-    later = {"screen": None, "skip": False, "recipe.initial_norm": 1.0, "recipe.steer_from": 0.0}
-    values = {name: value for name, value in vars(settings).items() if name != "recipe"}
-    values |= {f"recipe.{name}": value for name, value in vars(settings.recipe).items()}
-    own = {k: repr(v) for k, v in values.items() if k not in later or v != later[k]}
-    data = {"dimension": repr(rows.dimension), "data": fingerprint, "order": rows.order}
-    if isinstance(rows, Pairs):
-        data["output dimension"] = repr(rows.output_dimension)
-    aside = {"rows kept aside": repr(len(rows) - rows.training_rows)}
-    return {**own, **data, **aside, "data seed": repr(rows.seed)}
